@@ -1,0 +1,26 @@
+"""The exceptions of sae_vis: one base class, so that a caller can catch everything that the library raises on purpose.
+
+A message says what was wrong, where, what came, what was expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class SaeVisError(Exception):
+    """Base class of every error that sae_vis raises on purpose."""
+
+
+class InputError(SaeVisError, ValueError):
+    """An argument (tokens, parameters, a prompt, a feature index) is not usable as it is."""
+
+
+class ModelError(SaeVisError):
+    """The model or the encoder lacks something, does not fit, or gave values that cannot be used."""
+
+
+class FileFormatError(SaeVisError):
+    """A file is not what it should be: foreign, truncated, of another kind, or of a newer version."""
+
+
+class TemplateError(SaeVisError):
+    """A template file is missing, or its holes and the values given for them do not match."""

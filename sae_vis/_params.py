@@ -1,0 +1,424 @@
+"""What a user chooses: the parameters of a run and the layout of a page.
+
+Each option's help text lives on the field itself (``metadata["help"]``), so ``FeatureVisParams.help()`` cannot drift
+from the code. The components that a page is made of are registered in ``COMPONENTS``; a ``Layout`` arranges them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from sae_vis._errors import InputError
+
+Correlate = Literal["all", "asked"]
+Ablation = Literal["direct"]
+OptionValue = int | float | bool | str | None
+
+BYTES_PER_UNIT = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _option(default: Any, help_text: str) -> Any:
+    """A dataclass field with its default and its help text."""
+    return field(default=default, metadata={"help": help_text})
+
+
+# --- components and layout ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """What one kind of panel is: which attribute of the data it draws, in which views, with which options."""
+
+    help: str
+    attribute: str
+    template: str
+    views: tuple[Literal["feature", "prompt"], ...]
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+
+
+COMPONENTS: dict[str, ComponentSpec] = {
+    "feature_tables": ComponentSpec(
+        "Neuron alignment, correlated neurons, correlated features, correlated B features.",
+        "feature_tables",
+        "left_tables_template.html",
+        ("feature",),
+        {"rows": None},
+    ),
+    "activations_histogram": ComponentSpec(
+        "Histogram of the feature's active activations, with its density.",
+        "activations",
+        "activations_histogram.html",
+        ("feature", "prompt"),
+    ),
+    "logits_tables": ComponentSpec(
+        "The tokens whose logits the feature lowers most and raises most.",
+        "logits",
+        "logits_tables.html",
+        ("feature", "prompt"),
+        {"rows": None},
+    ),
+    "logits_histogram": ComponentSpec(
+        "Histogram of the feature's logit weights over the vocabulary.",
+        "logits",
+        "logits_histogram.html",
+        ("feature", "prompt"),
+    ),
+    "sequences": ComponentSpec(
+        "Top activations and random examples from equal intervals of activation.",
+        "sequences",
+        "sequence_multi_group.html",
+        ("feature",),
+        {"examples": None},
+    ),
+    "prompt": ComponentSpec(
+        "The prompt, coloured by the feature, with the chosen token bold.",
+        "sequence",
+        "prompt_sequence.html",
+        ("prompt",),
+    ),
+    "top_sequences": ComponentSpec(
+        "The feature's top activations, in a prompt's column.",
+        "top_group",
+        "sequence_group_template.html",
+        ("prompt",),
+        {"examples": None},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Component:
+    """One panel of a column: its name in ``COMPONENTS`` and the options that differ from the defaults.
+
+    Raises:
+        InputError: if the name or an option is unknown.
+    """
+
+    name: str
+    options: dict[str, OptionValue] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        spec = COMPONENTS.get(self.name)
+        if spec is None:
+            raise InputError(f"Unknown component {self.name!r}. Known: {', '.join(COMPONENTS)}.")
+        for option, value in self.options.items():
+            if option not in spec.options:
+                known = ", ".join(spec.options) or "none"
+                raise InputError(f"Component {self.name!r} has no option {option!r}. Its options: {known}.")
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise InputError(f"Component {self.name!r}: option {option!r} must be an int >= 0 or None, got {value!r}.")
+
+
+@dataclass(frozen=True, init=False)
+class Column:
+    """Components below each other: ``Column("logits_tables", Component("sequences"), width=420)``.
+
+    Args:
+        components: names or ``Component`` objects, top to bottom.
+        width: in CSS pixels; None takes what the components need.
+    """
+
+    components: tuple[Component, ...]
+    width: int | None = None
+
+    def __init__(self, *components: str | Component | Iterable[str | Component], width: int | None = None) -> None:
+        flat: list[str | Component] = []
+        for item in components:  # an iterable too, so that a column decoded from JSON builds by keyword
+            flat.extend([item] if isinstance(item, str | Component) else item)
+        as_components = tuple(item if isinstance(item, Component) else Component(item) for item in flat)
+        if not as_components:
+            raise InputError("A Column needs at least one component.")
+        if width is not None and (not isinstance(width, int) or not 40 <= width <= 10_000):
+            raise InputError(f"Column width must be an int from 40 to 10000 (CSS pixels) or None, got {width!r}.")
+        object.__setattr__(self, "components", as_components)
+        object.__setattr__(self, "width", width)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a page, left to right, and its height (CSS pixels; None: as tall as the content)."""
+
+    columns: tuple[Column, ...]
+    height: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", tuple(self.columns))
+        if not self.columns or not all(isinstance(column, Column) for column in self.columns):
+            raise InputError("A Layout needs a list of at least one Column, e.g. Layout([Column('sequences')]).")
+        if self.height is not None and (not isinstance(self.height, int) or not 100 <= self.height <= 100_000):
+            raise InputError(f"Layout height must be an int from 100 to 100000 (CSS pixels) or None, got {self.height!r}.")
+
+    def components(self) -> tuple[Component, ...]:
+        """All components, column by column."""
+        return tuple(component for column in self.columns for component in column.components)
+
+    def check_view(self, view: Literal["feature", "prompt"]) -> None:
+        """Raise ``InputError`` where a component does not belong in this view."""
+        for component in self.components():
+            if view not in COMPONENTS[component.name].views:
+                fitting = ", ".join(name for name, spec in COMPONENTS.items() if view in spec.views)
+                raise InputError(f"Component {component.name!r} cannot be shown in the {view} view. There: {fitting}.")
+
+
+PROMPT_LAYOUT = Layout(
+    (
+        Column(
+            "prompt",
+            "activations_histogram",
+            Component("logits_tables", {"rows": 5}),
+            "logits_histogram",
+            Component("top_sequences", {"examples": 10}),
+            width=420,
+        ),
+    )
+)
+
+
+# --- parameters --------------------------------------------------------------------------------------------------
+
+
+class HelpText(str):
+    """A string that shows itself as it reads, at a prompt and in a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True)
+class FeatureVisParams:
+    """Every option of ``get_feature_data`` and ``get_prompt_data``; ``FeatureVisParams.help()`` explains each.
+
+    Use ``dataclasses.replace(params, ...)`` to change one.
+
+    Raises:
+        InputError: if a value has the wrong type or is out of range.
+    """
+
+    hook_point: str | None = _option(
+        None,
+        "Where the encoder reads the model, e.g. 'blocks.0.mlp.hook_post'. None: the encoder's own `hook_point`.",
+    )
+    features: tuple[int, ...] | None = _option(
+        None, "Features to analyse: an int, a sequence of ints, or None for the whole dictionary."
+    )
+    minibatch_size_tokens: int = _option(64, "Rows of tokens in one forward pass of the model.")
+    minibatch_size_features: int | None = _option(
+        None, "At most so many features in one round over the tokens. None: as many as the memory budget holds."
+    )
+    memory_budget: str | int = _option(
+        "4GB",
+        "Memory for the stored activations, as bytes or e.g. '500MB'. If the features need more, several rounds over the "
+        "tokens are made.",
+    )
+    ignore_tokens: tuple[int, ...] | None = _option(
+        None,
+        "Token ids whose positions are left out of every number (shown greyed). None: the tokenizer's BOS, EOS and padding "
+        "ids; () counts every position.",
+    )
+    correlate_features: Correlate | None = _option(
+        "all",
+        "Where to look for correlated features: 'all' (the whole dictionary), 'asked' (only `features`, which spares the "
+        "full encoding) or None (leave them out).",
+    )
+    ablation: Ablation | None = _option(
+        "direct",
+        "How the effect on the loss is measured: 'direct' (the feature's contribution is taken out of the final residual "
+        "stream) or None (neither computed nor shown).",
+    )
+    include_left_tables: bool = _option(True, "Compute and show the tables of aligned neurons and correlated features.")
+    rows_in_left_tables: int = _option(3, "Rows of each of these tables.")
+    buffer: tuple[int, int] | None = _option(
+        (5, 5), "Tokens shown before and after the bold token, clipped at the row's ends. None: the whole row."
+    )
+    n_groups: int = _option(10, "Intervals of equal width between 0 and the maximum activation. 0: none.")
+    first_group_size: int = _option(20, "Examples in the top group.")
+    other_groups_size: int = _option(5, "Random examples in each interval.")
+    allow_overlap: bool = _option(False, "Let examples of a group overlap each other in the same row.")
+    n_bins: int = _option(40, "Bins of each histogram.")
+    n_logits: int = _option(10, "Rows of each logit table.")
+    n_changes: int = _option(5, "Tokens listed on hover as most raised and as most lowered.")
+    store_rows: bool = _option(True, "Keep the whole rows that examples come from in the saved data.")
+    border: bool = _option(True, "Draw a border around each feature.")
+    seq_width: int | None = _option(420, "Width of a group of sequences in CSS pixels. None: as wide as it needs.")
+    seq_height: int | None = _option(None, "Height of the sequences' column in CSS pixels (it scrolls). None: as tall as it needs.")
+    layout: Layout | None = _option(None, "The arrangement of the panels. None: made from the options above.")
+    seed: int = _option(0, "Chooses the random examples of the intervals.")
+    verbose: bool = _option(True, "Show progress bars.")
+
+    def __post_init__(self) -> None:
+        for name, clean in _CLEANERS.items():
+            object.__setattr__(self, name, clean(name, getattr(self, name)))
+
+    @property
+    def memory_budget_bytes(self) -> int:
+        """The memory budget as a number of bytes."""
+        return parse_bytes(self.memory_budget)
+
+    def feature_layout(self) -> Layout:
+        """The layout of the feature-centric view: the one given, or one made from the flat options."""
+        if self.layout is not None:
+            return self.layout
+        columns = [Column("feature_tables")] if self.include_left_tables else []
+        columns.append(Column("activations_histogram", "logits_tables", "logits_histogram"))
+        columns.append(Column("sequences", width=self.seq_width))
+        return Layout(tuple(columns), height=self.seq_height)
+
+    @classmethod
+    def help(cls) -> HelpText:
+        """Every option with its default and its meaning, as a text that shows itself."""
+        lines = ["FeatureVisParams"]
+        for option in dataclasses.fields(cls):
+            lines.append(f"\n  {option.name} = {option.default!r}")
+            lines.extend(textwrap.wrap(option.metadata["help"], 96, initial_indent=" " * 6, subsequent_indent=" " * 6))
+        return HelpText("\n".join(lines))
+
+
+def parse_bytes(value: str | int) -> int:
+    """A number of bytes from ``4_000_000`` or ``"4GB"`` (KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        amount: float = value
+    else:
+        text = str(value).strip().upper()
+        unit = next((u for u in sorted(BYTES_PER_UNIT, key=len, reverse=True) if text.endswith(u)), None)
+        try:
+            amount = float(text[: -len(unit)]) * BYTES_PER_UNIT[unit] if unit else float(text)
+        except ValueError:
+            amount = -1.0
+    if not 1 <= amount < float("inf"):
+        raise InputError(f"memory_budget must be a number of bytes or a text like '4GB' or '500MiB', got {value!r}.")
+    return int(amount)
+
+
+# --- one cleaner per option: the value in its canonical form, or an InputError ------------------------------------
+
+
+def _as_int(name: str, value: object, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # the error is the check
+    except TypeError:
+        number = None
+    if isinstance(value, bool) or number is None or not low <= number <= high:
+        raise InputError(f"FeatureVisParams.{name} must be an int from {low} to {high}, got {value!r}.")
+    return number
+
+
+def _int_from(low: int, high: int) -> Any:
+    return lambda name, value: _as_int(name, value, low, high)
+
+
+def _optional(clean: Any) -> Any:
+    return lambda name, value: None if value is None else clean(name, value)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"FeatureVisParams.{name} must be True or False, got {value!r}.")
+    return value
+
+
+def _one_of(*allowed: object) -> Any:
+    def clean(name: str, value: object) -> object:
+        if value not in allowed:
+            raise InputError(f"FeatureVisParams.{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+        return value
+
+    return clean
+
+
+def _hook_point(name: str, value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise InputError(
+            f"FeatureVisParams.{name} must be a name such as 'blocks.0.mlp.hook_post', or None for the encoder's own, "
+            f"got {value!r}."
+        )
+    return value
+
+
+def _int_list(name: str, value: Any) -> tuple[int, ...]:
+    """Ints in the order given; one int, a sequence, a range, an array or a tensor of ints."""
+    if hasattr(value, "tolist"):  # numpy arrays and tensors, without importing either
+        value = value.tolist()
+    items = [value] if isinstance(value, int) else value
+    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
+        raise InputError(f"FeatureVisParams.{name} must be an int, a sequence of ints or None, got {value!r}.")
+    return tuple(_as_int(name, item, 0, 2**31 - 1) for item in items)
+
+
+def _features(name: str, value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    indices = sorted(_int_list(name, value))
+    if not indices:
+        raise InputError("FeatureVisParams.features is empty: give at least one feature, or None for the whole dictionary.")
+    twice = {a for a, b in zip(indices, indices[1:], strict=False) if a == b}
+    if twice:
+        raise InputError(f"FeatureVisParams.features names a feature more than once: {sorted(twice)[:5]}.")
+    return tuple(indices)
+
+
+def _ignore_tokens(name: str, value: Any) -> tuple[int, ...] | None:
+    return None if value is None else tuple(sorted(set(_int_list(name, value))))
+
+
+def _buffer(name: str, value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    items = _int_list(name, value)
+    if len(items) != 2:
+        raise InputError(f"FeatureVisParams.buffer must be two ints (before, after) or None for whole rows, got {value!r}.")
+    return items[0], items[1]
+
+
+def _memory_budget(name: str, value: Any) -> str | int:
+    parse_bytes(value)
+    return value if isinstance(value, str) else int(value)
+
+
+def _layout(name: str, value: object) -> Layout | None:
+    if value is not None and not isinstance(value, Layout):
+        raise InputError(f"FeatureVisParams.layout must be a Layout or None, got {type(value).__name__}.")
+    if value is not None:
+        value.check_view("feature")
+    return value
+
+
+_CLEANERS: dict[str, Any] = {
+    "hook_point": _hook_point,
+    "features": _features,
+    "minibatch_size_tokens": _int_from(1, 2**20),
+    "minibatch_size_features": _optional(_int_from(1, 2**31 - 1)),
+    "memory_budget": _memory_budget,
+    "ignore_tokens": _ignore_tokens,
+    "correlate_features": _one_of("all", "asked", None),
+    "ablation": _one_of("direct", None),
+    "include_left_tables": _flag,
+    "rows_in_left_tables": _int_from(1, 1000),
+    "buffer": _buffer,
+    "n_groups": _int_from(0, 1000),
+    "first_group_size": _int_from(0, 100_000),
+    "other_groups_size": _int_from(0, 100_000),
+    "allow_overlap": _flag,
+    "n_bins": _int_from(1, 10_000),
+    "n_logits": _int_from(1, 10_000),
+    "n_changes": _int_from(0, 1000),
+    "store_rows": _flag,
+    "border": _flag,
+    "seq_width": _optional(_int_from(40, 10_000)),
+    "seq_height": _optional(_int_from(100, 100_000)),
+    "layout": _layout,
+    "seed": _int_from(0, 2**63 - 1),
+    "verbose": _flag,
+}
+
+
+def nearest(name: str, known: Iterable[str], n: int = 5) -> list[str]:
+    """The known names that look most like this one, for error messages."""
+    return get_close_matches(name, list(known), n=n, cutoff=0.3)
