@@ -265,7 +265,8 @@ class Provenance:
     """What was run on what: enough to tell whether two files belong together, and what a page must say of its numbers.
 
     ``direct_effect`` is "exact", "direct path" (later computation that reads the hook point is left out) or "none", with
-    the reason in ``direct_effect_reason``. ``notes`` are shown on the page.
+    the reason in ``direct_effect_reason``. ``first_token_id`` is the token that every row begins with, where there is one
+    (a prompt then gets it too). ``notes`` are shown on the page.
     """
 
     model: str
@@ -277,6 +278,7 @@ class Provenance:
     n_counted: int
     direct_effect: Literal["exact", "direct path", "none"]
     direct_effect_reason: str = ""
+    first_token_id: int | None = None
     ignored_token_ids: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
