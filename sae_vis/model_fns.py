@@ -1,0 +1,445 @@
+"""The model and the encoder, as the rest of the library sees them.
+
+``AutoEncoder`` is our own sparse autoencoder, ``Encoder`` the protocol that any other one is adapted to, and
+``LanguageModel`` the one thin wrapper around TransformerLens: it never imports it, and duck-types what it needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae_vis._errors import InputError, ModelError
+from sae_vis._params import nearest
+
+# Products of at least this many rows give each row the same bits whatever the other rows are; smaller ones do not.
+MIN_PRODUCT_ROWS = 32
+MIN_PRODUCT_COLUMNS = 16
+
+DIGEST_SAMPLE = 4096
+
+
+# --- encoders ----------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What the library needs of a sparse autoencoder; adapt your own by giving it these.
+
+    Optional, read with ``getattr``: ``hook_point`` (where it reads), ``hook_point_out`` (where it writes, if elsewhere).
+    """
+
+    @property
+    def d_in(self) -> int: ...
+
+    @property
+    def d_hidden(self) -> int: ...
+
+    def encode(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        """Activations ``[rows, seq, n]`` of the given features (None: all) on ``x`` ``[rows, seq, *d_in]``."""
+        ...
+
+    def decoder_rows(self, features: Tensor) -> Tensor:
+        """What one unit of each feature writes at the hook point, ``[n, d_out]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class AutoEncoderConfig:
+    """The shape of an ``AutoEncoder``: widths of the hook point and of the dictionary, and whether b_dec is subtracted."""
+
+    d_in: int
+    d_hidden: int
+    apply_b_dec_to_input: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("d_in", "d_hidden"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"AutoEncoderConfig.{name} must be an int >= 1, got {value!r}.")
+
+
+class AutoEncoder(nn.Module):
+    """A sparse autoencoder: ``a = relu((x - b_dec) @ W_enc + b_enc)``, ``x ~ a @ W_dec + b_dec``.
+
+    Shapes: ``W_enc [d_in, d_hidden]``, ``b_enc [d_hidden]``, ``W_dec [d_hidden, d_in]``, ``b_dec [d_in]``. With
+    ``apply_b_dec_to_input=False`` the encoder does not subtract ``b_dec``.
+    """
+
+    def __init__(self, cfg: AutoEncoderConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        generator = torch.Generator().manual_seed(0)  # nothing global is touched
+        decoder = torch.randn(cfg.d_hidden, cfg.d_in, generator=generator)
+        decoder /= decoder.norm(dim=-1, keepdim=True)
+        self.W_enc = nn.Parameter(decoder.T.contiguous())
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_hidden))
+        self.W_dec = nn.Parameter(decoder)
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+
+    @property
+    def d_in(self) -> int:
+        """Width of the hook point."""
+        return self.cfg.d_in
+
+    @property
+    def d_hidden(self) -> int:
+        """Number of features."""
+        return self.cfg.d_hidden
+
+    def encode(self, x: Float[Tensor, "... d_in"], features: Tensor | None = None) -> Float[Tensor, "... n"]:
+        """Activations of the given features (None: all), sliced before the product, so that few features cost little."""
+        weight, bias = self.W_enc, self.b_enc
+        if features is not None:
+            weight, bias = weight[:, features], bias[features]
+        if self.cfg.apply_b_dec_to_input:
+            x = x - self.b_dec
+        return torch.relu(x @ weight + bias)
+
+    def decode(self, acts: Float[Tensor, "... d_hidden"]) -> Float[Tensor, "... d_in"]:
+        """The reconstruction of ``x``."""
+        return acts @ self.W_dec + self.b_dec
+
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
+        """``decode(encode(x))``."""
+        return self.decode(self.encode(x))
+
+    def decoder_rows(self, features: Tensor) -> Float[Tensor, "n d_in"]:
+        """What one unit of each feature writes at the hook point."""
+        return self.W_dec[features]
+
+    def save(self, path: str | Path) -> None:
+        """Write the weights and the configuration to one safetensors file."""
+        from safetensors.torch import save_file
+
+        metadata = {name: str(value) for name, value in asdict(self.cfg).items()}
+        weights = {name: weight.detach().contiguous().cpu() for name, weight in self.state_dict().items()}
+        save_file(weights, str(path), metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> AutoEncoder:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: if the file is missing, is no safetensors file, or holds other weights.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                metadata = file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"Cannot read an AutoEncoder from {path}: {error}") from None
+        return cls.from_weights(weights, apply_b_dec_to_input=metadata.get("apply_b_dec_to_input", "True") == "True")
+
+    @classmethod
+    def from_weights(cls, weights: dict[str, Tensor], apply_b_dec_to_input: bool = True) -> AutoEncoder:
+        """An encoder of tensors named ``W_enc, b_enc, W_dec, b_dec`` (shapes as in the class).
+
+        Raises:
+            InputError: if a tensor is missing, one is too many, or a shape does not fit.
+        """
+        names = ("W_enc", "b_enc", "W_dec", "b_dec")
+        if set(weights) != set(names):
+            raise InputError(f"An AutoEncoder needs the tensors {', '.join(names)}; got {', '.join(sorted(weights))}.")
+        if weights["W_enc"].ndim != 2:
+            raise InputError(f"W_enc must be [d_in, d_hidden], got shape {tuple(weights['W_enc'].shape)}.")
+        d_in, d_hidden = weights["W_enc"].shape
+        expected = {"W_enc": (d_in, d_hidden), "b_enc": (d_hidden,), "W_dec": (d_hidden, d_in), "b_dec": (d_in,)}
+        for name, shape in expected.items():
+            if tuple(weights[name].shape) != shape:
+                raise InputError(f"{name} must have shape {shape} to fit W_enc, got {tuple(weights[name].shape)}.")
+        encoder = cls(AutoEncoderConfig(d_in, d_hidden, apply_b_dec_to_input))
+        encoder.to(device=weights["W_enc"].device, dtype=weights["W_enc"].dtype)
+        encoder.load_state_dict(weights)
+        return encoder
+
+
+# --- hook points -------------------------------------------------------------------------------------------------
+
+_HOOK_POINT = re.compile(
+    r"blocks\.(\d+)\.(hook_resid_pre|hook_resid_mid|hook_resid_post|hook_mlp_out|hook_attn_out"
+    r"|mlp\.hook_pre|mlp\.hook_post|attn\.hook_z)"
+)
+WRITES_TO_RESIDUAL = {"hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_out", "hook_attn_out"}
+NO_PATH = {"mlp.hook_pre": "a nonlinearity stands between mlp.hook_pre and the residual stream"}
+
+
+class HookPoint(NamedTuple):
+    """A hook point's full name, and its layer and kind where they are known."""
+
+    name: str
+    layer: int | None
+    kind: str | None
+
+    @classmethod
+    def parse(cls, name: str) -> HookPoint:
+        """Layer and kind of a hook point of a transformer block; both None for any other."""
+        match = _HOOK_POINT.fullmatch(name)
+        return cls(name, int(match[1]), match[2]) if match else cls(name, None, None)
+
+
+class WritePath(NamedTuple):
+    """How the hook point writes to the residual stream: a matrix (None: as it is), or the reason why there is no map."""
+
+    matrix: Tensor | None
+    missing_because: str | None
+    exact: bool
+
+
+class FinalNorm(NamedTuple):
+    """What the last normalisation does, probed: ``y = gain * (centre(x) / sqrt(mean(centre(x)^2) + eps)) + bias``.
+
+    ``scales`` is False for a model without one.
+    """
+
+    centres: bool
+    scales: bool
+    gain: Tensor
+    bias: Tensor
+    eps: float
+
+
+class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass at the hook
+    """Raised by a hook to end the forward pass where nothing later is needed."""
+
+
+class LanguageModel:
+    """A TransformerLens model: run to a hook point, final residual stream, unembedding, tokenizer.
+
+    Works with ``TransformerBridge``; whatever has ``cfg``, ``hook_dict``, ``run_with_hooks``, ``ln_final``, ``unembed``
+    and ``W_U`` will do.
+
+    Raises:
+        ModelError: if the object lacks one of these.
+    """
+
+    def __init__(self, model: Any) -> None:
+        needed = ("cfg", "hook_dict", "run_with_hooks", "ln_final", "unembed", "W_U", "blocks")
+        missing = [name for name in needed if not hasattr(model, name)]
+        if missing:
+            raise ModelError(
+                f"{type(model).__name__} is not a TransformerLens model: it has no {', '.join(missing)}. Wrap it with "
+                "TransformerBridge.boot_transformers(name, hf_model=your_model) first."
+            )
+        self.model = model
+        self.cfg = model.cfg
+        self.n_layers = int(self.cfg.n_layers)
+        self.d_vocab = int(model.W_U.shape[-1])
+        self.n_ctx = int(self.cfg.n_ctx)
+        self.tokenizer = getattr(model, "tokenizer", None)
+        self.name = str(getattr(self.cfg, "model_name", None) or type(model).__name__)
+        self.device = model.W_U.device
+        self.soft_cap = float(getattr(self.cfg, "output_logits_soft_cap", None) or 0.0)
+        self.parallel = bool(getattr(self.cfg, "parallel_attn_mlp", False))
+        self.final_hook = f"blocks.{self.n_layers - 1}.hook_resid_post"
+
+    # -- running --
+
+    @contextmanager
+    def as_for_inference(self) -> Iterator[None]:
+        """Evaluation mode without gradients; the user's training flag and gradient mode come back afterwards."""
+        training = bool(getattr(self.model, "training", False))
+        if training:
+            self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if training:
+                self.model.train()
+
+    def check_hook_point(self, name: str) -> HookPoint:
+        """Raise ``ModelError`` with the nearest names if the model has no such hook point."""
+        known = self.model.hook_dict
+        if name not in known:
+            similar = nearest(name, known) or ["blocks.0.mlp.hook_post", "blocks.0.hook_resid_pre"]
+            raise ModelError(f"Model {self.name!r} has no hook point {name!r}. Nearest names: {', '.join(similar)}.")
+        return HookPoint.parse(name)
+
+    def activations(self, tokens: Int[Tensor, "rows seq"], hook_point: str) -> Float[Tensor, "rows seq *d"]:
+        """The activations at a hook point; nothing after it is run.
+
+        Raises:
+            ModelError: if the hook point never fires.
+        """
+        captured: list[Tensor] = []
+
+        def keep_and_stop(value: Tensor) -> None:
+            captured.append(value.detach())
+            raise _Reached
+
+        self._run(tokens, {hook_point: keep_and_stop})
+        if not captured:
+            raise ModelError(
+                f"The hook point {hook_point!r} exists on {self.name!r} but never fired in a forward pass. Some need to be "
+                "switched on (e.g. model.set_use_attn_result(True)); otherwise choose another."
+            )
+        return captured[0][: len(tokens)]
+
+    def final_residual(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_model"]:
+        """The residual stream after the last block."""
+        return self.activations(tokens, self.final_hook)
+
+    def logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
+        """The model's own logits, in float32."""
+        logits: Tensor = self._run(tokens, {}, return_type="logits")
+        return logits.float()
+
+    def _run(self, tokens: Tensor, hooks: dict[str, Callable[[Tensor], Any]], return_type: str | None = None) -> Any:
+        """A forward pass with hooks, until it ends or a hook raises ``_Reached``. Hooks may see padding rows at the end."""
+        n_rows, seq_len = tokens.shape
+        padding = -(-MIN_PRODUCT_ROWS // seq_len) - n_rows
+        if padding > 0:  # a small product would round differently from the same rows in a large one
+            tokens = torch.cat([tokens, tokens[:1].expand(padding, -1)])
+        # TransformerLens passes the hook point as a keyword; its name may be an alias, so nothing here reads it.
+        fwd_hooks = [(name, lambda value, hook=None, run=run: run(value)) for name, run in hooks.items()]
+        try:
+            result = self.model.run_with_hooks(tokens.to(self.device), fwd_hooks=fwd_hooks, return_type=return_type)
+        except _Reached:
+            return None
+        return result[:n_rows] if isinstance(result, Tensor) else result
+
+    # -- from the residual stream to the logits --
+
+    def final_norm(self) -> FinalNorm:
+        """Probe the last normalisation: what it does is read off its outputs, never off names or the configuration."""
+        width = int(self.model.W_U.shape[0])
+        probe = torch.ones(width, device=self.device)
+        probe[1::2] = -1.0
+        if width % 2 and width >= 3:
+            probe[-3:] = torch.tensor([2.0, -1.0, -1.0], device=self.device)  # mean zero for an odd width too
+        mean_square = float(probe.square().mean())
+
+        def odd_and_even(x: Tensor) -> tuple[Tensor, Tensor]:
+            plus, minus = self._apply_norm(x), self._apply_norm(-x)
+            return (plus - minus) / 2, (plus + minus) / 2
+
+        large, bias = odd_and_even(1e4 * probe)  # so large that eps does not count
+        larger, _ = odd_and_even(2e4 * probe)
+        if torch.allclose(larger, 2 * large, rtol=1e-2):
+            return FinalNorm(False, False, large / (1e4 * probe), bias, 0.0)
+        gain = large / probe * mean_square**0.5
+        constant, _ = odd_and_even(torch.full_like(probe, 1e4))
+        centres = bool(constant.abs().max() < 1e-2 * gain.abs().max())
+        small, _ = odd_and_even(1e-3 * probe)
+        strongest = gain.abs().argmax()
+        ratio = float(small[strongest] / (gain[strongest] * probe[strongest]))  # = s / sqrt(s^2 * mean_square + eps)
+        eps = max(0.0, 1e-6 / ratio**2 - 1e-6 * mean_square) if ratio else 0.0
+        return FinalNorm(centres, True, gain, bias, eps)
+
+    def _apply_norm(self, x: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+        dtype = self.model.W_U.dtype
+        result: Tensor = self.model.ln_final(x.to(dtype)[None, None])
+        return result[0, 0].float()
+
+    def unembedding(self) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
+        """``W_U`` and ``b_U`` (zeros where there is none), in float32."""
+        weight = self.model.W_U.detach().float()
+        bias = getattr(self.model, "b_U", None)
+        return weight, torch.zeros_like(weight[0]) if bias is None else bias.detach().float()
+
+    def logits_from_residual(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
+        """The model's own norm and unembedding, with the soft cap that some models put behind them; float32."""
+        dtype = self.model.W_U.dtype
+        logits: Tensor = self.model.unembed(self.model.ln_final(residual.to(dtype)[None]))[0].float()
+        return soft_cap(logits, self.soft_cap)
+
+    # -- from the hook point to the residual stream --
+
+    def write_path(self, hook_point: HookPoint, tokens: Int[Tensor, "rows seq"]) -> WritePath:
+        """How the hook point writes to the residual stream, checked by a small perturbation of a real forward pass."""
+        layer, kind = hook_point.layer, hook_point.kind
+        if layer is None or kind is None:
+            return WritePath(None, f"no map from {hook_point.name} to the residual stream is known", False)
+        if kind in NO_PATH:
+            return WritePath(None, NO_PATH[kind], False)
+        last = layer == self.n_layers - 1
+        ends_block = kind in ("mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+        from_attention = kind in ("attn.hook_z", "hook_attn_out")
+        exact = last and (ends_block or (from_attention and self.parallel))
+        matrix = None if kind in WRITES_TO_RESIDUAL else self._output_matrix(layer, kind)
+        if kind.startswith("hook_resid"):
+            return WritePath(None, None, exact)
+        mid = f"blocks.{layer}.hook_resid_mid"
+        read_at = mid if from_attention and not self.parallel and mid in self.model.hook_dict else None
+        error = self._perturbation_error(hook_point.name, read_at or f"blocks.{layer}.hook_resid_post", matrix, tokens)
+        if error > 1e-2:
+            reason = (
+                f"something (such as a norm) stands between {hook_point.name} and the residual stream: a small change there "
+                f"does not arrive as the weights say (relative error {error:.2g})"
+            )
+            return WritePath(None, reason, False)
+        return WritePath(matrix, None, exact)
+
+    def _output_matrix(self, layer: int, kind: str) -> Tensor:
+        block = self.model.blocks[layer]
+        weight = block.mlp.W_out if kind == "mlp.hook_post" else block.attn.W_O
+        matrix: Tensor = weight.detach().float()
+        return matrix.reshape(-1, matrix.shape[-1])
+
+    def _perturbation_error(self, hook_point: str, read_at: str, matrix: Tensor | None, tokens: Tensor) -> float:
+        """How far the change at ``read_at`` is from ``change @ matrix``, relative to it."""
+        row = tokens[:1]
+        plain = self.activations(row, hook_point).float()
+        generator = torch.Generator().manual_seed(0)
+        change = torch.randn(plain.shape, generator=generator).to(plain) * plain.std().clamp_min(1e-3)
+        captured: list[Tensor] = []
+
+        def add(value: Tensor) -> Tensor:
+            return value + change.expand(value.shape).to(value.dtype)
+
+        def keep_and_stop(value: Tensor) -> None:
+            captured.append(value.detach()[:1].float())
+            raise _Reached
+
+        self._run(row, {hook_point: add, read_at: keep_and_stop})
+        before = self.activations(row, read_at).float()
+        flat = change.reshape(*change.shape[:2], -1)
+        expected = flat if matrix is None else flat @ matrix
+        if expected.shape != before.shape:
+            return float("inf")
+        return float((captured[0] - before - expected).norm() / expected.norm().clamp_min(1e-12))
+
+    # -- identity --
+
+    def special_token_ids(self) -> tuple[int, ...]:
+        """The tokenizer's BOS, EOS and padding ids."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = (getattr(self.tokenizer, name, None) for name in names)
+        return tuple(sorted({int(i) for i in ids if isinstance(i, int)}))
+
+    def padding_id(self) -> int | None:
+        """The tokenizer's padding id."""
+        padding = getattr(self.tokenizer, "pad_token_id", None)
+        return padding if isinstance(padding, int) else None
+
+    def digest(self) -> str:
+        """A digest of a sample of every parameter."""
+        return digest_tensors((name, weight) for name, weight in self.model.named_parameters())
+
+
+def soft_cap(logits: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(logits / cap)``, as Gemma 2 bounds its logits; unchanged for ``cap <= 0``."""
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+
+def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A digest of names, shapes, types and an evenly spaced sample of values of ``(name, tensor)`` pairs."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // DIGEST_SAMPLE)]
+        digest.update(sample.double().cpu().numpy().tobytes())
+    return digest.hexdigest()
