@@ -1,0 +1,546 @@
+"""Dataclasses to JSON and back: one valid document, exact, checked in both directions, never half written.
+
+A file is ``{"format": "sae_vis", "kind": "MultiFeatureData", "version": 1, "header": {...}, "features": [``, then one
+feature a line, then ``]}``: line-based tools can stream it, and any JSON reader can read it. See ``docs/json.md``.
+
+``msgspec`` does the encoding and decoding, natively; what it lets through is checked here. Every dataclass has a
+*mirror*, made from its type hints: a strict struct that forbids unknown fields and numbers that are not finite. Saving
+converts to the mirror, which finds a bad value and names its path, and encodes that. Loading decodes the dataclasses
+themselves, whose own checks then run, and encodes them again: if that gives the very bytes of the file, nothing was
+ignored or changed. If not (somebody laid the file out differently), slower checks look for what was.
+
+This module imports no dataclass of the library: it reads the class that it is given. The dataclasses import it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import gc
+import gzip
+import io
+import json
+import os
+import re
+import secrets
+import stat
+import types
+import typing
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+
+import msgspec
+
+from sae_vis._errors import FileFormatError, InputError
+
+T = TypeVar("T")
+PathLike = str | os.PathLike[str]
+Document = dict[str, Any]
+
+FORMAT = "sae_vis"
+VERSION = 1
+# The field of each kind that is written one value a line; every value knows its own key, ``feature_idx``.
+LINES_FIELD = {"MultiFeatureData": "feature_data_dict", "MultiPromptData": "prompt_data_dict"}
+# version -> function from a document of that version (plain dicts, unchecked) to one of the next version
+MIGRATIONS: dict[int, Callable[[Document], Document]] = {}
+MAX_BYTES = 4 * 2**30  # of a document, inflated: a gzip bomb is stopped there
+
+_LARGEST = 1.7976931348623157e308
+_Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]  # NaN passes neither comparison
+_encode = msgspec.json.Encoder().encode
+_BLOCK = 2**22
+_UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError)
+
+
+# --- saving ------------------------------------------------------------------------------------------------------
+
+
+def save(obj: object, path: PathLike) -> None:
+    """Write ``obj`` to ``path`` as JSON, gzipped if the name ends in ``.gz``; an interrupted save leaves the old file.
+
+    Raises:
+        InputError: if a value cannot be written (NaN, infinity, a wrong type: its path is named), or the file cannot.
+    """
+    chunks = document(obj)
+    with _garbage_collection_paused():
+        write_atomic(path, _gzipped(chunks) if os.fspath(path).endswith(".gz") else chunks)
+
+
+def document(obj: object) -> Iterator[bytes]:
+    """The JSON document of ``obj`` in pieces: the line of the header, a line for each feature, the end.
+
+    Raises:
+        InputError: if a value cannot be written; its path is named.
+    """
+    kind = _kind(type(obj))
+    header = _hide_half_pairs({name: getattr(obj, name) for name in kind.header_fields})
+    yield kind.opening(_checked_line(header, kind.header_mirror, "$.header"))
+    for index, value in enumerate(getattr(obj, kind.lines_field).values()):
+        where = f"$.features[{index}] (feature {getattr(value, 'feature_idx', '?')})"
+        yield (b",\n" if index else b"\n") + _checked_line(value, kind.line_mirror, where)
+    yield _CLOSING
+
+
+_CLOSING = b"\n]}\n"
+
+
+def _checked_line(value: object, mirror: Any, where: str) -> bytes:
+    """One line; the mirror also makes an int a float where a float belongs, as reading it back would."""
+    try:
+        strict = msgspec.convert(value, mirror, from_attributes=True)
+    except _UNREADABLE as error:
+        raise InputError(f"This cannot be saved as JSON: {_reason(error, where)}.") from None
+    try:
+        return _encode(strict)
+    except UnicodeEncodeError:
+        path = _path_of_half_pair(msgspec.to_builtins(strict), where)
+        raise InputError(f"This cannot be saved as JSON: {path} holds half a surrogate pair, which UTF-8 lacks.") from None
+
+
+def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks as one gzip stream without time or name, so that equal documents give equal files."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=6) as stream:
+        for chunk in chunks:
+            stream.write(chunk)
+            yield _drained(buffer)
+    yield _drained(buffer)
+
+
+def _drained(buffer: io.BytesIO) -> bytes:
+    content = buffer.getvalue()
+    buffer.seek(0)
+    buffer.truncate()
+    return content
+
+
+# --- a file is there as a whole, or not at all ---------------------------------------------------------------------
+
+
+def write_atomic(path: PathLike, data: bytes | Iterable[bytes]) -> None:
+    """Write a file so that its name never holds half of it: to a temporary file beside it, flushed, then renamed.
+
+    A link stays a link, an existing file keeps its permissions, and what is not a plain file (``/dev/stdout``, a pipe)
+    is written to directly.
+
+    Raises:
+        InputError: if it cannot be written; what was there before is untouched.
+    """
+    chunks = [data] if isinstance(data, bytes) else data
+    try:
+        target = Path(os.path.realpath(path))
+        mode = target.stat().st_mode if target.exists() else None
+        if mode is not None and not stat.S_ISREG(mode):
+            with target.open("wb") as stream:
+                stream.writelines(chunks)
+        elif mode is not None and not os.access(target, os.W_OK):
+            raise InputError(f"Cannot write {os.fspath(path)!r}: the file that is there is read-only.")
+        else:
+            _write_beside(target, chunks, mode)
+    except FileNotFoundError as error:
+        raise InputError(f"Cannot write {os.fspath(path)!r}: its folder does not exist.") from error
+    except OSError as error:
+        raise InputError(f"Cannot write {os.fspath(path)!r}: {error.strerror or error}.") from error
+
+
+def _write_beside(target: Path, chunks: Iterable[bytes], mode: int | None) -> None:
+    temporary = target.parent / f".sae_vis-{secrets.token_hex(8)}.tmp"  # not made from the name, which may be long
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, 0o666)  # less the user's umask
+    try:
+        with open(descriptor, "wb") as stream:
+            stream.writelines(chunks)
+            stream.flush()
+            os.fsync(descriptor)
+        if mode is not None:
+            temporary.chmod(stat.S_IMODE(mode))
+        os.replace(temporary, target)
+    except BaseException:  # an interrupt too must not leave the temporary file behind
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# --- loading -----------------------------------------------------------------------------------------------------
+
+
+def load(cls: type[T], path: PathLike, *, max_bytes: int = MAX_BYTES) -> T:
+    """The object of class ``cls`` that ``save`` wrote to ``path``, exactly as it was.
+
+    Raises:
+        FileFormatError: if the file is missing, foreign, truncated, of another kind or of a newer version, larger than
+            ``max_bytes``, or wrong in any value; the file and the path of the value are named.
+    """
+    loaded: T = load_any([cls], path, max_bytes=max_bytes)
+    return loaded
+
+
+def load_any(classes: Sequence[type], path: PathLike, *, max_bytes: int = MAX_BYTES) -> Any:
+    """Like ``load``, for a file that may hold any of several classes."""
+    kinds = {kind.name: kind for kind in map(_kind, classes)}
+    try:
+        data = _read(path, max_bytes)
+        with _garbage_collection_paused():
+            return _load(kinds, data)
+    except _WrongFile as wrong:
+        raise FileFormatError(f"{os.fspath(path)}: {wrong}.") from None
+
+
+class _WrongFile(Exception):
+    """What is wrong with a file, before the file's name is put in front."""
+
+
+class _Envelope(msgspec.Struct):
+    """The top of a document; the contents are looked at when the top is known to be right."""
+
+    format: Any = None
+    kind: Any = None
+    version: Any = None
+    header: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    features: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
+
+
+def _load(kinds: dict[str, _Kind], data: bytes) -> Any:
+    envelope = _envelope(data)
+    kind = _identified(envelope, kinds)
+    if envelope.version < VERSION:
+        data = _migrated(data, envelope.version)
+        envelope = _envelope(data)
+    if isinstance(envelope.header, msgspec.UnsetType) or isinstance(envelope.features, msgspec.UnsetType):
+        raise _WrongFile("'header' or 'features' is missing")
+    header = _decoded(envelope.header, kind.decode_header, "$.header")
+    values = [_decoded(raw, kind.decode_line, f"$.features[{i}]") for i, raw in enumerate(envelope.features)]
+    if not _is_the_document(data, kind, header, values):
+        _check_thoroughly(data, kind)
+    return _assembled(kind, header, values)
+
+
+def _envelope(data: bytes) -> _Envelope:
+    if not data.strip():
+        raise _WrongFile("the file is empty")
+    try:
+        return msgspec.json.decode(data, type=_Envelope)
+    except _UNREADABLE as error:
+        raise _WrongFile(f"not readable as a file of sae_vis: {_reason(error, '$')}") from None
+
+
+def _identified(envelope: _Envelope, kinds: dict[str, _Kind]) -> _Kind:
+    """The kind of the document, if it is one that is asked for, in a version that this code reads."""
+    if envelope.format != FORMAT:
+        raise _WrongFile(f"not a file of sae_vis: $.format must be {FORMAT!r}, got {_shown(envelope.format)}")
+    version = envelope.version
+    if type(version) is not int or version < 1:
+        raise _WrongFile(f"$.version must be a positive int, got {_shown(version)}")
+    if version > VERSION:
+        raise _WrongFile(f"format version {version}, but this sae_vis reads up to {VERSION}: install a newer sae_vis")
+    kind = kinds.get(envelope.kind) if isinstance(envelope.kind, str) else None
+    if kind is not None:
+        return kind
+    if envelope.kind in LINES_FIELD:
+        raise _WrongFile(f"it holds a {envelope.kind}, not a {' or '.join(kinds)}: load it with {envelope.kind}.load_json")
+    raise _WrongFile(f"$.kind must be one of {', '.join(LINES_FIELD)}, got {_shown(envelope.kind)}")
+
+
+def _migrated(data: bytes, version: int) -> bytes:
+    """The document brought to the present version, step by step."""
+    try:
+        content = msgspec.json.decode(data)
+        for step in range(version, VERSION):
+            content = MIGRATIONS[step](content)
+        return _encode(content | {"version": VERSION})
+    except (LookupError, AttributeError, *_UNREADABLE) as error:
+        raise _WrongFile(f"format version {version} could not be brought to {VERSION}: {error!r}") from None
+
+
+def _decoded(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], Any], where: str) -> Any:
+    try:
+        return decode(raw)
+    except _UNREADABLE as error:
+        with contextlib.suppress(*_UNREADABLE):
+            where += f" (feature {msgspec.json.decode(raw, type=_Indexed).feature_idx})"
+        raise _WrongFile(_reason(error, where)) from None
+
+
+class _Indexed(msgspec.Struct):
+    feature_idx: int
+
+
+def _assembled(kind: _Kind, header: Any, values: list[Any]) -> Any:
+    """The object itself, whose own checks run."""
+    lines = {value.feature_idx: value for value in values}
+    if len(lines) != len(values):
+        twice = next(value.feature_idx for value in values if lines[value.feature_idx] is not value)
+        raise _WrongFile(f"$.features: feature {twice} is there twice")
+    try:
+        fields = _show_half_pairs({name: getattr(header, name) for name in kind.header_mirror.__struct_fields__})
+        return kind.cls(**fields, **{kind.lines_field: lines})
+    except _UNREADABLE as error:
+        raise _WrongFile(_reason(error, "$")) from None
+
+
+def _is_the_document(data: bytes, kind: _Kind, header: Any, values: list[Any]) -> bool:
+    """Whether what was decoded, encoded again, gives the same bytes: then nothing was ignored or changed."""
+    position = 0
+    separator = b"\n"
+    opening = kind.opening(_encode(header))
+    if not data.startswith(opening):
+        return False
+    position = len(opening)
+    for value in values:
+        line = separator + _encode(value)
+        if not data.startswith(line, position):
+            return False
+        position += len(line)
+        separator = b",\n"
+    return data[position:] == _CLOSING
+
+
+def _check_thoroughly(data: bytes, kind: _Kind) -> None:
+    """What msgspec passes over in dataclasses: unknown fields, and keys that are there twice."""
+    try:
+        msgspec.json.decode(data, type=kind.document_mirror)
+        twice = _path_of_duplicate(json.loads(data, object_pairs_hook=_Pairs), "$")
+    except _UNREADABLE as error:
+        raise _WrongFile(_reason(error, "$")) from None
+    if twice:
+        raise _WrongFile(f"{twice} is there twice")
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as its pairs, duplicates and all."""
+
+
+def _path_of_duplicate(value: object, where: str) -> str | None:
+    items: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, _Pairs):
+        keys = [key for key, _ in value]
+        if len(set(keys)) < len(keys):
+            return f"{where}.{next(key for key in keys if keys.count(key) > 1)}"
+        items = ((f"{where}.{key}", item) for key, item in value)
+    elif isinstance(value, list):
+        items = ((f"{where}[{index}]", item) for index, item in enumerate(value))
+    return next((path for inner, item in items if (path := _path_of_duplicate(item, inner))), None)
+
+
+def _read(path: PathLike, max_bytes: int) -> bytes:
+    """The bytes of a file, inflated if it is gzipped, never more than ``max_bytes``."""
+    try:
+        with Path(path).open("rb") as stream:
+            if stream.peek(2)[:2] == b"\x1f\x8b":
+                with gzip.GzipFile(fileobj=stream) as inflated:
+                    return _read_blocks(inflated, max_bytes)
+            return _read_blocks(stream, max_bytes)
+    except EOFError:
+        raise _WrongFile("the gzip stream is truncated") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise _WrongFile(f"the gzip stream is damaged: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise _WrongFile(f"cannot be read: {reason}") from None
+
+
+def _read_blocks(stream: BinaryIO | gzip.GzipFile, max_bytes: int) -> bytes:
+    """Block by block, since asking for ``max_bytes`` at once would reserve them."""
+    blocks, total = [], 0
+    while block := stream.read(_BLOCK):
+        total += len(block)
+        if total > max_bytes:
+            raise _WrongFile(f"larger than {max_bytes:,} bytes; if that is right, give a larger max_bytes")
+        blocks.append(block)
+    return b"".join(blocks)
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+def _reason(error: BaseException, where: str) -> str:
+    """What msgspec or a dataclass objects to, with the path of the value: ``$.features[3].max: expected float, got str``."""
+    if isinstance(error, RecursionError):
+        return f"{where}: nested too deeply"
+    if isinstance(error, UnicodeError):
+        return f"{where}: text that is not UTF-8"
+    message, _, path = str(error).partition(" - at `")
+    if "1.7976931348623157e+308" in message:
+        message = "expected a finite number, got NaN or infinity"
+    message = message.replace("`", "").replace("null", "None" if "got" in message else "null").rstrip(".")
+    message = message[:1].lower() + message[1:] if message.startswith(("Expected", "Object")) else message
+    if path.startswith("key` in `"):
+        path, message = path.removeprefix("key` in `"), f"a key: {message}"
+    return f"{where}{path.removeprefix('$').rstrip('`')}: {message}"
+
+
+def _shown(value: object) -> str:
+    """A foreign value, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# --- text that UTF-8 cannot hold ------------------------------------------------------------------------------------
+# A token's text may hold half a surrogate pair. In the header its place is taken by U+FFFD, and "vocab_escaped" holds
+# the exact text with JSON's own escapes ("\ud800"), for these tokens only.
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def _hide_half_pairs(header: Document) -> Document:
+    vocab = header.get("vocab")
+    if not isinstance(vocab, dict):
+        return header
+    escaped = {key: json.dumps(text)[1:-1] for key, text in vocab.items() if isinstance(text, str) and _HALF_PAIR.search(text)}
+    if not escaped:
+        return header
+    hidden = {key: _HALF_PAIR.sub("\ufffd", vocab[key]) for key in escaped}
+    return header | {"vocab": vocab | hidden, "vocab_escaped": escaped}
+
+
+def _show_half_pairs(header: Document) -> Document:
+    escaped = header.pop("vocab_escaped", msgspec.UNSET)
+    if escaped is not msgspec.UNSET:
+        header["vocab"] = header["vocab"] | {key: json.loads(f'"{text}"') for key, text in escaped.items()}
+    return header
+
+
+def _path_of_half_pair(value: object, where: str) -> str | None:
+    """The path of the first text that UTF-8 cannot hold."""
+    items: Iterable[tuple[str, object]] = ()
+    if isinstance(value, str):
+        return where if _HALF_PAIR.search(value) else None
+    if isinstance(value, dict):
+        items = ((f"{where}.{key}".encode("ascii", "backslashreplace").decode(), item) for key, item in value.items())
+    elif isinstance(value, list):
+        items = ((f"{where}[{index}]", item) for index, item in enumerate(value))
+    return next((path for inner, item in items if (path := _path_of_half_pair(item, inner))), None)
+
+
+# --- kinds: what is read from the dataclasses themselves -------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One class that can be saved, and the types and functions made from its type hints."""
+
+    cls: Any
+    lines_field: str
+    header_fields: tuple[str, ...]
+    decode_header: Callable[[msgspec.Raw], Any]
+    decode_line: Callable[[msgspec.Raw], Any]
+    header_mirror: Any
+    line_mirror: Any
+    document_mirror: Any
+
+    @property
+    def name(self) -> str:
+        return str(self.cls.__name__)
+
+    def opening(self, header: bytes) -> bytes:
+        """The first line of a document."""
+        start = f'{{"format": "{FORMAT}", "kind": "{self.name}", "version": {VERSION}, "header": '
+        return start.encode() + header + b', "features": ['
+
+
+@functools.cache
+def _kind(cls: type) -> _Kind:
+    if cls.__name__ not in LINES_FIELD or not dataclasses.is_dataclass(cls):
+        raise InputError(f"Only {' and '.join(LINES_FIELD)} can be saved as a file, not {cls.__name__}.")
+    lines_field = LINES_FIELD[cls.__name__]
+    hints = _field_hints(cls)
+    _, line = typing.get_args(hints.pop(lines_field))
+    hidden = {"vocab_escaped": dict[int, str] | msgspec.UnsetType} if "vocab" in hints else {}
+    header = _struct(f"{cls.__name__}Header", hints, hidden)
+    header_mirror = _struct(
+        f"{cls.__name__}Header", {name: _mirror(hint) for name, hint in hints.items()}, hidden, f"Everything of a {cls.__name__} but the features."
+    )
+    fixed = {"format": Literal[FORMAT], "kind": Literal[cls.__name__], "version": Literal[VERSION]}
+    contents = {"header": header_mirror, "features": list[_mirror(line)]}
+    return _Kind(
+        cls=cls,
+        lines_field=lines_field,
+        header_fields=tuple(hints),
+        decode_header=msgspec.json.Decoder(header).decode,
+        decode_line=msgspec.json.Decoder(line).decode,
+        header_mirror=header_mirror,
+        line_mirror=_mirror(line),
+        document_mirror=_struct(cls.__name__, fixed | contents, {}, cls.__doc__),
+    )
+
+
+def _field_hints(cls: Any) -> dict[str, Any]:
+    """The resolved types of the fields that are saved; a leading underscore keeps one out (for msgspec too)."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+
+
+def _mirror(hint: Any) -> Any:
+    """The strict counterpart of a type: dataclasses become structs, floats must be finite."""
+    if hint is float:
+        return _Finite
+    if dataclasses.is_dataclass(hint):
+        return _mirror_class(hint)
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if not arguments or origin is Literal:
+        return hint
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(_mirror, arguments))]  # noqa: UP007  # not written out: computed
+    return origin[tuple(map(_mirror, arguments))]
+
+
+@functools.cache
+def _mirror_class(cls: Any) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    required, optional = {}, {}
+    for name, hint in _field_hints(cls).items():
+        field = fields[name]
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        (optional if has_default else required)[name] = _mirror(hint)
+    return _struct(cls.__name__, required, {name: hint | msgspec.UnsetType for name, hint in optional.items()}, cls.__doc__)
+
+
+def _struct(name: str, required: dict[str, Any], optional: dict[str, Any], doc: str | None = None) -> Any:
+    """A strict struct; ``gc=False``, since these trees hold no cycles."""
+    fields = [*required.items(), *((field, hint, msgspec.UNSET) for field, hint in optional.items())]
+    namespace = {"__doc__": doc}
+    return msgspec.defstruct(name, fields, namespace=namespace, forbid_unknown_fields=True, kw_only=True, gc=False)
+
+
+@contextlib.contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Many small objects and no cycles: the collector would look at all of them again and again, in vain."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+# --- the schema --------------------------------------------------------------------------------------------------
+
+
+def schema(*classes: type) -> bytes:
+    """The JSON Schema of the files that hold these classes (``docs/schema.json``)."""
+    mirrors = [_kind(cls).document_mirror for cls in classes]
+    refs, definitions = msgspec.json.schema_components(mirrors, ref_template="#/$defs/{name}")
+    whole = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"Files of sae_vis, format version {VERSION}",
+        "anyOf": list(refs),
+        "$defs": definitions,
+    }
+    return msgspec.json.format(_encode(whole), indent=2) + b"\n"
