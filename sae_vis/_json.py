@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import gc
 import gzip
+import inspect
 import io
 import json
 import os
@@ -76,7 +77,8 @@ def document(obj: object) -> Iterator[bytes]:
     Raises:
         InputError: if a value cannot be written; its path is named.
     """
-    kind = _kind(type(obj))
+    cls: Any = type(obj)
+    kind = _kind(cls)
     header = _hide_half_pairs({name: getattr(obj, name) for name in kind.header_fields})
     yield kind.opening(_checked_line(header, kind.header_mirror, "$.header"))
     for index, value in enumerate(getattr(obj, kind.lines_field).values()):
@@ -454,19 +456,20 @@ class _Kind:
 
 
 @functools.cache
-def _kind(cls: type) -> _Kind:
-    if cls.__name__ not in LINES_FIELD or not dataclasses.is_dataclass(cls):
+def _kind(cls: Any) -> _Kind:
+    if cls.__name__ not in LINES_FIELD:
         raise InputError(f"Only {' and '.join(LINES_FIELD)} can be saved as a file, not {cls.__name__}.")
     lines_field = LINES_FIELD[cls.__name__]
     hints = _field_hints(cls)
     _, line = typing.get_args(hints.pop(lines_field))
     hidden = {"vocab_escaped": dict[int, str] | msgspec.UnsetType} if "vocab" in hints else {}
-    header = _struct(f"{cls.__name__}Header", hints, hidden)
-    header_mirror = _struct(
-        f"{cls.__name__}Header", {name: _mirror(hint) for name, hint in hints.items()}, hidden, f"Everything of a {cls.__name__} but the features."
-    )
-    fixed = {"format": Literal[FORMAT], "kind": Literal[cls.__name__], "version": Literal[VERSION]}
-    contents = {"header": header_mirror, "features": list[_mirror(line)]}
+    header_name = f"{cls.__name__}Header"
+    header = _struct(header_name, hints, hidden)
+    strict_hints = {name: _mirror(hint) for name, hint in hints.items()}
+    header_mirror = _struct(header_name, strict_hints, hidden, f"Everything of a {cls.__name__} but the features.")
+    line_mirror = _mirror(line)
+    fixed = {"format": _only(FORMAT), "kind": _only(cls.__name__), "version": _only(VERSION)}
+    contents = {"header": header_mirror, "features": types.GenericAlias(list, (line_mirror,))}
     return _Kind(
         cls=cls,
         lines_field=lines_field,
@@ -474,9 +477,14 @@ def _kind(cls: type) -> _Kind:
         decode_header=msgspec.json.Decoder(header).decode,
         decode_line=msgspec.json.Decoder(line).decode,
         header_mirror=header_mirror,
-        line_mirror=_mirror(line),
+        line_mirror=line_mirror,
         document_mirror=_struct(cls.__name__, fixed | contents, {}, cls.__doc__),
     )
+
+
+def _only(value: str | int) -> Any:
+    """The type that holds nothing else than ``value``."""
+    return Literal[value]
 
 
 def _field_hints(cls: Any) -> dict[str, Any]:
@@ -489,7 +497,7 @@ def _mirror(hint: Any) -> Any:
     """The strict counterpart of a type: dataclasses become structs, floats must be finite."""
     if hint is float:
         return _Finite
-    if dataclasses.is_dataclass(hint):
+    if hasattr(hint, "__dataclass_fields__"):
         return _mirror_class(hint)
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
@@ -503,7 +511,8 @@ def _mirror(hint: Any) -> Any:
 @functools.cache
 def _mirror_class(cls: Any) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    required, optional = {}, {}
+    required: dict[str, Any] = {}
+    optional: dict[str, Any] = {}
     for name, hint in _field_hints(cls).items():
         field = fields[name]
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
@@ -513,8 +522,8 @@ def _mirror_class(cls: Any) -> Any:
 
 def _struct(name: str, required: dict[str, Any], optional: dict[str, Any], doc: str | None = None) -> Any:
     """A strict struct; ``gc=False``, since these trees hold no cycles."""
-    fields = [*required.items(), *((field, hint, msgspec.UNSET) for field, hint in optional.items())]
-    namespace = {"__doc__": doc}
+    fields: list[Any] = [*required.items(), *((field, hint, msgspec.UNSET) for field, hint in optional.items())]
+    namespace = {"__doc__": inspect.cleandoc(doc).partition("\n\n")[0].replace("\n", " ")} if doc else {}
     return msgspec.defstruct(name, fields, namespace=namespace, forbid_unknown_fields=True, kw_only=True, gc=False)
 
 
