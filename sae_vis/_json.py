@@ -100,7 +100,9 @@ def _checked_line(value: object, mirror: Any, where: str) -> bytes:
         return _encode(strict)
     except UnicodeEncodeError:
         path = _path_of_half_pair(msgspec.to_builtins(strict), where)
-        raise InputError(f"This cannot be saved as JSON: {path} holds half a surrogate pair, which UTF-8 lacks.") from None
+        raise InputError(
+            f"This cannot be saved as JSON: {path} holds half a surrogate pair, which UTF-8 lacks."
+        ) from None
 
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -154,13 +156,13 @@ def _write_beside(target: Path, chunks: Iterable[bytes], mode: int | None) -> No
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, flags, 0o666)  # less the user's umask
     try:
-        with open(descriptor, "wb") as stream:
+        with os.fdopen(descriptor, "wb") as stream:
             stream.writelines(chunks)
             stream.flush()
             os.fsync(descriptor)
         if mode is not None:
             temporary.chmod(stat.S_IMODE(mode))
-        os.replace(temporary, target)
+        temporary.replace(target)
     except BaseException:  # an interrupt too must not leave the temporary file behind
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -199,11 +201,11 @@ def load_any(classes: Sequence[type], path: PathLike, *, max_bytes: int = MAX_BY
         data = _read(path, max_bytes)
         with _garbage_collection_paused():
             return _load(kinds, data)
-    except _WrongFile as wrong:
+    except _WrongFileError as wrong:
         raise FileFormatError(f"{os.fspath(path)}: {wrong}.") from None
 
 
-class _WrongFile(Exception):
+class _WrongFileError(Exception):
     """What is wrong with a file, before the file's name is put in front."""
 
 
@@ -224,7 +226,7 @@ def _load(kinds: dict[str, _Kind], data: bytes) -> Any:
         data = _migrated(data, envelope.version)
         envelope = _envelope(data)
     if isinstance(envelope.header, msgspec.UnsetType) or isinstance(envelope.features, msgspec.UnsetType):
-        raise _WrongFile("'header' or 'features' is missing")
+        raise _WrongFileError("'header' or 'features' is missing")
     header = _decoded(envelope.header, kind.decode_header, "$.header")
     values = [_decoded(raw, kind.decode_line, f"$.features[{i}]") for i, raw in enumerate(envelope.features)]
     if not _is_the_document(data, kind, header, values):
@@ -234,28 +236,32 @@ def _load(kinds: dict[str, _Kind], data: bytes) -> Any:
 
 def _envelope(data: bytes) -> _Envelope:
     if not data.strip():
-        raise _WrongFile("the file is empty")
+        raise _WrongFileError("the file is empty")
     try:
         return msgspec.json.decode(data, type=_Envelope)
     except _UNREADABLE as error:
-        raise _WrongFile(f"not readable as a file of sae_vis: {_reason(error, '$')}") from None
+        raise _WrongFileError(f"not readable as a file of sae_vis: {_reason(error, '$')}") from None
 
 
 def _identified(envelope: _Envelope, kinds: dict[str, _Kind]) -> _Kind:
     """The kind of the document, if it is one that is asked for, in a version that this code reads."""
     if envelope.format != FORMAT:
-        raise _WrongFile(f"not a file of sae_vis: $.format must be {FORMAT!r}, got {_shown(envelope.format)}")
+        raise _WrongFileError(f"not a file of sae_vis: $.format must be {FORMAT!r}, got {_shown(envelope.format)}")
     version = envelope.version
     if type(version) is not int or version < 1:
-        raise _WrongFile(f"$.version must be a positive int, got {_shown(version)}")
+        raise _WrongFileError(f"$.version must be a positive int, got {_shown(version)}")
     if version > VERSION:
-        raise _WrongFile(f"format version {version}, but this sae_vis reads up to {VERSION}: install a newer sae_vis")
+        raise _WrongFileError(
+            f"format version {version}, but this sae_vis reads up to {VERSION}: install a newer sae_vis"
+        )
     kind = kinds.get(envelope.kind) if isinstance(envelope.kind, str) else None
     if kind is not None:
         return kind
     if envelope.kind in LINES_FIELD:
-        raise _WrongFile(f"it holds a {envelope.kind}, not a {' or '.join(kinds)}: load it with {envelope.kind}.load_json")
-    raise _WrongFile(f"$.kind must be one of {', '.join(LINES_FIELD)}, got {_shown(envelope.kind)}")
+        raise _WrongFileError(
+            f"it holds a {envelope.kind}, not a {' or '.join(kinds)}: load it with {envelope.kind}.load_json"
+        )
+    raise _WrongFileError(f"$.kind must be one of {', '.join(LINES_FIELD)}, got {_shown(envelope.kind)}")
 
 
 def _migrated(data: bytes, version: int) -> bytes:
@@ -266,7 +272,7 @@ def _migrated(data: bytes, version: int) -> bytes:
             content = MIGRATIONS[step](content)
         return _encode(content | {"version": VERSION})
     except (LookupError, AttributeError, *_UNREADABLE) as error:
-        raise _WrongFile(f"format version {version} could not be brought to {VERSION}: {error!r}") from None
+        raise _WrongFileError(f"format version {version} could not be brought to {VERSION}: {error!r}") from None
 
 
 def _decoded(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], Any], where: str) -> Any:
@@ -275,7 +281,7 @@ def _decoded(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], Any], where: str)
     except _UNREADABLE as error:
         with contextlib.suppress(*_UNREADABLE):
             where += f" (feature {msgspec.json.decode(raw, type=_Indexed).feature_idx})"
-        raise _WrongFile(_reason(error, where)) from None
+        raise _WrongFileError(_reason(error, where)) from None
 
 
 class _Indexed(msgspec.Struct):
@@ -287,12 +293,12 @@ def _assembled(kind: _Kind, header: Any, values: list[Any]) -> Any:
     lines = {value.feature_idx: value for value in values}
     if len(lines) != len(values):
         twice = next(value.feature_idx for value in values if lines[value.feature_idx] is not value)
-        raise _WrongFile(f"$.features: feature {twice} is there twice")
+        raise _WrongFileError(f"$.features: feature {twice} is there twice")
     try:
         fields = _show_half_pairs({name: getattr(header, name) for name in kind.header_mirror.__struct_fields__})
         return kind.cls(**fields, **{kind.lines_field: lines})
     except _UNREADABLE as error:
-        raise _WrongFile(_reason(error, "$")) from None
+        raise _WrongFileError(_reason(error, "$")) from None
 
 
 def _is_the_document(data: bytes, kind: _Kind, header: Any, values: list[Any]) -> bool:
@@ -318,9 +324,9 @@ def _check_thoroughly(data: bytes, kind: _Kind) -> None:
         msgspec.json.decode(data, type=kind.document_mirror)
         twice = _path_of_duplicate(json.loads(data, object_pairs_hook=_Pairs), "$")
     except _UNREADABLE as error:
-        raise _WrongFile(_reason(error, "$")) from None
+        raise _WrongFileError(_reason(error, "$")) from None
     if twice:
-        raise _WrongFile(f"{twice} is there twice")
+        raise _WrongFileError(f"{twice} is there twice")
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -348,12 +354,12 @@ def _read(path: PathLike, max_bytes: int) -> bytes:
                     return _read_blocks(inflated, max_bytes)
             return _read_blocks(stream, max_bytes)
     except EOFError:
-        raise _WrongFile("the gzip stream is truncated") from None
+        raise _WrongFileError("the gzip stream is truncated") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise _WrongFile(f"the gzip stream is damaged: {error}") from None
+        raise _WrongFileError(f"the gzip stream is damaged: {error}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise _WrongFile(f"cannot be read: {reason}") from None
+        raise _WrongFileError(f"cannot be read: {reason}") from None
 
 
 def _read_blocks(stream: BinaryIO | gzip.GzipFile, max_bytes: int) -> bytes:
@@ -362,7 +368,7 @@ def _read_blocks(stream: BinaryIO | gzip.GzipFile, max_bytes: int) -> bytes:
     while block := stream.read(_BLOCK):
         total += len(block)
         if total > max_bytes:
-            raise _WrongFile(f"larger than {max_bytes:,} bytes; if that is right, give a larger max_bytes")
+            raise _WrongFileError(f"larger than {max_bytes:,} bytes; if that is right, give a larger max_bytes")
         blocks.append(block)
     return b"".join(blocks)
 
@@ -403,7 +409,9 @@ def _hide_half_pairs(header: Document) -> Document:
     vocab = header.get("vocab")
     if not isinstance(vocab, dict):
         return header
-    escaped = {key: json.dumps(text)[1:-1] for key, text in vocab.items() if isinstance(text, str) and _HALF_PAIR.search(text)}
+    escaped = {
+        key: json.dumps(text)[1:-1] for key, text in vocab.items() if isinstance(text, str) and _HALF_PAIR.search(text)
+    }
     if not escaped:
         return header
     hidden = {key: _HALF_PAIR.sub("\ufffd", vocab[key]) for key in escaped}
@@ -517,7 +525,9 @@ def _mirror_class(cls: Any) -> Any:
         field = fields[name]
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         (optional if has_default else required)[name] = _mirror(hint)
-    return _struct(cls.__name__, required, {name: hint | msgspec.UnsetType for name, hint in optional.items()}, cls.__doc__)
+    return _struct(
+        cls.__name__, required, {name: hint | msgspec.UnsetType for name, hint in optional.items()}, cls.__doc__
+    )
 
 
 def _struct(name: str, required: dict[str, Any], optional: dict[str, Any], doc: str | None = None) -> Any:

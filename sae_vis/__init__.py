@@ -1,0 +1,109 @@
+"""Dashboards for the features of sparse autoencoders.
+
+Fetch, look, keep::
+
+    from sae_vis import FeatureVisParams, get_feature_data
+
+    features = get_feature_data(encoder, model, tokens, FeatureVisParams(hook_point="blocks.0.mlp.hook_post"))
+    features.save_html("features.html")
+    features.save_json("features.json")
+
+Every name is imported when it is first used, so ``import sae_vis`` costs nothing and drawing a saved file needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "1.0.0"
+
+__all__ = [
+    "ActivationsData",
+    "AutoEncoder",
+    "AutoEncoderConfig",
+    "Column",
+    "Component",
+    "CorrelationData",
+    "Encoder",
+    "FeatureData",
+    "FeatureTablesData",
+    "FeatureVisParams",
+    "FileFormatError",
+    "HistogramData",
+    "InputError",
+    "Layout",
+    "LogitsData",
+    "ModelError",
+    "MultiFeatureData",
+    "MultiPromptData",
+    "NeuronAlignmentData",
+    "PromptData",
+    "Provenance",
+    "QuantileKnots",
+    "SaeVisError",
+    "SequenceData",
+    "SequenceGroupData",
+    "SequenceMultiGroupData",
+    "TemplateError",
+    "TokenEffect",
+    "__version__",
+    "get_feature_data",
+    "get_prompt_data",
+]
+
+if TYPE_CHECKING:
+    from sae_vis._errors import FileFormatError, InputError, ModelError, SaeVisError, TemplateError
+    from sae_vis._params import Column, Component, FeatureVisParams, Layout
+    from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
+    from sae_vis.data_storing_fns import (
+        ActivationsData,
+        CorrelationData,
+        FeatureData,
+        FeatureTablesData,
+        HistogramData,
+        LogitsData,
+        MultiFeatureData,
+        MultiPromptData,
+        NeuronAlignmentData,
+        PromptData,
+        Provenance,
+        QuantileKnots,
+        SequenceData,
+        SequenceGroupData,
+        SequenceMultiGroupData,
+        TokenEffect,
+    )
+    from sae_vis.model_fns import AutoEncoder, AutoEncoderConfig, Encoder
+
+# Where each name comes from; what is not listed is a dataclass. A test holds this to the imports above.
+_HOMES = {
+    "FileFormatError": "_errors",
+    "InputError": "_errors",
+    "ModelError": "_errors",
+    "SaeVisError": "_errors",
+    "TemplateError": "_errors",
+    "Column": "_params",
+    "Component": "_params",
+    "FeatureVisParams": "_params",
+    "Layout": "_params",
+    "get_feature_data": "data_fetching_fns",
+    "get_prompt_data": "data_fetching_fns",
+    "AutoEncoder": "model_fns",
+    "AutoEncoderConfig": "model_fns",
+    "Encoder": "model_fns",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'data_storing_fns')}"), name)
+    globals()[name] = value  # the next look-up does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not, beside what a module has anyway."""
+    return sorted({*globals(), *__all__})
