@@ -97,10 +97,14 @@ class AutoEncoder(nn.Module):
         return self.cfg.d_hidden
 
     def encode(self, x: Float[Tensor, "... d_in"], features: Tensor | None = None) -> Float[Tensor, "... n"]:
-        """Activations of the given features (None: all), sliced before the product, so that few features cost little."""
+        """Activations of the given features (None: all), sliced before the product, so that few features cost little.
+
+        The heads of ``hook_z`` (``[..., n_heads, d_head]``) are flattened.
+        """
         weight, bias = self.W_enc, self.b_enc
         if features is not None:
             weight, bias = weight[:, features], bias[features]
+        x = (x if x.shape[-1] == self.d_in else x.flatten(-2)).to(weight)
         if self.cfg.apply_b_dec_to_input:
             x = x - self.b_dec
         return torch.relu(x @ weight + bias)

@@ -1,0 +1,314 @@
+"""Everything that follows from a feature's activations alone: pure functions of the store.
+
+A feature's activations are rounded once, to a step of four significant digits of its maximum, and everything that is
+ranked, counted or shown uses the rounded values; so neither the batch size nor the choice of other features shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sae_vis._activations import CoMoments
+from sae_vis.utils_fns import round_significant
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+SIGNIFICANT_DIGITS = 4
+EXACT_KNOTS = 32
+KNOT_RATIO = 1.06  # the square root of it is 1.03: the tail is known to 3 %
+CORRELATION_DECIMALS = 6
+
+
+# --- rounding ----------------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """The unit that a feature's activations are rounded to: ``10 ** exponent``."""
+
+    exponent: int
+
+    @classmethod
+    def for_maximum(cls, maximum: float) -> Step:
+        """The step that gives this maximum four significant digits."""
+        return cls(math.floor(math.log10(maximum)) - SIGNIFICANT_DIGITS + 1)
+
+    def count(self, values: npt.NDArray[np.floating]) -> Ints:
+        """Each activation as a whole number of steps; an active one is never rounded to zero."""
+        scaled = values.astype(np.float64) * 10.0**-self.exponent
+        return np.maximum(np.rint(scaled), 1.0).astype(np.int64)
+
+    def value(self, counts: Ints) -> Floats:
+        """The numbers that so many steps stand for, each the float closest to its decimal form."""
+        if self.exponent >= 0:
+            return counts * 10.0**self.exponent
+        return counts / 10.0**-self.exponent
+
+
+class FeatureActivations(NamedTuple):
+    """One feature's active positions, rounded.
+
+    ``rows``, ``positions`` (within the row), ``values`` [k]; ``raw`` are the values before rounding; ``n_counted``
+    positions in all.
+    """
+
+    feature: int
+    rows: Ints
+    positions: Ints
+    values: Floats
+    raw: Floats
+    n_counted: int
+
+    @classmethod
+    def of(
+        cls, feature: int, places: Ints, raw: npt.NDArray[np.float32], seq_len: int, row_offset: int, n_counted: int
+    ) -> FeatureActivations:
+        """From the store's column: places are ``row * seq_len + position``."""
+        raw_double = raw.astype(np.float64)
+        if len(raw):
+            step = Step.for_maximum(float(raw_double.max()))
+            values = step.value(step.count(raw))
+        else:
+            values = raw_double
+        rows, positions = np.divmod(places.astype(np.int64), seq_len)
+        return cls(feature, rows + row_offset, positions, values, raw_double, n_counted)
+
+    @property
+    def maximum(self) -> float:
+        """The largest activation."""
+        return float(self.values.max())
+
+
+# --- moments, histogram, quantile knots --------------------------------------------------------------------------
+
+
+class ActivationMoments(NamedTuple):
+    """Population moments over all counted positions, zeros included; skewness and kurtosis None for a constant."""
+
+    mean: float
+    variance: float
+    skewness: float | None
+    kurtosis: float | None
+
+
+def moments(values: Floats, n_counted: int) -> ActivationMoments:
+    """Moments of ``values`` and ``n_counted - len(values)`` zeros; the kurtosis is not in excess of 3."""
+    n_zeros = n_counted - len(values)
+    mean = float(values.sum()) / n_counted
+    deviations = values - mean
+
+    def central(power: int) -> float:
+        return (float((deviations**power).sum()) + n_zeros * (-mean) ** power) / n_counted
+
+    constant = len(values) == n_counted and values.min() == values.max()
+    variance = 0.0 if constant else central(2)
+    if variance == 0.0:
+        return ActivationMoments(mean, 0.0, None, None)
+    return ActivationMoments(mean, variance, central(3) / variance**1.5, central(4) / variance**2)
+
+
+def histogram(values: Floats, n_bins: int) -> tuple[list[float], list[int]]:
+    """Edges and counts of equal bins from the smallest to the largest value; one bin of width 1 if they are equal."""
+    if not len(values):
+        return [], []
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return [low - 0.5, high + 0.5], [len(values)]
+    counts, edges = np.histogram(values, bins=n_bins, range=(low, high))
+    return edges.tolist(), counts.tolist()
+
+
+def quantile_knots(raw: Floats) -> tuple[list[float], list[int]]:
+    """Values and ranks (1: the largest) from which the share of smaller activations is known to 3 % of its tail.
+
+    The top 32 are there exactly and unrounded, then ranks that grow by 6 %, then the smallest.
+    """
+    if not len(raw):
+        return [], []
+    falling = np.sort(raw)[::-1]
+    ranks = knot_ranks(len(raw))
+    values = [
+        float(falling[rank - 1]) if rank <= EXACT_KNOTS else round_significant(float(falling[rank - 1]), 6) for rank in ranks
+    ]
+    for i in range(1, len(values)):  # rounding must not lift a value above the exact ones before it
+        values[i] = min(values[i], values[i - 1])
+    return values, ranks
+
+
+def knot_ranks(n_active: int) -> list[int]:
+    """The ranks that are kept of ``n_active`` activations."""
+    ranks = list(range(1, min(EXACT_KNOTS, n_active) + 1))
+    while ranks[-1] < n_active:
+        ranks.append(min(n_active, max(ranks[-1] + 1, math.floor(ranks[-1] * KNOT_RATIO))))
+    return ranks
+
+
+def count_at_least(value: float, knot_values: list[float], ranks: list[int]) -> float:
+    """How many activations are ``>= value``: exact where knots lie side by side, else within 3 %."""
+    at_least = sum(1 for knot in knot_values if knot >= value)
+    if at_least == 0:
+        return 0.0
+    lowest = ranks[at_least - 1]
+    highest = ranks[at_least] - 1 if at_least < len(ranks) else lowest
+    return math.sqrt(lowest * highest)
+
+
+# --- examples ----------------------------------------------------------------------------------------------------
+
+
+class Example(NamedTuple):
+    """A position chosen to be shown bold."""
+
+    row: int
+    position: int
+
+
+class Interval(NamedTuple):
+    """An interval ``(lower, upper]`` of activation, the share of counted positions in it, and its examples."""
+
+    lower: float
+    upper: float
+    share: float
+    examples: list[Example]
+
+
+def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of the SplitMix64 generator (Steele, Lea and Flood 2014): a well-mixed hash of 64 bits."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def priorities(seed: int, feature: int, rows: Ints, positions: Ints) -> npt.NDArray[np.uint64]:
+    """The random order of candidates: a hash of seed, feature, row in the whole set of tokens, and position."""
+    hashed = splitmix64(np.array([seed], dtype=np.uint64))
+    hashed = splitmix64(hashed ^ np.uint64(feature))
+    hashed = splitmix64(hashed ^ rows.astype(np.uint64))
+    return splitmix64(hashed ^ positions.astype(np.uint64))
+
+
+def top_examples(acts: FeatureActivations, size: int, buffer: tuple[int, int] | None, allow_overlap: bool) -> list[Example]:
+    """The positions with the largest activations; ties go to the lower row, then the lower position."""
+    order = np.lexsort((acts.positions, acts.rows, -acts.values))
+    return _take(order, acts, size, buffer, allow_overlap)
+
+
+def interval_examples(
+    acts: FeatureActivations,
+    n_groups: int,
+    size: int,
+    seed: int,
+    buffer: tuple[int, int] | None,
+    allow_overlap: bool,
+) -> list[Interval]:
+    """Intervals of equal width from the maximum down to 0, each with random examples by priority sampling."""
+    if not len(acts.values) or n_groups == 0:
+        return []
+    maximum = acts.maximum
+    edges = np.array([maximum * i / n_groups for i in range(n_groups + 1)])
+    interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 1)
+    by_interval = np.argsort(interval_of, kind="stable")
+    ends = np.searchsorted(interval_of[by_interval], np.arange(n_groups + 1))
+    priority = priorities(seed, acts.feature, acts.rows, acts.positions)
+    intervals = []
+    for i in reversed(range(n_groups)):
+        members = by_interval[ends[i] : ends[i + 1]]
+        order = members[np.lexsort((acts.positions[members], acts.rows[members], priority[members]))]
+        examples = _take(order, acts, size, buffer, allow_overlap)
+        intervals.append(Interval(float(edges[i]), float(edges[i + 1]), len(members) / acts.n_counted, examples))
+    return intervals
+
+
+def _take(
+    order: Ints, acts: FeatureActivations, size: int, buffer: tuple[int, int] | None, allow_overlap: bool
+) -> list[Example]:
+    """The first candidates whose bold token does not lie in the window of one that was taken before."""
+    taken: list[Example] = []
+    in_row: dict[int, list[int]] = {}
+    for example in _candidates(order, acts):
+        if len(taken) == size:
+            break
+        before_in_row = in_row.setdefault(example.row, [])
+        if not allow_overlap and any(_shows(position, example.position, buffer) for position in before_in_row):
+            continue
+        before_in_row.append(example.position)
+        taken.append(example)
+    return taken
+
+
+def _candidates(order: Ints, acts: FeatureActivations, piece: int = 256) -> Iterator[Example]:
+    """The candidates in order, a piece at a time: most of the time the first few are all that is needed."""
+    for start in range(0, len(order), piece):
+        some = order[start : start + piece]
+        yield from map(Example, acts.rows[some].tolist(), acts.positions[some].tolist())
+
+
+def _shows(bold: int, position: int, buffer: tuple[int, int] | None) -> bool:
+    """Whether the window around ``bold`` shows ``position`` of the same row."""
+    return buffer is None or bold - buffer[0] <= position <= bold + buffer[1]
+
+
+# --- correlations ------------------------------------------------------------------------------------------------
+
+
+class Correlated(NamedTuple):
+    """The columns that correlate most with a feature."""
+
+    indices: list[int]
+    pearson: list[float]
+    cosine: list[float]
+
+
+def most_correlated(co: CoMoments, y_ids: Ints, size: int, not_itself: Ints | None = None) -> list[Correlated]:
+    """For each column x, the columns y with the largest Pearson correlation; ties go to the lower index.
+
+    ``y_ids`` name the columns y; ``not_itself[i]`` is the id that column x ``i`` must not be paired with. Constant columns
+    are left out. The cosine similarity of the activations stands beside it.
+    """
+    products, x, y = co.products.cpu().numpy(), co.x, co.y
+    squares_x, squares_y = x.squares.cpu().numpy(), y.squares.cpu().numpy()
+    mean_x, mean_y = x.mean.cpu().numpy(), y.mean.cpu().numpy()
+    varies_x, varies_y = (x.high > x.low).cpu().numpy(), (y.high > y.low).cpu().numpy()
+    result = []
+    for i in range(len(products)):
+        usable = varies_y & (squares_y > 0)
+        if not_itself is not None:
+            usable = usable & (y_ids != not_itself[i])
+        if not varies_x[i] or squares_x[i] <= 0 or not usable.any():
+            result.append(Correlated([], [], []))
+            continue
+        columns = np.flatnonzero(usable)
+        pearson = products[i, columns] / np.sqrt(squares_x[i] * squares_y[columns])
+        pearson = np.round(np.clip(pearson, -1.0, 1.0), CORRELATION_DECIMALS)
+        best = np.lexsort((y_ids[columns], -pearson))[:size]
+        chosen = columns[best]
+        raw_product = products[i, chosen] + co.n * mean_x[i] * mean_y[chosen]
+        norms = np.sqrt((squares_x[i] + co.n * mean_x[i] ** 2) * (squares_y[chosen] + co.n * mean_y[chosen] ** 2))
+        cosine = np.round(np.clip(raw_product / norms, -1.0, 1.0), CORRELATION_DECIMALS)
+        # Adding zero turns -0.0 into 0.0.
+        result.append(Correlated(y_ids[chosen].tolist(), (pearson[best] + 0.0).tolist(), (cosine + 0.0).tolist()))
+    return result
+
+
+class Aligned(NamedTuple):
+    """The entries of a decoder row with the largest values, and each one's share of the L1 norm."""
+
+    indices: list[int]
+    values: list[float]
+    share_of_l1: list[float]
+
+
+def aligned_neurons(decoder_row: Floats, size: int) -> Aligned:
+    """The largest signed entries; ties go to the lower index. The shares are 0 for a row of zeros."""
+    best = np.lexsort((np.arange(len(decoder_row)), -decoder_row))[:size]
+    total = float(np.abs(decoder_row).sum())
+    values = [round_significant(float(v), 6) for v in decoder_row[best]]
+    shares = [round(float(abs(decoder_row[i])) / total, 6) if total else 0.0 for i in best]
+    return Aligned(best.tolist(), values, shares)
