@@ -1,18 +1,29 @@
 """The nested dataclasses of both views: what was fetched, how it is drawn, how it is saved. No computation.
 
+Every class that is drawn has ``get_html(page)``, which hands the ``PageContext`` down and gives an ``Html`` fragment.
+
 Only ``str``, ``int``, ``float``, ``bool``, ``None``, lists and dicts are inside, so that JSON holds everything needed to
 draw a page again, with no model, no tokenizer and no torch. Every class checks its lengths and ranges when it is made.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence, Sized
+import os
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
+from sae_vis import _json, _page, html_fns
 from sae_vis._errors import InputError
-from sae_vis._params import FeatureVisParams
+from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, FeatureVisParams, Layout
+from sae_vis._templates import Html, join
+from sae_vis.html_fns import NOTHING
+from sae_vis.utils_fns import decimals_for, format_fixed, format_general, format_percent, format_quantile, format_signed, level
+
+V = TypeVar("V")
 
 ScoreName = Literal["act_size", "act_quantile", "loss_effect"]
 SCORE_NAMES: tuple[ScoreName, ...] = ("act_size", "act_quantile", "loss_effect")
@@ -40,6 +51,91 @@ def _check_finite(where: object, **values: Sequence[float | None] | float | None
                 raise InputError(f"{type(where).__name__}: {name}[{index}] is {item!r}, a finite number was expected.")
 
 
+# --- what drawing needs to know ----------------------------------------------------------------------------------
+
+
+class TokenPrinter:
+    """How each token of a vocabulary is shown; every text is made printable once."""
+
+    def __init__(self, vocab: Mapping[int, str], vocab_bytes: Mapping[int, str]) -> None:
+        self._vocab = vocab
+        self._bytes = vocab_bytes
+        self._shown: dict[int, Html] = {}
+
+    def one(self, token_id: int) -> Html:
+        """A token by itself."""
+        shown = self._shown.get(token_id)
+        if shown is None:
+            if token_id in self._bytes:
+                shown = html_fns.token_bytes(self._bytes[token_id])
+            elif token_id in self._vocab:
+                shown = html_fns.token_text(self._vocab[token_id])
+            else:
+                shown = html_fns.token_id(token_id)
+            self._shown[token_id] = shown
+        return shown
+
+    def sequence(self, token_ids: Sequence[int]) -> list[Html]:
+        """Tokens beside each other: those that make up a character together are shown as that character."""
+        shown = [self.one(token_id) for token_id in token_ids]
+        if self._bytes.keys().isdisjoint(token_ids):
+            return shown
+        return html_fns.joined_tokens(shown, [self._bytes.get(token_id, "") for token_id in token_ids])
+
+    def text(self, token_id: int) -> str:
+        """A token in an error message."""
+        return f"{self._vocab[token_id][:20]!r}" if token_id in self._vocab else f"id {token_id}"
+
+
+@dataclass(frozen=True)
+class PageContext:
+    """What a part of a page must know of the whole to draw itself; ``get_html`` hands it down.
+
+    ``features`` are those that a link can reach. ``act_max``, ``loss_max`` and ``shown_logits`` belong to the feature that
+    is being drawn, ``score_name`` and ``seq_pos`` to the prompt-centric view.
+    """
+
+    printer: TokenPrinter = field(default_factory=lambda: TokenPrinter({}, {}))
+    params: FeatureVisParams = field(default_factory=FeatureVisParams)
+    provenance: Provenance | None = None
+    features: frozenset[int] = frozenset()
+    act_max: float = 0.0
+    loss_max: float = 0.0
+    shown_logits: Mapping[int, float] = field(default_factory=dict)
+    seq_pos: int | None = None
+    score_name: ScoreName = "act_quantile"
+    feature_url: str | None = None
+
+    def for_feature(
+        self, sequences: Iterable[SequenceData], activations: ActivationsData, logits: LogitsData | None
+    ) -> PageContext:
+        """The same page, for one feature: the scales of its colours and its logit weights."""
+        shown = list(sequences)
+        largest = max((max(sequence.feat_acts) for sequence in shown), default=0.0)
+        losses = [abs(loss) for sequence in shown for loss in sequence.loss_contribution if loss]
+        return dataclasses.replace(
+            self,
+            act_max=max(activations.max or 0.0, largest),
+            loss_max=max(losses, default=0.0),
+            shown_logits=logits.shown_logits if logits else {},
+        )
+
+    @property
+    def ignored(self) -> Sequence[int]:
+        """Ids of the tokens that are left out of every number."""
+        return self.provenance.ignored_token_ids if self.provenance else ()
+
+    @property
+    def loss_how(self) -> str:
+        """Which effect on the loss the underlines show."""
+        if self.provenance is None:
+            return ""
+        reason = self.provenance.direct_effect_reason
+        if self.provenance.direct_effect == "none":
+            return f"Effect on the loss: not measured{f' ({reason})' if reason else ''}."
+        return f"({self.provenance.direct_effect}{f': {reason}' if reason else ''})"
+
+
 # --- the parts of one feature ------------------------------------------------------------------------------------
 
 
@@ -61,6 +157,15 @@ class HistogramData:
         _check(all(height >= 0 for height in self.bar_heights), self, "a bar height is negative.")
         _check_finite(self, bar_edges=self.bar_edges, tick_vals=self.tick_vals)
 
+    def get_html(
+        self, page: PageContext | None = None, *, kind: str = "activations", pin: float | None = None, pin_text: str = ""
+    ) -> Html:
+        """The histogram as a plot; ``kind`` is "activations" or "logits", ``pin`` a value to mark."""
+        low, high = self.bar_edges[0], self.bar_edges[-1]
+        label = f"Histogram of {kind} from {format_general(low)} to {format_general(high)}"
+        line = NOTHING if pin is None else html_fns.plot_pin(pin, pin_text, low, high)
+        return html_fns.middle_plot(kind, label, self.bar_edges, self.bar_heights, self.tick_vals, line)
+
 
 @dataclass
 class NeuronAlignmentData:
@@ -73,6 +178,16 @@ class NeuronAlignmentData:
     def __post_init__(self) -> None:
         _check_same_length(self, indices=self.indices, values=self.values, share_of_l1=self.share_of_l1)
         _check_finite(self, values=self.values, share_of_l1=self.share_of_l1)
+
+    def get_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
+        """The table, with at most ``rows`` rows."""
+        return html_fns.left_table(
+            "Neuron alignment",
+            ["Index", "Value", "% of L1"],
+            [str(index) for index in self.indices[:rows]],
+            [format_signed(value) for value in self.values[:rows]],
+            [format_percent(share, 2) for share in self.share_of_l1[:rows]],
+        )
 
 
 @dataclass
@@ -87,6 +202,19 @@ class CorrelationData:
         _check_same_length(self, indices=self.indices, pearson=self.pearson, cosine=self.cosine)
         _check_finite(self, pearson=self.pearson, cosine=self.cosine)
 
+    def get_html(
+        self, page: PageContext | None = None, *, title: str = "Correlated neurons", rows: int | None = None, links: bool = False
+    ) -> Html:
+        """The table, with at most ``rows`` rows; ``links`` where an index is a feature that the page may hold."""
+        reachable = page.features if page and links else frozenset()
+        return html_fns.left_table(
+            title,
+            ["Index", "Pearson", "Cosine"],
+            [html_fns.feature_link(index) if index in reachable else str(index) for index in self.indices[:rows]],
+            [format_signed(value) for value in self.pearson[:rows]],
+            [format_signed(value) for value in self.cosine[:rows]],
+        )
+
 
 @dataclass
 class FeatureTablesData:
@@ -96,6 +224,18 @@ class FeatureTablesData:
     correlated_neurons: CorrelationData | None = None
     correlated_features: CorrelationData | None = None
     correlated_b_features: CorrelationData | None = None
+
+    def get_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
+        """The tables that there are, below each other."""
+        tables = [self.neuron_alignment.get_html(page, rows=rows)] if self.neuron_alignment else []
+        for title, table, links in (
+            ("Correlated neurons", self.correlated_neurons, False),
+            ("Correlated features", self.correlated_features, True),
+            ("Correlated B features", self.correlated_b_features, False),
+        ):
+            if table is not None:
+                tables.append(table.get_html(page, title=title, rows=rows, links=links))
+        return html_fns.left_tables(tables)
 
 
 @dataclass
@@ -117,6 +257,15 @@ class ActivationsData:
         _check_finite(
             self, max=self.max, mean=self.mean, variance=self.variance, skewness=self.skewness, kurtosis=self.kurtosis
         )
+
+    def get_html(self, page: PageContext | None = None, *, pin: float | None = None) -> Html:
+        """The histogram of the active activations, or a sentence where the feature never fires."""
+        summary = f"density {format_percent(self.density)}"
+        if self.max is None or not self.histogram.bar_heights:
+            return html_fns.activations_histogram(summary, html_fns.empty("This feature never fires on these tokens."))
+        summary += f", max {format_fixed(self.max, decimals_for(self.max, 3))}"
+        pin_text = "" if pin is None else format_fixed(pin, decimals_for(self.max))
+        return html_fns.activations_histogram(summary, self.histogram.get_html(page, pin=pin, pin_text=pin_text))
 
 
 @dataclass
@@ -143,6 +292,31 @@ class LogitsData:
             bottom_logits=self.bottom_logits,
             shown_logits=list(self.shown_logits.values()),
         )
+
+    def get_html(self, page: PageContext | None = None) -> Html:
+        """The tables and the histogram."""
+        return join([self.tables_html(page), self.histogram_html(page)])
+
+    def tables_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
+        """The tokens whose logits the feature lowers most and raises most."""
+        printer = (page or PageContext()).printer
+        largest = max((abs(value) for value in [*self.top_logits, *self.bottom_logits]), default=0.0)
+        negative, positive = (
+            html_fns.logits_table(title, kind, [printer.one(token_id) for token_id in ids[:rows]], values[:rows], largest)
+            for title, kind, ids, values in (
+                ("Negative logits", "negative", self.bottom_token_ids, self.bottom_logits),
+                ("Positive logits", "positive", self.top_token_ids, self.top_logits),
+            )
+        )
+        return html_fns.logits_tables(negative, positive)
+
+    def histogram_html(self, page: PageContext | None = None, *, pin: float | None = None) -> Html:
+        """The histogram of the logit weights over the vocabulary."""
+        if not self.histogram.bar_heights:
+            return html_fns.logits_histogram("", html_fns.empty("There are no logit weights to count."))
+        pin_text = "" if pin is None else format_signed(pin)
+        plot = self.histogram.get_html(page, kind="logits", pin=pin, pin_text=pin_text)
+        return html_fns.logits_histogram(f"of {sum(self.histogram.bar_heights):,} tokens", plot)
 
 
 @dataclass
@@ -195,6 +369,22 @@ class SequenceData:
         )
         _check_finite(self, feat_acts=self.feat_acts, loss_contribution=self.loss_contribution)
 
+    def get_html(self, page: PageContext | None = None, *, bold_idx: int | None = None) -> Html:
+        """The tokens in a line, coloured by activation and underlined by effect on the loss."""
+        page = page or PageContext(act_max=max(self.feat_acts))
+        bold_idx = self.bold_idx if bold_idx is None else bold_idx
+        ignored, act_max, loss_max, draw = page.ignored, page.act_max, page.loss_max, html_fns.token
+        shown = zip(
+            page.printer.sequence(self.token_ids), self.token_ids, self.feat_acts, self.loss_contribution, strict=True
+        )
+        tokens = [
+            draw(text, level(act, act_max), level(loss or 0.0, loss_max), index == bold_idx, token_id in ignored)
+            for index, (text, token_id, act, loss) in enumerate(shown)
+        ]
+        value = format_fixed(self.feat_acts[bold_idx], decimals_for(act_max, 3))
+        label = f"Row {self.row}, position {self.start + bold_idx}, activation {value}"
+        return html_fns.sequence(tokens, value, label)
+
 
 @dataclass
 class SequenceGroupData:
@@ -210,12 +400,87 @@ class SequenceGroupData:
         _check_finite(self, lower=self.lower, upper=self.upper)
         _check(self.share is None or 0.0 <= self.share <= 1.0, self, f"share must be from 0 to 1, got {self.share!r}.")
 
+    def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
+        """The title and at most so many examples."""
+        page = page or PageContext(act_max=self.upper)
+        decimals = decimals_for(page.act_max, 3)
+        if self.share is None:
+            detail = f"max {format_fixed(self.upper, decimals)}"
+        else:
+            detail = f"{format_fixed(self.lower, decimals)} to {format_fixed(self.upper, decimals)}, "
+            detail += f"{format_percent(self.share)} of tokens"
+        sequences = [sequence.get_html(page) for sequence in self.sequences[:examples]]
+        return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty("No example.")])
+
 
 @dataclass
 class SequenceMultiGroupData:
     """All groups of examples of a feature: the top activations, then the intervals from the top down."""
 
     groups: list[SequenceGroupData]
+
+    def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
+        """All groups with at most so many examples each, the legend, and the numbers for the hover text."""
+        page = page or PageContext(act_max=max((group.upper for group in self.groups), default=0.0))
+        shown = [sequence for group in self.groups for sequence in group.sequences[:examples]]
+        if not shown:
+            return html_fns.sequence_multi_group(NOTHING, [html_fns.empty("There are no examples to show.")], NOTHING)
+        legend = html_fns.legend(format_fixed(page.act_max, decimals_for(page.act_max, 3)), _loss_key(page))
+        groups = [group.get_html(page, examples=examples) for group in self.groups]
+        return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
+
+
+def _loss_key(page: PageContext) -> Html:
+    if page.provenance and page.provenance.direct_effect == "none":
+        return join([page.loss_how])
+    return html_fns.loss_key(page.loss_how)
+
+
+def _hover(sequences: Sequence[SequenceData], page: PageContext) -> Html:
+    """The numbers behind some sequences, column-wise and as integers of a fixed step: short, and they deflate well.
+
+    ``logits`` belong to the distinct ids in the order in which they occur. An effect is the index of its token among all
+    of the panel, the number of raised tokens, the raised and lowered ids, and their log-probabilities.
+    """
+    ids = [token_id for sequence in sequences for token_id in sequence.token_ids]
+    losses = [loss for sequence in sequences for loss in sequence.loss_contribution]
+    act_decimals = decimals_for(page.act_max)
+    weights = [page.shown_logits.get(token_id) for token_id in dict.fromkeys(ids)] if page.shown_logits else []
+    logit_decimals = decimals_for(max((abs(weight) for weight in weights if weight is not None), default=0.0))
+    value = {
+        "decimals": [act_decimals, LOSS_DECIMALS, logit_decimals, EFFECT_DECIMALS],
+        "rows": [sequence.row for sequence in sequences],
+        "starts": [sequence.start for sequence in sequences],
+        "lengths": [len(sequence.token_ids) for sequence in sequences],
+        "ids": ids,
+        "acts": _integers([act for sequence in sequences for act in sequence.feat_acts], act_decimals),
+        "losses": _integers(losses, LOSS_DECIMALS) if any(loss is not None for loss in losses) else [],
+        "logits": _integers(weights, logit_decimals),
+        "effects": _effects(sequences),
+    }
+    return html_fns.hover_data(_page.json_text(value))
+
+
+LOSS_DECIMALS = 4
+EFFECT_DECIMALS = 3
+
+
+def _integers(values: Sequence[float | None], decimals: int) -> list[int | None]:
+    scale = 10**decimals
+    return [value if value is None else round(value * scale) for value in values]
+
+
+def _effects(sequences: Sequence[SequenceData]) -> list[list[int]]:
+    scale = 10**EFFECT_DECIMALS
+    effects = []
+    before = 0
+    for sequence in sequences:
+        for effect in sequence.effects:
+            logprobs = [round(value * scale) for value in (*effect.raised_logprobs, *effect.lowered_logprobs)]
+            ids = (*effect.raised_token_ids, *effect.lowered_token_ids)
+            effects.append([before + effect.at, len(effect.raised_token_ids), *ids, *logprobs])
+        before += len(sequence.token_ids)
+    return effects
 
 
 @dataclass
@@ -256,6 +521,45 @@ class FeatureData:
     def __post_init__(self) -> None:
         _check(self.feature_idx >= 0, self, f"feature_idx must not be negative, got {self.feature_idx!r}.")
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_context"}
+
+    def get_html(self, page: PageContext | None = None) -> Html:
+        """The feature's panels on a page; without ``page``, a whole document of this feature alone.
+
+        A feature that was taken out of a ``MultiFeatureData`` remembers the vocabulary, the parameters and the provenance
+        there. One that never was in any shows token ids.
+        """
+        if page is None:
+            return _one_feature_document(self, vars(self).get("_context") or PageContext())
+        page = page.for_feature(self._shown_sequences(), self.activations, self.logits)
+        layout = page.params.feature_layout()
+        heading = html_fns.label(self.label or "")
+        columns = _columns(layout, self, page)
+        return html_fns.feature(
+            self.feature_idx, heading, self._stats(), columns, page.params.border, layout.height or 0
+        )
+
+    def token_ids(self) -> set[int]:
+        """Every token that occurs in the sequences and in their effects."""
+        ids: set[int] = set()
+        for sequence in self._shown_sequences():
+            ids.update(sequence.token_ids)
+            for effect in sequence.effects:
+                ids.update(effect.raised_token_ids, effect.lowered_token_ids)
+        return ids
+
+    def _shown_sequences(self) -> list[SequenceData]:
+        return [sequence for group in self.sequences.groups for sequence in group.sequences]
+
+    def _stats(self) -> Html:
+        acts = self.activations
+        values = {"Density": format_percent(acts.density), "Active": f"{acts.n_active:,}"}
+        for name, value in (("Max", acts.max), ("Mean", acts.mean), ("Skewness", acts.skewness), ("Kurtosis", acts.kurtosis)):
+            if value is not None:
+                values[name] = format_general(value, 3)
+        return html_fns.stats(list(values), list(values.values()))
+
 
 # --- where the numbers come from ---------------------------------------------------------------------------------
 
@@ -285,10 +589,50 @@ class Provenance:
     digests: dict[str, str] = field(default_factory=dict)
 
 
+# --- from components to columns ----------------------------------------------------------------------------------
+
+Drawer = Callable[[Any, PageContext, Mapping[str, Any]], Html]
+
+_DRAWERS: dict[str, Drawer] = {
+    "feature_tables": lambda part, page, options: part.get_html(page, rows=options.get("rows")),
+    "activations_histogram": lambda part, page, options: part.get_html(page),
+    "logits_tables": lambda part, page, options: part.tables_html(page, rows=options.get("rows")),
+    "logits_histogram": lambda part, page, options: part.histogram_html(page),
+    "sequences": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
+}
+
+
+def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[str, Drawer] = _DRAWERS) -> list[Html]:
+    """The columns of a layout, drawn from the attributes of ``data`` that their components name.
+
+    Where an attribute is None, the reason is shown once and its other components are left out.
+    """
+    missing: set[str] = set()
+    columns = []
+    for column in layout.columns:
+        drawn = []
+        for component in column.components:
+            attribute = COMPONENTS[component.name].attribute
+            part = getattr(data, attribute)
+            if part is not None:
+                drawn.append(drawers[component.name](part, page, component.options))
+            elif attribute not in missing:
+                missing.add(attribute)
+                drawn.append(html_fns.empty(_missing_reason(attribute, page)))
+        names = [component.name.replace("_", "-") for component in column.components]
+        columns.append(html_fns.column([f"has-{name}" for name in names], drawn, column.width or 0))
+    return columns
+
+
+def _missing_reason(attribute: str, page: PageContext) -> str:
+    reason = page.provenance.direct_effect_reason if page.provenance else ""
+    return f"There are no {attribute.replace('_', ' ')} here{f': {reason}' if reason else '.'}"
+
+
 # --- the feature-centric view ------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(repr=False)
 class MultiFeatureData:
     """Many features of one encoder on one set of tokens: a mapping from feature index to ``FeatureData``.
 
@@ -310,8 +654,8 @@ class MultiFeatureData:
 
     def __getitem__(self, feature: int) -> FeatureData:
         try:
-            return self.feature_data_dict[feature]
-        except KeyError:
+            return self._with_context(self.feature_data_dict[feature])
+        except (KeyError, TypeError):
             raise InputError(_absent_feature(feature, self.feature_data_dict)) from None
 
     def __iter__(self) -> Iterator[int]:
@@ -323,23 +667,208 @@ class MultiFeatureData:
     def __contains__(self, feature: object) -> bool:
         return feature in self.feature_data_dict
 
-    def keys(self):  # type: ignore[no-untyped-def]
+    def keys(self) -> KeysView[int]:
         """The feature indices, in rising order."""
         return self.feature_data_dict.keys()
 
-    def values(self):  # type: ignore[no-untyped-def]
+    def values(self) -> ValuesView[FeatureData]:
         """The features, in rising order of their index."""
-        return self.feature_data_dict.values()
+        return {index: self[index] for index in self}.values()
 
-    def items(self):  # type: ignore[no-untyped-def]
+    def items(self) -> ItemsView[int, FeatureData]:
         """Pairs of index and feature, in rising order."""
-        return self.feature_data_dict.items()
+        return {index: self[index] for index in self}.items()
+
+    def __repr__(self) -> str:
+        return f"MultiFeatureData({_count(len(self), 'feature')} of {_subtitle(self.provenance)})"
+
+    def get_html(self, page: PageContext | None = None, feature: int | None = None) -> Html:
+        """The whole page as one document: every feature, ``feature`` (None: the first) shown at the start.
+
+        Raises:
+            InputError: if there is no such feature.
+        """
+        first = self._first(feature)
+        return _features_document(self, page or self._context(), list(self), first)
+
+    def save_html(self, path: str | os.PathLike[str], feature: int | None = None) -> None:
+        """Write the whole page to one file, which opens from disk with no network; ``feature`` is shown at the start.
+
+        Raises:
+            InputError: if there is no such feature.
+        """
+        _json.write_atomic(path, self.get_html(feature=feature).encode())
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
+        _json.save(self, path)
+
+    @classmethod
+    def load_json(cls, path: str | os.PathLike[str]) -> MultiFeatureData:
+        """Read what ``save_json`` wrote; neither the model nor torch is needed."""
+        return _json.load(cls, path)
+
+    def _repr_html_(self) -> str:
+        shown = list(self)[: _page.NOTEBOOK_FEATURES]
+        document = self._notebook_document(shown)
+        while len(document) > _page.NOTEBOOK_BYTES and len(shown) > 1:
+            shown = shown[: max(1, len(shown) * _page.NOTEBOOK_BYTES // (len(document) + 1))]
+            document = self._notebook_document(shown)
+        return _page.notebook_frame(document, repr(self), 900)
+
+    def merge(self, other: MultiFeatureData) -> MultiFeatureData:
+        """Both sets of features in one; they must be disjoint and come from the same run but for the features asked for.
+
+        Raises:
+            InputError: if a feature is in both, or the parameters, the provenance or the vocabularies differ.
+        """
+        if not isinstance(other, MultiFeatureData):
+            raise InputError(f"MultiFeatureData.merge needs another MultiFeatureData, got {type(other).__name__}.")
+        common = sorted(self.keys() & other.keys())
+        if common:
+            raise InputError(f"merge joins disjoint features, but both hold {_some(common)}.")
+        _check_same_run(self, other)
+        features = None
+        if self.params.features is not None and other.params.features is not None:
+            features = tuple(sorted({*self.params.features, *other.params.features}))
+        return MultiFeatureData(
+            feature_data_dict={**self.feature_data_dict, **other.feature_data_dict},
+            vocab=_merged("vocab", self.vocab, other.vocab),
+            vocab_bytes=_merged("vocab_bytes", self.vocab_bytes, other.vocab_bytes),
+            rows=_merged("rows", self.rows, other.rows),
+            params=dataclasses.replace(self.params, features=features),
+            provenance=self.provenance,
+        )
+
+    def _with_context(self, feature: FeatureData) -> FeatureData:
+        """The feature, remembering how to draw itself. That is no field: it is neither saved nor compared."""
+        vars(feature)["_context"] = PageContext(TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance)
+        return feature
+
+    def _context(self) -> PageContext:
+        printer = TokenPrinter(self.vocab, self.vocab_bytes)
+        return PageContext(printer, self.params, self.provenance, frozenset(self.feature_data_dict))
+
+    def _first(self, feature: int | None) -> int | None:
+        if feature is not None:
+            return self[feature].feature_idx
+        return next(iter(self), None)
+
+    def _notebook_document(self, shown: list[int]) -> Html:
+        note = ""
+        if len(shown) < len(self):
+            note = (
+                f"Showing {len(shown)} of {_count(len(self), 'feature')}. "
+                "Write them all to a file with .save_html('features.html'), or choose some: features[8]."
+            )
+        page = dataclasses.replace(self._context(), features=frozenset(shown))
+        return _features_document(self, page, shown, next(iter(shown), None), note)
+
+
+def _features_document(
+    features: MultiFeatureData, page: PageContext, shown: list[int], first: int | None, note: str = ""
+) -> Html:
+    """The feature-centric page: ``first`` in plain HTML, the others packed."""
+    data, title = features.feature_data_dict, _title(page)
+    packed = [_page.packed(i, _page.pack(data[i].get_html(page))) for i in shown if i != first]
+    index = {"ids": shown, "labels": {i: data[i].label for i in shown if data[i].label}, "title": title}
+    body = html_fns.features_page(
+        "SAE features" if len(shown) != 1 else "SAE feature",
+        _subtitle(page.provenance),
+        html_fns.feature_selector(first, len(shown)) if first is not None and len(shown) > 1 else NOTHING,
+        _notes(page, note),
+        html_fns.empty("There are no features in this data.") if first is None else data[first].get_html(page),
+        _footer(page),
+        html_fns.hovertext(),
+    )
+    elements = [_vocab_element(page, features.vocab), _page.data("index", index), *packed]
+    return _page.document(title if first is None else f"Feature {first} · {title}", body, elements)
+
+
+def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
+    index = {"ids": [feature.feature_idx], "labels": {}, "title": _title(page)}
+    body = html_fns.features_page(
+        "SAE feature",
+        _subtitle(page.provenance),
+        NOTHING,
+        _notes(page),
+        feature.get_html(page),
+        _footer(page),
+        html_fns.hovertext(),
+    )
+    elements = [_vocab_element(page, feature.token_ids()), _page.data("index", index)]
+    return _page.document(f"Feature {feature.feature_idx} · {_title(page)}", body, elements)
+
+
+def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
+    """How every token that the hover text may name is shown."""
+    ids = sorted(token_ids)
+    return _page.data("vocab", {"ids": ids, "html": [page.printer.one(token_id) for token_id in ids]})
+
+
+def _title(page: PageContext) -> str:
+    return f"{page.provenance.hook_point} · {page.provenance.model}" if page.provenance else "sae_vis"
+
+
+def _subtitle(provenance: Provenance | None) -> str:
+    return f"{provenance.hook_point} of {provenance.model}" if provenance else ""
+
+
+def _notes(page: PageContext, *first: str) -> Html:
+    notes = page.provenance.notes if page.provenance else []
+    return html_fns.notes([note for note in (*first, *notes) if note])
+
+
+def _footer(page: PageContext) -> str:
+    told = page.provenance
+    if told is None:
+        return "sae_vis"
+    parts = [
+        f"{told.n_rows:,} rows of {told.seq_len:,} tokens, {told.n_counted:,} positions counted",
+        f"{told.d_hidden:,} features on {told.d_in:,} dimensions",
+        ", ".join(f"{name} {version}" for name, version in sorted(told.versions.items())),
+        ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(told.digests.items())),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _some(values: Sequence[object], at_most: int = 8) -> str:
+    return ", ".join(map(str, values[:at_most])) + (", …" if len(values) > at_most else "") if values else "none"
+
+
+# Options that change how a run is made, not what it finds.
+_RUN_OPTIONS: dict[str, Any] = {
+    "features": None,
+    "minibatch_size_tokens": 64,
+    "minibatch_size_features": None,
+    "memory_budget": "4GB",
+    "verbose": True,
+}
+
+
+def _check_same_run(one: MultiFeatureData, other: MultiFeatureData) -> None:
+    for what, mine, others in (
+        ("parameters", *(dataclasses.replace(data.params, **_RUN_OPTIONS) for data in (one, other))),
+        ("provenance", one.provenance, other.provenance),
+    ):
+        names = [f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) != getattr(others, f.name)]  # type: ignore[arg-type]
+        if names:
+            raise InputError(f"merge joins features of one run, but the {what} differ in: {', '.join(names)}.")
+
+
+def _merged(what: str, one: dict[int, V], other: dict[int, V]) -> dict[int, V]:
+    differing = sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
+    if differing:
+        raise InputError(f"merge joins features of one run, but {what} differs at {_some(differing)}.")
+    return dict(sorted({**one, **other}.items()))
 
 
 def _absent_feature(feature: object, known: dict[int, FeatureData]) -> str:
-    held = list(known)
-    told = ", ".join(map(str, held[:8])) + (", …" if len(held) > 8 else "")
-    return f"Feature {feature!r} is not in this data, which holds {len(held)} features ({told or 'none'})."
+    return f"Feature {feature!r} is not in this data, which holds {_count(len(known), 'feature')}: {_some(list(known))}."
 
 
 # --- the prompt-centric view -------------------------------------------------------------------------------------

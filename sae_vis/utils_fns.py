@@ -1,8 +1,16 @@
-"""Small pure functions that both halves use: axis ticks and rounding."""
+"""Small pure functions that both halves use: axis ticks, rounding, number formats and printable token text."""
 
 from __future__ import annotations
 
 import math
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal, NamedTuple
+
+MINUS = "\u2212"  # as wide as a plus sign, unlike the hyphen
+
+# --- axis ticks and rounding -------------------------------------------------------------------------------------
 
 
 def ticks(low: float, high: float, at_most: int = 7) -> list[float]:
@@ -23,3 +31,174 @@ def ticks(low: float, high: float, at_most: int = 7) -> list[float]:
 def round_significant(value: float, digits: int) -> float:
     """``value`` rounded to so many significant digits."""
     return float(f"{value:.{digits - 1}e}") if math.isfinite(value) else value
+
+
+# --- number formats ----------------------------------------------------------------------------------------------
+
+
+def decimals_for(largest: float, digits: int = 4) -> int:
+    """Decimals that give ``largest`` so many significant digits; every number of one scale is shown with as many."""
+    if not (math.isfinite(largest) and largest):
+        return digits - 1
+    return min(12, max(0, digits - 1 - math.floor(math.log10(abs(largest)))))
+
+
+def format_fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals and a true minus sign; no minus before a zero."""
+    text = f"{value:.{decimals}f}"
+    if text.startswith("-"):
+        text = MINUS + text[1:] if text.strip("-0.") else text[1:]
+    return text
+
+
+def format_signed(value: float, decimals: int = 3) -> str:
+    """``+0.123`` or ``−0.123``; a number that rounds to zero has no sign."""
+    text = format_fixed(value, decimals)
+    return text if text[0] == MINUS or not text.strip("0.") else f"+{text}"
+
+
+def format_general(value: float, digits: int = 4) -> str:
+    """The shortest text with at most so many significant digits, e.g. for the ticks of an axis."""
+    return f"{value + 0.0:.{digits}g}".replace("-", MINUS) if value else "0"
+
+
+def format_percent(share: float, digits: int = 3) -> str:
+    """A share of 0 to 1 as a percentage with so many significant digits: ``0.0123 %``."""
+    percent = 100.0 * share
+    text = format_fixed(percent, min(8, decimals_for(percent, digits))) if percent else "0"
+    return f"{text} %"
+
+
+def format_quantile(share: float, rank_digits: int = 2, max_decimals: int = 6) -> str:
+    """A quantile near 1 as a percentage, with as many digits as its distance from 100 % has meaning: ``99.980 %``."""
+    tail = 100.0 * (1.0 - share)
+    if tail < 10.0**-max_decimals:
+        return "100 %"
+    decimals = max(0, rank_digits - 1 - math.floor(math.log10(tail)))
+    return f"{format_fixed(100.0 * share, min(max_decimals, decimals))} %"
+
+
+# --- colours -----------------------------------------------------------------------------------------------------
+
+
+def level(value: float, largest: float) -> float:
+    """Where ``value`` lies between 0 and ``largest`` (-1 to 1 for signed values), to two decimals, for a colour's strength.
+
+    What is not zero never becomes zero, so that a weak activation still differs from none.
+    """
+    if not value or not largest > 0:
+        return 0.0
+    share = round(min(1.0, abs(value) / largest), 2) or 0.01
+    return math.copysign(share, value)
+
+
+# --- printable token text ----------------------------------------------------------------------------------------
+
+PieceKind = Literal["text", "mark", "code"]
+
+# Zero-width or blank characters whose general category does not tell so.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufffc\ufffd")
+_HIDDEN_CATEGORIES = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"))
+_WHITESPACE_MARKS = {"\n": "↵", "\t": "→"}
+
+
+class Piece(NamedTuple):
+    """A part of a token as it is shown: real text, a mark that stands for whitespace, or the name of a code."""
+
+    kind: PieceKind
+    text: str
+
+
+def printable(text: str) -> list[Piece]:
+    """What to show for a token's text so that nothing in it is invisible, breaks a line or turns the page around.
+
+    Leading, trailing and repeated spaces become the mark ``·``, newlines ``↵``, tabs ``→``. Control, zero-width and
+    bidirectional characters, other spaces, private and unassigned characters and lone surrogates become their code, e.g.
+    ``U+200B``. Marks and codes are pieces of their own kind, so a real ``·`` can be told from a space.
+    """
+    pieces: list[Piece] = []
+    last = len(text) - 1
+    for index, char in enumerate(text):
+        if char == " " and 0 < index < last and " " not in (text[index - 1], text[index + 1]):
+            _extend(pieces, "text", " ")
+        elif char == " ":
+            _extend(pieces, "mark", "·")
+        elif char in _WHITESPACE_MARKS:
+            _extend(pieces, "mark", _WHITESPACE_MARKS[char])
+        elif _is_hidden(char) or (char in _VARIATION_SELECTORS and not _follows_text(pieces)):
+            pieces.append(Piece("code", f"U+{ord(char):04X}"))
+        elif unicodedata.category(char)[0] == "M" and not _follows_text(pieces):
+            _extend(pieces, "mark", "◌")  # else the accent would sit on the token before
+            _extend(pieces, "text", char)
+        else:
+            _extend(pieces, "text", char)
+    return pieces or [Piece("code", "empty")]
+
+
+_VARIATION_SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
+
+
+def _extend(pieces: list[Piece], kind: PieceKind, char: str) -> None:
+    if pieces and pieces[-1].kind == kind:
+        pieces[-1] = Piece(kind, pieces[-1].text + char)
+    else:
+        pieces.append(Piece(kind, char))
+
+
+def _follows_text(pieces: list[Piece]) -> bool:
+    return bool(pieces) and pieces[-1].kind == "text"
+
+
+@cache
+def _is_hidden(char: str) -> bool:
+    if char in _INVISIBLE:
+        return True
+    return char != " " and unicodedata.category(char) in _HIDDEN_CATEGORIES
+
+
+def shorten(text: str, limit: int = 48) -> str:
+    """The first characters of a text that is too long to show whole, else the text itself."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable_bytes(data: bytes) -> list[Piece]:
+    """What to show for bytes that may hold parts of characters: text where they decode, else their hex as codes."""
+    pieces: list[Piece] = []
+    while data:
+        try:
+            good, bad, data = data.decode(), b"", b""
+        except UnicodeDecodeError as error:
+            good, bad, data = data[: error.start].decode(), data[error.start : error.end], data[error.end :]
+        pieces += printable(good) if good else []
+        pieces += [Piece("code", bad.hex(" ").upper())] if bad else []
+    return pieces or [Piece("code", "empty")]
+
+
+def join_bytes(tokens: Sequence[bytes | None], at_most: int = 12) -> list[str | None]:
+    """The text of byte-level tokens that make up characters together: on the first of them, ``""`` on the others.
+
+    None marks a token that is not byte-level (None in ``tokens``), or whose bytes never join to whole characters.
+    """
+    texts: list[str | None] = [None] * len(tokens)
+    start = 0
+    while start < len(tokens):
+        joined = b""
+        for end in range(start, min(len(tokens), start + at_most)):
+            part = tokens[end]
+            if part is None:
+                break
+            joined += part
+            text = _decoded(joined)
+            if text is not None:
+                texts[start : end + 1] = [text, *[""] * (end - start)]
+                start = end
+                break
+        start += 1
+    return texts
+
+
+def _decoded(data: bytes) -> str | None:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None

@@ -1,0 +1,27 @@
+/* Unpack what sae_vis._page.pack made: deflated UTF-8 in base64, in a <script type="text/plain" data-packed="id">. */
+(() => {
+  "use strict";
+  const saeVis = (globalThis.saeVis ??= {});
+
+  saeVis.canInflate = typeof DecompressionStream === "function";
+  saeVis.cannotInflate =
+    "This browser cannot unpack the other features: it has no DecompressionStream. Chrome and Edge 80, Firefox 113, " +
+    "Safari 16.4 and everything newer have it.";
+
+  saeVis.inflate = async (text) => {
+    const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+    return new Response(stream).text();
+  };
+
+  saeVis.data = (id) => {
+    const element = document.getElementById(id);
+    return element ? JSON.parse(element.textContent) : null;
+  };
+
+  saeVis.say = (text) => {
+    const message = document.getElementById("message");
+    message.textContent = text;
+    message.hidden = !text;
+  };
+})();

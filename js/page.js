@@ -1,0 +1,124 @@
+/* The feature-centric page: choose a feature by number, label, arrow keys, link or location hash (#feature=8). */
+(() => {
+  "use strict";
+  const saeVis = (globalThis.saeVis ??= {});
+  const MOST_CHOICES = 60;
+  let index, place, shown, latest = 0;
+  const plain = new Map(); // feature -> HTML of what was in the page from the start
+
+  const start = () => {
+    index = saeVis.data("index");
+    place = document.getElementById("feature");
+    const first = place.querySelector(".feature");
+    if (!first) return;
+    shown = Number(first.dataset.feature);
+    plain.set(shown, place.innerHTML);
+    document.addEventListener("click", followLink);
+    if (index.ids.length < 2) return;
+    document.addEventListener("keydown", arrowKeys);
+    document.getElementById("previous").addEventListener("click", () => step(-1));
+    document.getElementById("next").addEventListener("click", () => step(1));
+    const choose = document.getElementById("choose");
+    choose.addEventListener("focus", () => choose.select());
+    choose.addEventListener("input", offerChoices);
+    choose.addEventListener("change", () => ask(choose.value));
+    window.addEventListener("hashchange", followHash);
+    update();
+    if (!saeVis.canInflate) saeVis.say(saeVis.cannotInflate);
+    followHash();
+  };
+
+  /* --- asking for a feature --- */
+
+  const followHash = () => {
+    const asked = /^#feature=(.*)$/.exec(location.hash);
+    if (asked) show(asked[1]);
+  };
+
+  /* A plain link to "#..." would unload a notebook's frame, so every one of ours goes through here. */
+  const followLink = (event) => {
+    const link = event.target.closest("a[data-go]");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    go(link.dataset.go);
+  };
+
+  const go = (feature) => {
+    const hash = `#feature=${feature}`;
+    if (location.hash === hash) show(feature);
+    else location.hash = hash;
+  };
+
+  const step = (by) => {
+    const next = index.ids[index.ids.indexOf(shown) + by];
+    if (next !== undefined) go(next);
+  };
+
+  const arrowKeys = (event) => {
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
+    if (event.target.closest("input, select, textarea, [contenteditable]")) return;
+    if (event.key === "ArrowLeft") step(-1);
+    else if (event.key === "ArrowRight") step(1);
+  };
+
+  /* What was typed may be a number, a label, or a choice of the list, which is a number. */
+  const ask = (typed) => {
+    const text = typed.trim();
+    const byLabel = Object.keys(index.labels).find((id) => index.labels[id].toLowerCase() === text.toLowerCase());
+    if (text) go(/^\d+$/.test(text) ? text : (byLabel ?? text));
+  };
+
+  /* The list holds only what fits the text, so that 20,000 features cost nothing. */
+  const offerChoices = () => {
+    const text = document.getElementById("choose").value.trim().toLowerCase();
+    const choices = [];
+    for (const id of index.ids) {
+      const label = index.labels[id] ?? "";
+      if (text && (String(id).startsWith(text) || label.toLowerCase().includes(text))) {
+        const option = document.createElement("option");
+        option.value = id;
+        option.label = label ? `${id} ${label}` : String(id);
+        if (choices.push(option) === MOST_CHOICES) break;
+      }
+    }
+    document.getElementById("choices").replaceChildren(...choices);
+  };
+
+  /* --- showing one --- */
+
+  const show = async (asked) => {
+    const feature = /^\d+$/.test(asked) ? Number(asked) : NaN;
+    if (feature === shown) return update();
+    if (!plain.has(feature) && !packedElement(feature)) {
+      const ids = index.ids;
+      let text = asked;
+      try { text = decodeURIComponent(asked); } catch { /* shown as it is */ }
+      saeVis.say(`There is no feature “${text.slice(0, 40)}” in this page, which holds ${ids.length}, from ${ids[0]} to ${ids[ids.length - 1]}.`);
+      return;
+    }
+    if (!plain.has(feature) && !saeVis.canInflate) return saeVis.say(saeVis.cannotInflate);
+    const turn = ++latest;
+    const html = plain.get(feature) ?? (await saeVis.inflate(packedElement(feature).textContent));
+    if (turn !== latest) return; // another feature was asked for meanwhile
+    saeVis.hideHover?.();
+    place.innerHTML = html;
+    shown = feature;
+    saeVis.say("");
+    update();
+  };
+
+  const packedElement = (feature) => document.querySelector(`script[data-packed="${feature}"]`);
+
+  const update = () => {
+    document.title = `Feature ${shown} · ${index.title}`;
+    const choose = document.getElementById("choose");
+    if (!choose) return;
+    choose.value = shown;
+    const at = index.ids.indexOf(shown);
+    document.getElementById("previous").disabled = at <= 0;
+    document.getElementById("next").disabled = at >= index.ids.length - 1;
+    document.querySelector(".count").textContent = `${(at + 1).toLocaleString("en")} of ${index.ids.length.toLocaleString("en")}`;
+  };
+
+  document.addEventListener("DOMContentLoaded", start);
+})();

@@ -1,0 +1,230 @@
+/* Hover text for tokens, and lines on the histograms: one element per page, filled from the JSON beside the sequences. By
+   mouse, touch or keyboard: every sequence is one tab stop, and the arrow keys move from token to token. */
+(() => {
+  "use strict";
+  const saeVis = (globalThis.saeVis ??= {});
+  const SVG = "http://www.w3.org/2000/svg";
+  const MARGIN = 8;
+  const panels = new WeakMap(); // panel of sequences -> its parsed data
+  let tip, vocab, current = null;
+
+  /* --- the data --- */
+
+  const vocabulary = () => {
+    if (!vocab) {
+      const { ids, html } = saeVis.data("vocab") ?? { ids: [], html: [] };
+      vocab = new Map(ids.map((id, place) => [id, html[place]]));
+    }
+    return vocab;
+  };
+
+  const tokenHtml = (id) => vocabulary().get(id) ?? `<samp>id ${Number(id)}</samp>`;
+
+  const panelData = (panel) => {
+    if (!panels.has(panel)) {
+      const element = panel.querySelector("script.hover");
+      const data = JSON.parse(element.textContent);
+      let offset = 0;
+      data.offsets = data.lengths.map((length) => (offset += length) - length);
+      data.effectAt = new Map(data.effects.map((effect) => [effect[0], effect]));
+      data.logitOf = new Map(data.logits.length ? [...new Set(data.ids)].map((id, place) => [id, data.logits[place]]) : []);
+      data.sequences = [...panel.querySelectorAll(".seq")];
+      panels.set(panel, data);
+    }
+    return panels.get(panel);
+  };
+
+  /* Everything that is known of a token. */
+  const facts = (token) => {
+    const sequence = token.parentElement;
+    const data = panelData(sequence.closest(".seqs"));
+    const number = data.sequences.indexOf(sequence);
+    const inside = [...sequence.children].indexOf(token);
+    const at = data.offsets[number] + inside;
+    const [actDecimals, lossDecimals, logitDecimals, effectDecimals] = data.decimals;
+    const scaled = (value, decimals) => (value == null ? null : { value: value / 10 ** decimals, decimals });
+    const effect = data.effectAt.get(at);
+    return {
+      id: data.ids[at],
+      row: data.rows[number],
+      position: data.starts[number] + inside,
+      ignored: token.classList.contains("x"),
+      activation: scaled(data.acts[at], actDecimals),
+      hasLoss: data.losses.length > 0,
+      loss: scaled(data.losses[at], lossDecimals),
+      logit: scaled(data.logitOf.get(data.ids[at]), logitDecimals),
+      effect: effect && changes(effect, (value) => scaled(value, effectDecimals)),
+    };
+  };
+
+  const changes = ([, raised, ...rest], scaled) => {
+    const half = rest.length / 2;
+    const pairs = rest.slice(0, half).map((id, place) => [id, scaled(rest[half + place])]);
+    return { raised: pairs.slice(0, raised), lowered: pairs.slice(raised) };
+  };
+  saeVis.facts = facts;
+
+  /* --- numbers as Python writes them --- */
+
+  const fixed = ({ value, decimals }) => value.toFixed(decimals).replace(/^-(?=[0.]*$)/, "").replace("-", "\u2212");
+  const signed = (number) => (number.value > 0 && /[1-9]/.test(fixed(number)) ? "+" : "") + fixed(number);
+  saeVis.fixed = fixed;
+  saeVis.signed = signed;
+
+  /* --- filling --- */
+
+  const slot = (name) => tip.querySelector(`[data-slot="${name}"]`);
+  const part = (name, shown) => (tip.querySelector(`[data-part="${name}"]`).hidden = !shown);
+
+  const fill = (known, isPrompt) => {
+    slot("token").innerHTML = tokenHtml(known.id);
+    const where = isPrompt ? `prompt, position ${known.position}` : `row ${known.row}, position ${known.position}`;
+    slot("where").textContent = `id ${known.id} · ${where}${known.ignored ? " · ignored" : ""}`;
+    slot("activation").textContent = fixed(known.activation);
+    part("loss", known.hasLoss);
+    slot("loss").textContent = known.loss ? signed(known.loss) : "none";
+    slot("loss").className = known.loss?.value < 0 ? "up" : known.loss?.value > 0 ? "down" : "";
+    part("logit", known.logit !== null);
+    if (known.logit) slot("logit").textContent = signed(known.logit);
+    part("changes", Boolean(known.effect));
+    if (known.effect) {
+      changeRows(slot("raised"), known.effect.raised, "up");
+      changeRows(slot("lowered"), known.effect.lowered, "down");
+    }
+    slot("none").textContent =
+      known.hasLoss && !known.effect ? "The feature was not active on the token before, so it did not change this prediction." : "";
+  };
+
+  const changeRows = (body, pairs, direction) => {
+    body.replaceChildren(
+      ...pairs.map(([id, number]) => {
+        const row = document.createElement("tr");
+        row.insertCell().innerHTML = tokenHtml(id);
+        const cell = row.insertCell();
+        cell.textContent = signed(number);
+        cell.className = direction;
+        return row;
+      }),
+    );
+  };
+
+  /* --- placing: below the token, above it where there is no room, never outside the window --- */
+
+  const placeBeside = (token) => {
+    const box = token.getClientRects()[0];
+    tip.style.transform = "none";
+    const { width, height } = tip.getBoundingClientRect();
+    const left = Math.max(MARGIN, Math.min(box.left - 12, innerWidth - width - MARGIN));
+    const below = box.bottom + 6;
+    const above = box.top - height - 6;
+    const top = below + height + MARGIN <= innerHeight || above < MARGIN ? Math.min(below, innerHeight - height - MARGIN) : above;
+    tip.style.transform = `translate(${Math.round(left)}px, ${Math.round(Math.max(MARGIN, top))}px)`;
+  };
+
+  /* --- lines on the histograms --- */
+
+  const drawLine = (plot, kind, value, text) => {
+    plot.querySelector(`.${kind}`)?.remove();
+    if (value === null) return;
+    const [low, high, left, right] = plot.dataset.scale.split(" ").map(Number);
+    const slack = (high - low) * 1e-3; // the value was rounded on its way here
+    if (value < low - slack || value > high + slack) return;
+    const x = left + ((right - left) * (Math.min(high, Math.max(low, value)) - low)) / (high - low);
+    const atEnd = x > (left + right) / 2;
+    const line = svg("path", { d: `M${x.toFixed(1)} 12V82` });
+    const label = svg("text", { x: (atEnd ? x - 3 : x + 3).toFixed(1), y: 9, "text-anchor": atEnd ? "end" : "start" });
+    label.textContent = text;
+    const group = svg("g", { class: kind });
+    group.append(line, label);
+    plot.append(group);
+  };
+
+  const svg = (name, attributes) => {
+    const element = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  };
+
+  /* Draw the lines of an activation and a logit weight on all plots of a feature; null takes a line away. */
+  saeVis.drawLines = (feature, kind, activation, logit) => {
+    for (const plot of feature.querySelectorAll(".plot")) {
+      const number = plot.classList.contains("logits") ? logit : activation?.value > 0 ? activation : null;
+      const text = number && (plot.classList.contains("logits") ? signed(number) : fixed(number));
+      drawLine(plot, kind, number ? number.value : null, text);
+    }
+  };
+
+  /* --- showing and hiding --- */
+
+  const show = (token) => {
+    if (current === token) return;
+    hide();
+    current = token;
+    const known = facts(token);
+    token.classList.add("on");
+    fill(known, Boolean(token.closest(".prompt")));
+    tip.hidden = false;
+    placeBeside(token);
+    saeVis.drawLines(token.closest(".feature"), "line", known.activation, known.logit);
+  };
+
+  const hide = () => {
+    if (!current) return;
+    current.classList.remove("on");
+    const feature = current.closest(".feature");
+    if (feature) saeVis.drawLines(feature, "line", null, null);
+    current = null;
+    tip.hidden = true;
+  };
+  saeVis.hideHover = hide;
+
+  /* --- keyboard --- */
+
+  const speak = () => {
+    const loss = tip.querySelector('[data-part="loss"]').hidden ? "" : `, loss contribution ${slot("loss").textContent}`;
+    document.getElementById("spoken").textContent =
+      `${current.textContent}, ${slot("where").textContent}, activation ${slot("activation").textContent}${loss}`;
+  };
+
+  const KEYS = { ArrowRight: (at) => at + 1, ArrowLeft: (at) => at - 1, Home: () => 0, End: (_, last) => last };
+
+  const keydown = (event) => {
+    if (event.key === "Escape") return hide();
+    const sequence = event.target.closest(".seq");
+    if (!sequence || event.ctrlKey || event.metaKey || event.altKey || !KEYS[event.key]) return;
+    event.preventDefault();
+    const last = sequence.children.length - 1;
+    const at = current?.parentElement === sequence ? [...sequence.children].indexOf(current) : 0;
+    show(sequence.children[Math.max(0, Math.min(last, KEYS[event.key](at, last)))]);
+    speak();
+  };
+
+  const focusin = (event) => {
+    const sequence = event.target.closest(".seq");
+    if (!sequence || !sequence.matches(":focus-visible")) return;
+    show(sequence.querySelector(":scope > .b") ?? sequence.firstElementChild);
+    speak();
+  };
+
+  const start = () => {
+    tip = document.getElementById("hovertext");
+    if (!tip) return;
+    const tokenOf = (target) => target.closest?.(".seq > *");
+    document.addEventListener("pointerover", (event) => {
+      const token = tokenOf(event.target);
+      if (token) show(token);
+    });
+    document.addEventListener("pointerout", (event) => {
+      if (tokenOf(event.target) && !event.relatedTarget?.closest?.(".seq > *")) hide();
+    });
+    document.addEventListener("pointerdown", (event) => {
+      if (!tokenOf(event.target)) hide();
+    });
+    document.addEventListener("focusin", focusin);
+    document.addEventListener("focusout", (event) => event.target.closest(".seq") && hide());
+    document.addEventListener("keydown", keydown);
+    document.addEventListener("scroll", hide, { capture: true, passive: true });
+  };
+
+  document.addEventListener("DOMContentLoaded", start);
+})();

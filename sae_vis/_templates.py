@@ -1,0 +1,146 @@
+"""Find, read and fill the template files of ``html/``, ``css/`` and ``js/``.
+
+A template is an HTML file with holes ``{{ name }}``. It is split by one regex, once, and filled by joining, so a value
+that itself looks like a hole is inert. Every value is escaped unless its type is ``Html``. The first line of a template
+may declare the files that its markup needs, ``<!-- needs: css/tables.css js/tooltip.js -->``; the needs travel with the
+``Html`` up to the page, which writes each file once. Style sheets and scripts are included as they are, never filled.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from sae_vis._errors import TemplateError
+
+Value = str | int | float  # bool is left out on purpose: "True" on a page is a mistake
+
+_NO_NEEDS: frozenset[str] = frozenset()
+_HOLE = re.compile(r"\{\{ *([a-z_][a-z0-9_]*) *\}\}")
+_NEEDS = re.compile(r"\A<!-- needs: ([a-z0-9_./ -]+?) -->\n")
+_ASSET_ENDS = {"css": re.compile("</style", re.IGNORECASE), "js": re.compile("</script|<!--", re.IGNORECASE)}
+# What HTML cannot hold or what could reorder the page: controls, bidi controls, line separators, surrogates, noncharacters.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff"
+    + "".join(chr(plane * 0x10000 + end) for plane in range(1, 17) for end in (0xFFFE, 0xFFFF))
+    + "]"
+)
+
+
+class Html(str):
+    """Text that is already HTML, with the names of the style sheets and scripts that it needs.
+
+    Safe by default: ``Html + Html`` is ``Html``, but with a plain ``str`` on either side, and through any other string
+    method, the result is a plain ``str``, which the next template escapes. Use ``join`` to put pieces together.
+    """
+
+    __slots__ = ("needs",)
+    needs: frozenset[str]
+
+    def __new__(cls, text: str = "", needs: frozenset[str] = _NO_NEEDS) -> Html:
+        self = super().__new__(cls, text)
+        self.needs = needs
+        return self
+
+    def __add__(self, other: str) -> str:
+        text = str.__add__(self, other)
+        return Html(text, self.needs | other.needs) if isinstance(other, Html) else text
+
+
+def escape(text: str) -> Html:
+    """``text`` as HTML that shows it and does nothing else, in an element or in a quoted attribute."""
+    return Html(html.escape(_UNPRINTABLE.sub(lambda match: f"[U+{ord(match[0]):04X}]", text), quote=True))
+
+
+def join(parts: Iterable[str]) -> Html:
+    """The parts one after the other; those that are not ``Html`` are escaped."""
+    pieces = [part if isinstance(part, Html) else escape(part) for part in parts]
+    return Html("".join(pieces), _NO_NEEDS.union(*(piece.needs for piece in pieces)))
+
+
+class Template:
+    """One template file, split at its holes."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        declared = _NEEDS.match(text)
+        self.needs = frozenset(declared[1].split()) if declared else _NO_NEEDS
+        # A file's last newline belongs to the file, not to its markup: inside a sequence it would be shown.
+        pieces = _HOLE.split(text[declared.end() if declared else 0 :].removesuffix("\n"))
+        left_over = next((piece for piece in pieces[::2] if "{{" in piece or "}}" in piece), None)
+        if left_over is not None:
+            raise TemplateError(f"Template {name}: '{{{{' or '}}}}' outside of a hole such as {{{{ name }}}}: {left_over!r}.")
+        self._pieces = pieces
+        self._holes = [(index, pieces[index]) for index in range(1, len(pieces), 2)]
+        self.names = frozenset(pieces[1::2])
+
+    def fill(self, **values: Value) -> Html:
+        """The markup with every hole filled.
+
+        Raises:
+            TemplateError: if a hole gets no value, a value has no hole, or a value is not a str, int or float.
+        """
+        if values.keys() != self.names:
+            raise TemplateError(_mismatch(self.name, self.names, values.keys()))
+        pieces = self._pieces.copy()
+        needs = self.needs
+        for index, name in self._holes:
+            value = values[name]
+            if type(value) is Html:
+                if value.needs:
+                    needs = needs | value.needs
+                pieces[index] = value
+            elif isinstance(value, str):
+                pieces[index] = escape(value)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                pieces[index] = str(value)
+            else:
+                raise TemplateError(f"Template {self.name}, hole {name!r}: str, int or float expected, got {value!r}.")
+        return Html("".join(pieces), needs)
+
+
+def _mismatch(template: str, names: Iterable[str], given: Iterable[str]) -> str:
+    missing, surplus = sorted(set(names) - set(given)), sorted(set(given) - set(names))
+    told = [f"no value for hole {', '.join(map(repr, missing))}"] if missing else []
+    told += [f"no hole for value {', '.join(map(repr, surplus))}"] if surplus else []
+    return f"Template {template}: {'; '.join(told)}."
+
+
+@cache
+def template(name: str) -> Template:
+    """The template ``html/<name>``, read once. The files that it needs must exist."""
+    found = Template(f"html/{name}", _read(f"html/{name}"))
+    for need in sorted(found.needs):
+        asset(need)
+    return found
+
+
+@cache
+def asset(name: str) -> str:
+    """A style sheet or a script, e.g. ``css/general.css``, exactly as it is in the file."""
+    text = _read(name)
+    kind = name.partition("/")[0]
+    if kind not in _ASSET_ENDS:
+        raise TemplateError(f"{name!r} is neither a style sheet (css/...) nor a script (js/...).")
+    if _ASSET_ENDS[kind].search(text):
+        raise TemplateError(f"{name} contains {_ASSET_ENDS[kind].pattern!r}, which would end or confuse its element.")
+    return text
+
+
+def folder(kind: str) -> Traversable:
+    """The folder ``css``, ``html`` or ``js``: inside the package once it is installed, beside the package in a checkout."""
+    packed = files("sae_vis") / kind
+    return packed if packed.is_dir() else Path(__file__).resolve().parents[1] / kind
+
+
+def _read(name: str) -> str:
+    kind, _, file = name.partition("/")
+    place = folder(kind) / file
+    if not place.is_file():
+        raise TemplateError(f"Template file {name!r} was not found in {folder(kind)}. Is the installation complete?")
+    return place.read_text(encoding="utf-8")

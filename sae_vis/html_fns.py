@@ -1,0 +1,421 @@
+"""One function per template: plain values in (str, int, float, bool and lists of them), ``Html`` out.
+
+What a function is given as text is escaped by the template; what another function here made is ``Html`` and goes in as it
+is. Numbers become text here, so that there is one place that says how a number looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from sae_vis._templates import Html, escape, join, template
+from sae_vis.utils_fns import (
+    Piece,
+    decimals_for,
+    format_fixed,
+    format_general,
+    format_percent,
+    format_signed,
+    join_bytes,
+    level,
+    printable,
+    printable_bytes,
+    shorten,
+)
+
+NOTHING = Html("")
+TOKEN_LIMIT = 48  # characters of a token that are shown; the title of a longer one tells more
+TITLE_LIMIT = 400
+
+# --- token text --------------------------------------------------------------------------------------------------
+
+
+def token_text(text: str) -> Html:
+    """A token's text with its whitespace made visible and everything invisible named; never more than a line."""
+    shown = _pieces(printable(shorten(text, TOKEN_LIMIT)))
+    if len(text) <= TOKEN_LIMIT:
+        return shown
+    title = "".join(piece.text for piece in printable(shorten(text, TITLE_LIMIT)))
+    return template("token_long.html").fill(text=shown, title=f"{len(text):,} characters: {title}")
+
+
+def token_bytes(hex_text: str) -> Html:
+    """A token that is only part of a character: its bytes as codes, and as text what of it is whole."""
+    return _pieces(printable_bytes(bytes.fromhex(hex_text)))
+
+
+def token_id(token: int) -> Html:
+    """A token whose text is not known."""
+    return template("token_code.html").fill(code=f"id {token}")
+
+
+def joined_tokens(shown: Sequence[Html], hex_texts: Sequence[str]) -> list[Html]:
+    """Tokens beside each other, those that make up a character together shown as that character.
+
+    Args:
+        shown: how each token looks on its own.
+        hex_texts: the bytes of those that are part of a character, "" for the others.
+    """
+    joined = join_bytes([bytes.fromhex(text) if text else None for text in hex_texts])
+    continuation = template("token_mark.html").fill(mark="‹")
+    return [
+        alone if text is None else token_text(text) if text else continuation
+        for alone, text in zip(shown, joined, strict=True)
+    ]
+
+
+def _pieces(pieces: Sequence[Piece]) -> Html:
+    parts: list[Html] = []
+    for kind, text in pieces:
+        if kind == "text":
+            parts.append(escape(text))
+        elif kind == "mark":
+            parts.append(template("token_mark.html").fill(mark=text))
+        else:
+            parts.append(template("token_code.html").fill(code=text))
+    return join(parts)
+
+
+# --- sequences ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=65536)
+def token(text: Html, activation: float, effect: float, bold: bool, ignored: bool) -> Html:
+    """One token of a sequence, coloured.
+
+    Args:
+        text: the printable text.
+        activation: 0 to 1 of the feature's maximum, for the background.
+        effect: -1 to 1 of the feature's largest effect on the loss, for the underline; negative lowers the loss.
+        bold: whether this is the token that the sequence was chosen for.
+        ignored: whether the token's position is left out of every number.
+    """
+    styles = [f"--a:{_short(activation)}"] if activation else []
+    if effect:
+        styles.append(f"--{'h' if effect < 0 else 'r'}:{_short(abs(effect))}")
+    names = " ".join(name for name, given in (("b", bold), ("x", ignored)) if given)
+    attributes = f' class="{names}"' if names else ""
+    if styles:
+        attributes += f' style="{";".join(styles)}"'
+    return template("token_template.html").fill(attributes=Html(attributes), text=text)
+
+
+def _short(share: float) -> str:
+    return f"{share:.2f}".lstrip("0").rstrip("0").rstrip(".")
+
+
+def sequence(tokens: Sequence[Html], value: str, label: str) -> Html:
+    """A line of tokens; ``value`` is shown before it, ``label`` is what a screen reader says of it."""
+    return template("sequence_template.html").fill(tokens=join(tokens), value=value, label=label)
+
+
+def sequence_group(title: str, detail: str, sequences: Sequence[Html]) -> Html:
+    """A titled group of sequences."""
+    return template("sequence_group_template.html").fill(title=title, detail=detail, sequences=join(sequences))
+
+
+def sequence_multi_group(legend: Html, groups: Sequence[Html], hover: Html) -> Html:
+    """All groups of a feature, with the legend above them and the data that hovering shows."""
+    return template("sequence_multi_group.html").fill(legend=legend, groups=join(groups), hover=hover)
+
+
+def legend(largest: str, loss: Html) -> Html:
+    """What the colours of a token mean."""
+    return template("legend.html").fill(largest=largest, loss=loss)
+
+
+def loss_key(how: str) -> Html:
+    """What the underlines mean, and which effect on the loss they show."""
+    return template("loss_key.html").fill(how=how)
+
+
+def hover_data(json: Html) -> Html:
+    """The numbers behind the sequences of a panel, for the hover text."""
+    return template("hover_data.html").fill(json=json)
+
+
+def hovertext() -> Html:
+    """The hover text of a page, of which there is one; the script fills it."""
+    return template("hovertext.html").fill()
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def left_table(
+    title: str, heads: Sequence[str], indices: Sequence[str], first: Sequence[str], second: Sequence[str]
+) -> Html:
+    """A small table of an index and two numbers; ``heads`` are the titles of its three columns."""
+    row = template("left_table_row.html")
+    rows = [row.fill(index=i, first=a, second=b) for i, a, b in zip(indices, first, second, strict=True)]
+    index_head, first_head, second_head = heads
+    return template("left_table.html").fill(
+        title=title, index=index_head, first=first_head, second=second_head, rows=join(rows)
+    )
+
+
+def left_tables(tables: Sequence[Html]) -> Html:
+    """The tables of aligned neurons and correlated features below each other."""
+    return template("left_tables_template.html").fill(tables=join(tables))
+
+
+def feature_link(feature: int) -> Html:
+    """A link to another feature of the same page."""
+    return template("feature_link.html").fill(feature=feature)
+
+
+def outside_link(feature: int, url: str) -> Html:
+    """A link to a feature's own page somewhere else."""
+    return template("outside_link.html").fill(feature=feature, url=url)
+
+
+def logits_table(title: str, kind: str, tokens: Sequence[Html], values: Sequence[float], largest: float) -> Html:
+    """Tokens with their logit weights, shaded by size; ``kind`` is "negative" or "positive"."""
+    row = template("logits_row.html")
+    decimals = min(4, decimals_for(largest, 3))
+    rows = [
+        row.fill(level=_short(abs(level(value, largest))) or "0", token=shown, value=format_signed(value, decimals))
+        for shown, value in zip(tokens, values, strict=True)
+    ]
+    return template("logits_table.html").fill(title=title, kind=kind, rows=join(rows))
+
+
+def logits_tables(negative: Html, positive: Html) -> Html:
+    """The two tables of logit weights beside each other."""
+    return template("logits_tables.html").fill(negative=negative, positive=positive)
+
+
+# --- plots -------------------------------------------------------------------------------------------------------
+
+# The geometry of a plot, in the units of its viewBox; middle_plots.html draws the axis to fit.
+PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 6.0, 306.0, 14.0, 82.0
+
+
+def middle_plot(
+    kind: str, label: str, edges: Sequence[float], heights: Sequence[int], tick_vals: Sequence[float], pin: Html
+) -> Html:
+    """A histogram as inline SVG: one path for the bars below zero, one for the others, a baseline and round ticks.
+
+    Args:
+        kind: "activations" or "logits"; where the hover lines go, and the colours.
+        pin: a line from ``plot_pin`` that stays, or ``NOTHING``.
+    """
+    low, high = edges[0], edges[-1]
+    inside = [tick for tick in tick_vals if low <= tick <= high]
+    places = [_short_place(plot_x(tick, low, high)) for tick in inside]
+    tick = template("plot_tick.html")
+    below = [2 * index + 1 for index in range(len(heights)) if edges[index] + edges[index + 1] < 0]
+    split = len(below)  # edges rise, so the bars below zero come first
+    return template("middle_plots.html").fill(
+        kind=kind,
+        label=label,
+        scale=f"{low!r} {high!r} {PLOT_LEFT:g} {PLOT_RIGHT:g}",
+        count=f"{max(heights):,}",
+        lower=_bars(heights, 0, split),
+        upper=_bars(heights, split, len(heights)),
+        tick_lines="".join(f"M{place} 82v3.5" for place in places),
+        tick_labels=join(
+            tick.fill(x=place, label=format_general(value)) for place, value in zip(places, inside, strict=True)
+        ),
+        pin=pin,
+    )
+
+
+def plot_x(value: float, low: float, high: float) -> float:
+    """Where a value lies on a plot's axis."""
+    return PLOT_LEFT + (PLOT_RIGHT - PLOT_LEFT) * (value - low) / (high - low)
+
+
+def plot_pin(value: float, text: str, low: float, high: float) -> Html:
+    """A line with a label that marks a value on a plot; nothing if the value is not on its axis."""
+    if not low <= value <= high:
+        return NOTHING
+    x = plot_x(value, low, high)
+    anchor = "end" if x > (PLOT_LEFT + PLOT_RIGHT) / 2 else "start"
+    label_x = _short_place(x - 3 if anchor == "end" else x + 3)
+    return template("plot_pin.html").fill(x=_short_place(x), label_x=label_x, anchor=anchor, label=text)
+
+
+def _bars(heights: Sequence[int], start: int, stop: int) -> str:
+    """The path of some bars of a histogram. What was counted at all is at least one unit tall."""
+    width = (PLOT_RIGHT - PLOT_LEFT) / len(heights)
+    gap = min(1.0, width / 6)
+    scale = (PLOT_BOTTOM - PLOT_TOP) / max(1, max(heights))
+    bars = []
+    for index in range(start, stop):
+        if heights[index]:
+            x, tall = _short_place(PLOT_LEFT + index * width + gap / 2), _short_place(max(1.0, heights[index] * scale))
+            bars.append(f"M{x} 82v-{tall}h{_short_place(width - gap, 2)}V82")
+    return "".join(bars)
+
+
+def _short_place(value: float, decimals: int = 1) -> str:
+    return f"{value:.{decimals}f}".rstrip("0").rstrip(".")
+
+
+def activations_histogram(summary: str, plot: Html) -> Html:
+    """The panel of the activations histogram."""
+    return template("activations_histogram.html").fill(summary=summary, plot=plot)
+
+
+def logits_histogram(summary: str, plot: Html) -> Html:
+    """The panel of the logits histogram."""
+    return template("logits_histogram.html").fill(summary=summary, plot=plot)
+
+
+def empty(text: str) -> Html:
+    """A calm sentence where a panel has nothing to show."""
+    return template("empty.html").fill(text=text)
+
+
+# --- a feature ---------------------------------------------------------------------------------------------------
+
+
+def label(text: str) -> Html:
+    """A feature's label, kept from turning the text around it."""
+    return template("label.html").fill(text=shorten(text, 200)) if text else NOTHING
+
+
+def stats(names: Sequence[str], values: Sequence[str]) -> Html:
+    """Pairs of a name and a value in one line."""
+    row = template("stat.html")
+    return template("stats.html").fill(
+        stats=join(row.fill(name=name, value=value) for name, value in zip(names, values, strict=True))
+    )
+
+
+def column(names: Sequence[str], components: Sequence[Html], width: int) -> Html:
+    """A column of panels; a ``width`` of 0 takes what they need. In a column of sequences it is a group's least width."""
+    size = Html(f' style="--w:{int(width)}px"') if width else NOTHING
+    return template("column.html").fill(names=" ".join(names), components=join(components), size=size)
+
+
+def feature(index: int, label: Html, stats: Html, columns: Sequence[Html], border: bool, height: int) -> Html:
+    """A feature's panels with its heading; columns taller than ``height`` (0: any) scroll."""
+    return template("feature.html").fill(
+        index=index,
+        label=label,
+        stats=stats,
+        columns=join(columns),
+        style=" bordered" if border else "",
+        size=Html(f' style="--height:{int(height)}px"') if height else NOTHING,
+    )
+
+
+# --- pages -------------------------------------------------------------------------------------------------------
+
+
+def notes(texts: Sequence[str]) -> Html:
+    """What a reader must know of the numbers on the page."""
+    if not texts:
+        return NOTHING
+    return template("notes.html").fill(notes=join(template("note.html").fill(text=text) for text in texts))
+
+
+def feature_selector(current: int, count: int) -> Html:
+    """Choose a feature: previous, next, or by number or label."""
+    width = max(6, len(str(current)) + 2)
+    return template("feature_selector.html").fill(current=current, width=width, count=f"of {count:,}")
+
+
+def features_page(
+    title: str, subtitle: str, selector: Html, notes: Html, feature: Html, footer: str, hovertext: Html
+) -> Html:
+    """The body of the feature-centric page."""
+    return template("features_page.html").fill(
+        title=title,
+        subtitle=subtitle,
+        selector=selector,
+        notes=notes,
+        feature=feature,
+        footer=footer,
+        hovertext=hovertext,
+    )
+
+
+# --- the prompt-centric view -------------------------------------------------------------------------------------
+
+
+def prompt_token(token: Html, label: str, n_active: int, largest: int, chosen: bool, ignored: bool) -> Html:
+    """A token of the strip above the columns, with the number of features that are active on it."""
+    styles = [f"--n:{_short(level(n_active, largest))}"] if n_active else []
+    attributes = (' class="x"' if ignored else "") + (f' style="{styles[0]}"' if styles else "")
+    return template("prompt_token.html").fill(
+        token=token,
+        label=label,
+        n_active=n_active,
+        checked="true" if chosen else "false",
+        tab=0 if chosen else -1,
+        style=Html(attributes),
+    )
+
+
+def prompt_metric(metric: str, name: str, chosen: bool) -> Html:
+    """A button that ranks the columns by another score."""
+    return template("prompt_metric.html").fill(
+        metric=metric, name=name, checked="true" if chosen else "false", tab=0 if chosen else -1
+    )
+
+
+def prompt_sequence(sequence: Html, hover: Html) -> Html:
+    """The prompt in a feature's column, coloured by the feature."""
+    return template("prompt_sequence.html").fill(sequence=sequence, hover=hover)
+
+
+def top_sequences(group: Html, hover: Html) -> Html:
+    """The feature's top activations in a prompt's column."""
+    return template("top_sequences.html").fill(group=group, hover=hover)
+
+
+def prompt_column(
+    feature: int, link: Html, label: Html, rank: str, score: str, columns: Sequence[Html], border: bool
+) -> Html:
+    """One feature's column of the prompt-centric page."""
+    return template("prompt_column.html").fill(
+        feature=feature,
+        link=link,
+        label=label,
+        rank=rank,
+        score=score,
+        columns=join(columns),
+        style=" bordered" if border else "",
+    )
+
+
+def prompt_page(
+    title: str,
+    subtitle: str,
+    notes: Html,
+    tokens: Sequence[Html],
+    metrics: Sequence[Html],
+    about: str,
+    columns: Sequence[Html],
+    none: str,
+    footer: str,
+    hovertext: Html,
+) -> Html:
+    """The body of the prompt-centric page; ``none`` is said where no feature is ranked."""
+    return template("prompt_page.html").fill(
+        title=title,
+        subtitle=subtitle,
+        notes=notes,
+        tokens=join(tokens),
+        metrics=join(metrics),
+        about=about,
+        columns=join(columns),
+        none=none,
+        none_hidden=Html(" hidden") if columns else NOTHING,
+        footer=footer,
+        hovertext=hovertext,
+    )
+
+
+def density_text(density: float) -> str:
+    """A density as it is shown everywhere."""
+    return format_percent(density)
+
+
+def fixed_text(value: float, largest: float) -> str:
+    """An activation with the decimals of its feature's scale."""
+    return format_fixed(value, decimals_for(largest))
