@@ -129,11 +129,12 @@ class PageContext:
     def loss_how(self) -> str:
         """Which effect on the loss the underlines show."""
         if self.provenance is None:
-            return ""
+            return "Loss contribution"
         reason = self.provenance.direct_effect_reason
+        told = f": {reason}" if reason else ""
         if self.provenance.direct_effect == "none":
-            return f"Effect on the loss: not measured{f' ({reason})' if reason else ''}."
-        return f"({self.provenance.direct_effect}{f': {reason}' if reason else ''})"
+            return f"Loss contribution not measured{told}"
+        return f"Loss contribution ({self.provenance.direct_effect}{told})"
 
 
 # --- the parts of one feature ------------------------------------------------------------------------------------
@@ -262,7 +263,9 @@ class ActivationsData:
         """The histogram of the active activations, or a sentence where the feature never fires."""
         summary = f"density {format_percent(self.density)}"
         if self.max is None or not self.histogram.bar_heights:
-            return html_fns.activations_histogram(summary, html_fns.empty("This feature never fires on these tokens."))
+            counted = f"the {page.provenance.n_counted:,} counted" if page and page.provenance else "these"
+            text = f"This feature never fires on {counted} tokens."
+            return html_fns.activations_histogram(summary, html_fns.empty(text))
         summary += f", max {format_fixed(self.max, decimals_for(self.max, 3))}"
         pin_text = "" if pin is None else format_fixed(pin, decimals_for(self.max))
         return html_fns.activations_histogram(summary, self.histogram.get_html(page, pin=pin, pin_text=pin_text))
@@ -424,7 +427,7 @@ class SequenceMultiGroupData:
         page = page or PageContext(act_max=max((group.upper for group in self.groups), default=0.0))
         shown = [sequence for group in self.groups for sequence in group.sequences[:examples]]
         if not shown:
-            return html_fns.sequence_multi_group(NOTHING, [html_fns.empty("There are no examples to show.")], NOTHING)
+            return html_fns.sequence_multi_group(NOTHING, [html_fns.empty("No examples: the feature is active nowhere.")], NOTHING)
         legend = html_fns.legend(format_fixed(page.act_max, decimals_for(page.act_max, 3)), _loss_key(page))
         groups = [group.get_html(page, examples=examples) for group in self.groups]
         return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
@@ -542,12 +545,7 @@ class FeatureData:
 
     def token_ids(self) -> set[int]:
         """Every token that occurs in the sequences and in their effects."""
-        ids: set[int] = set()
-        for sequence in self._shown_sequences():
-            ids.update(sequence.token_ids)
-            for effect in sequence.effects:
-                ids.update(effect.raised_token_ids, effect.lowered_token_ids)
-        return ids
+        return _token_ids(self._shown_sequences())
 
     def _shown_sequences(self) -> list[SequenceData]:
         return [sequence for group in self.sequences.groups for sequence in group.sequences]
@@ -559,6 +557,15 @@ class FeatureData:
             if value is not None:
                 values[name] = format_general(value, 3)
         return html_fns.stats(list(values), list(values.values()))
+
+
+def _token_ids(sequences: Iterable[SequenceData]) -> set[int]:
+    ids: set[int] = set()
+    for sequence in sequences:
+        ids.update(sequence.token_ids)
+        for effect in sequence.effects:
+            ids.update(effect.raised_token_ids, effect.lowered_token_ids)
+    return ids
 
 
 # --- where the numbers come from ---------------------------------------------------------------------------------
@@ -874,6 +881,21 @@ def _absent_feature(feature: object, known: dict[int, FeatureData]) -> str:
 # --- the prompt-centric view -------------------------------------------------------------------------------------
 
 
+# How each score is named, written in a column's title, and explained.
+_METRICS: dict[str, tuple[str, str]] = {
+    "act_size": ("Activation", "The features with the largest activation on the chosen token."),
+    "act_quantile": (
+        "Quantile",
+        "The features whose activation on the chosen token is highest among their own activations: the share of the "
+        "counted positions where it is smaller.",
+    ),
+    "loss_effect": (
+        "Loss effect",
+        "The features active on the token before that lower the loss of predicting the chosen token most.",
+    ),
+}
+
+
 @dataclass
 class PromptData:
     """One feature on a prompt, with what a column of the prompt-centric view shows of it."""
@@ -885,8 +907,56 @@ class PromptData:
     top_group: SequenceGroupData
     label: str | None = None
 
+    def __post_init__(self) -> None:
+        _check(self.feature_idx >= 0, self, f"feature_idx must not be negative, got {self.feature_idx!r}.")
 
-@dataclass
+    def get_html(self, page: PageContext | None = None, *, rank: str = "", score: str = "") -> Html:
+        """The feature's column. With a position on the page, its token is bold and the histograms have their lines."""
+        page = (page or PageContext()).for_feature([self.sequence, *self.top_group.sequences], self.activations, self.logits)
+        link = join([str(self.feature_idx)])
+        if page.feature_url:
+            link = html_fns.outside_link(self.feature_idx, page.feature_url.replace("{feature}", str(self.feature_idx)))
+        return html_fns.prompt_column(
+            self.feature_idx,
+            link,
+            html_fns.label(self.label or ""),
+            rank,
+            score,
+            _columns(PROMPT_LAYOUT, self, page, _prompt_drawers(self)),
+            page.params.border,
+        )
+
+    def token_ids(self) -> set[int]:
+        """Every token that occurs in the prompt, in the top sequences and in their effects."""
+        return _token_ids([self.sequence, *self.top_group.sequences])
+
+
+def _prompt_drawers(data: PromptData) -> dict[str, Drawer]:
+    """How a prompt's column draws its components: the same panels, with lines for the chosen position."""
+
+    def act_pin(page: PageContext) -> float | None:
+        # What acts on the prediction of a token is the activation on the token before it.
+        at = page.seq_pos if page.seq_pos is None or page.score_name != "loss_effect" else page.seq_pos - 1
+        return data.sequence.feat_acts[at] or None if at is not None and at >= 0 else None
+
+    def logit_pin(page: PageContext) -> float | None:
+        if page.seq_pos is None or page.score_name != "loss_effect":
+            return None
+        return page.shown_logits.get(data.sequence.token_ids[page.seq_pos])
+
+    return _DRAWERS | {
+        "prompt": lambda part, page, options: html_fns.prompt_sequence(
+            part.get_html(page, bold_idx=page.seq_pos), _hover([part], page)
+        ),
+        "activations_histogram": lambda part, page, options: part.get_html(page, pin=act_pin(page)),
+        "logits_histogram": lambda part, page, options: part.histogram_html(page, pin=logit_pin(page)),
+        "top_sequences": lambda part, page, options: html_fns.top_sequences(
+            part.get_html(page, examples=options.get("examples")), _hover(part.sequences[: options.get("examples")], page)
+        ),
+    }
+
+
+@dataclass(repr=False)
 class MultiPromptData:
     """Which features matter at each token of one prompt.
 
@@ -908,13 +978,177 @@ class MultiPromptData:
         _check_same_length(self, prompt_token_ids=self.prompt_token_ids, n_active=self.n_active)
         n_tokens = len(self.prompt_token_ids)
         for name, positions in self.scores.items():
+            _check(name in SCORE_NAMES, self, f"unknown score {name!r}; known: {', '.join(SCORE_NAMES)}.")
             _check(len(positions) == n_tokens, self, f"scores[{name!r}] has {len(positions)} positions, expected {n_tokens}.")
             for ranked in positions:
                 for feature, score in ranked:
                     _check(feature in self.prompt_data_dict, self, f"scores name feature {feature}, which has no data.")
                     _check_finite(self, scores=score)
         for feature, data in self.prompt_data_dict.items():
+            _check(feature == data.feature_idx, self, f"key {feature} holds feature {data.feature_idx}.")
             shown = len(data.sequence.token_ids)
             _check(shown == n_tokens, self, f"feature {feature} shows {shown} tokens of a prompt of {n_tokens}.")
 
+    def __repr__(self) -> str:
+        n_tokens, n_features = len(self.prompt_token_ids), len(self.prompt_data_dict)
+        columns = _count(n_features, "feature")
+        return f"MultiPromptData({_count(n_tokens, 'token')}, {columns} of {_subtitle(self.provenance)})"
 
+    def get_html(
+        self,
+        page: PageContext | None = None,
+        *,
+        seq_pos: int | None = None,
+        score_name: ScoreName | None = None,
+        feature_url: str | None = None,
+    ) -> Html:
+        """The whole page as one document: every metric and every position, the chosen ones shown at the start.
+
+        Args:
+            seq_pos: an index of the prompt's tokens, BOS included; None: the last one at which a feature is ranked.
+            score_name: "act_size", "act_quantile" or "loss_effect"; None: "act_quantile", if it is there.
+            feature_url: where a feature's own page is, e.g. ``"features.html#feature={feature}"``.
+
+        Raises:
+            InputError: if there is no such position or score, or the address could run a script.
+        """
+        score_name = self._score_name(score_name)
+        page = dataclasses.replace(
+            page or PageContext(TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance),
+            seq_pos=self._seq_pos(seq_pos, score_name),
+            score_name=score_name,
+            feature_url=_checked_url(feature_url),
+        )
+        return _prompt_document(self, page)
+
+    def save_html(
+        self,
+        path: str | os.PathLike[str],
+        seq_pos: int | None = None,
+        score_name: ScoreName | None = None,
+        feature_url: str | None = None,
+    ) -> None:
+        """Write the whole page to one file, which opens from disk with no network; the arguments are ``get_html``'s."""
+        document = self.get_html(seq_pos=seq_pos, score_name=score_name, feature_url=feature_url)
+        _json.write_atomic(path, document.encode())
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which the page can be drawn again."""
+        _json.save(self, path)
+
+    @classmethod
+    def load_json(cls, path: str | os.PathLike[str]) -> MultiPromptData:
+        """Read what ``save_json`` wrote; neither the model nor torch is needed."""
+        return _json.load(cls, path)
+
+    def _repr_html_(self) -> str:
+        document = self.get_html()
+        if len(document) > _page.NOTEBOOK_BYTES:
+            text = f"{self!r} is too large to show here: write it to a file with .save_html('prompt.html')."
+            return html_fns.empty(text)
+        return _page.notebook_frame(document, repr(self), 900)
+
+    def _score_name(self, asked: ScoreName | None) -> ScoreName:
+        if asked is None:
+            return "act_quantile" if "act_quantile" in self.scores else next(iter(self.scores), "act_quantile")
+        if asked not in self.scores:
+            raise InputError(f"There is no score {asked!r} in this data. There is: {_some(list(self.scores))}.")
+        return asked
+
+    def _seq_pos(self, asked: int | None, score_name: ScoreName) -> int:
+        last = len(self.prompt_token_ids) - 1
+        if asked is None:
+            ranked = self.scores.get(score_name, [])
+            return max((position for position, found in enumerate(ranked) if found), default=max(0, last))
+        if not isinstance(asked, int) or isinstance(asked, bool) or not 0 <= asked <= last:
+            printer = TokenPrinter(self.vocab, self.vocab_bytes)
+            tokens = [f"{place} {printer.text(token_id)}" for place, token_id in enumerate(self.prompt_token_ids)]
+            raise InputError(f"seq_pos must be an index of the prompt's tokens, 0 to {last}, got {asked!r}. {_some(tokens, 40)}")
+        return asked
+
+
+def _checked_url(url: str | None) -> str | None:
+    """An address that a link may have: http, https, or relative to the page."""
+    if url is None:
+        return None
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:
+        scheme = "unreadable"
+    # Browsers drop whitespace and controls out of an address before they read its scheme; a colon before any slash is one.
+    hidden = any(char.isspace() or not char.isprintable() for char in url)
+    if hidden or scheme not in ("", "http", "https") or (not scheme and ":" in url.split("/")[0].split("#")[0].split("?")[0]):
+        raise InputError(
+            f"feature_url must be an http(s) or relative address such as 'features.html#feature={{feature}}', got {url!r}."
+        )
+    if "{feature}" not in url:
+        raise InputError(f"feature_url needs '{{feature}}' where the feature's index goes, got {url!r}.")
+    return url
+
+
+def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
+    """The prompt-centric page. Columns shown at the start are plain HTML, the others packed: each is there once."""
+    position, score_name = page.seq_pos or 0, page.score_name
+    ranked = (prompt.scores.get(score_name) or [[]] * (position + 1))[position]
+    columns = [
+        prompt.prompt_data_dict[feature].get_html(page, rank=f"#{rank}", score=_score_text(score_name, score))
+        for rank, (feature, score) in enumerate(ranked, 1)
+    ]
+    shown = {feature for feature, _ in ranked}
+    bare = dataclasses.replace(page, seq_pos=None)
+    packed = [
+        _page.packed(feature, _page.pack(data.get_html(bare)))
+        for feature, data in prompt.prompt_data_dict.items()
+        if feature not in shown and any(feature == f for name in prompt.scores for at in prompt.scores[name] for f, _ in at)
+    ]
+    body = html_fns.prompt_page(
+        "SAE features on a prompt",
+        _subtitle(page.provenance),
+        _notes(page),
+        _strip(prompt, page),
+        [html_fns.prompt_metric(name, _METRICS[name][0], name == score_name) for name in prompt.scores],
+        _METRICS[score_name][1],
+        columns,
+        "No feature is ranked here: none of those asked for is active.",
+        _footer(page),
+        html_fns.hovertext(),
+    )
+    ids = set(prompt.prompt_token_ids).union(*(data.token_ids() for data in prompt.prompt_data_dict.values()))
+    state = {
+        "position": position,
+        "metric": score_name,
+        "about": {name: _METRICS[name][1] for name in prompt.scores},
+        "scores": {
+            name: [[[feature, _score_text(name, score)] for feature, score in at] for at in positions]
+            for name, positions in prompt.scores.items()
+        },
+    }
+    elements = [_vocab_element(page, ids), _page.data("rankings", state), *packed]
+    return _page.document(f"Prompt · {_title(page)}", body, elements)
+
+
+def _strip(prompt: MultiPromptData, page: PageContext) -> list[Html]:
+    """The prompt's tokens, each with the number of features that are active on it."""
+    largest = max(prompt.n_active, default=0)
+    tokens = page.printer.sequence(prompt.prompt_token_ids)
+    return [
+        html_fns.prompt_token(
+            token,
+            f"Position {position}, {_count(n_active, 'active feature')}",
+            n_active,
+            largest,
+            position == page.seq_pos,
+            token_id in page.ignored,
+        )
+        for position, (token, token_id, n_active) in enumerate(
+            zip(tokens, prompt.prompt_token_ids, prompt.n_active, strict=True)
+        )
+    ]
+
+
+def _score_text(score_name: str, score: float) -> str:
+    if score_name == "act_quantile":
+        return f"quantile {format_quantile(score)}"
+    if score_name == "loss_effect":
+        return f"loss {format_signed(score)}"
+    return f"activation {format_general(score)}"
