@@ -88,7 +88,9 @@
     check(strip, (button, place) => place === state.position);
     check(metrics, (button) => button.dataset.metric === state.metric);
     document.getElementById("about").textContent = rankings.about[state.metric];
-    document.getElementById("none").hidden = ranked.length > 0;
+    const none = document.getElementById("none");
+    none.textContent = rankings.none[state.metric];
+    none.hidden = ranked.length > 0;
     const place = document.getElementById("columns");
     place.innerHTML = ranked.map(([feature]) => columns.get(feature)).join("");
     ranked.forEach(([, score], rank) => finish(place.children[rank], rank + 1, score));

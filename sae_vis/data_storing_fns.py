@@ -1108,8 +1108,9 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
         _strip(prompt, page),
         [html_fns.prompt_metric(name, _METRICS[name][0], name == score_name) for name in prompt.scores],
         _METRICS[score_name][1],
+        html_fns.legend("the feature’s maximum", _loss_key(page)),
         columns,
-        "No feature is ranked here: none of those asked for is active.",
+        _none_ranked(score_name),
         _footer(page),
         html_fns.hovertext(),
     )
@@ -1118,6 +1119,7 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
         "position": position,
         "metric": score_name,
         "about": {name: _METRICS[name][1] for name in prompt.scores},
+        "none": {name: _none_ranked(name) for name in prompt.scores},
         "scores": {
             name: [[[feature, _score_text(name, score)] for feature, score in at] for at in positions]
             for name, positions in prompt.scores.items()
@@ -1144,6 +1146,11 @@ def _strip(prompt: MultiPromptData, page: PageContext) -> list[Html]:
             zip(tokens, prompt.prompt_token_ids, prompt.n_active, strict=True)
         )
     ]
+
+
+def _none_ranked(score_name: str) -> str:
+    where = "the token before it, so none changes its prediction" if score_name == "loss_effect" else "this token"
+    return f"No feature to show: none of those asked for is active on {where}."
 
 
 def _score_text(score_name: str, score: float) -> str:

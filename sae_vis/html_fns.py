@@ -80,7 +80,7 @@ def _pieces(pieces: Sequence[Piece]) -> Html:
 # --- sequences ---------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=65536, typed=True)  # typed: a plain str must not be taken for the equal Html
 def token(text: Html, activation: float, effect: float, bold: bool, ignored: bool) -> Html:
     """One token of a sequence, coloured.
 
@@ -390,6 +390,7 @@ def prompt_page(
     tokens: Sequence[Html],
     metrics: Sequence[Html],
     about: str,
+    legend: Html,
     columns: Sequence[Html],
     none: str,
     footer: str,
@@ -403,6 +404,7 @@ def prompt_page(
         tokens=join(tokens),
         metrics=join(metrics),
         about=about,
+        legend=legend,
         columns=join(columns),
         none=none,
         none_hidden=Html(" hidden") if columns else NOTHING,
