@@ -135,6 +135,8 @@ def write_atomic(path: PathLike, data: bytes | Iterable[bytes]) -> None:
         InputError: if it cannot be written; what was there before is untouched.
     """
     chunks = [data] if isinstance(data, bytes) else data
+    if "\0" in os.fspath(path):
+        raise InputError(f"Cannot write {os.fspath(path)!r}: a path cannot hold NUL.")
     try:
         target = Path(os.path.realpath(path))
         mode = target.stat().st_mode if target.exists() else None
@@ -254,14 +256,12 @@ def _identified(envelope: _Envelope, kinds: dict[str, _Kind]) -> _Kind:
         raise _WrongFileError(
             f"format version {version}, but this sae_vis reads up to {VERSION}: install a newer sae_vis"
         )
-    kind = kinds.get(envelope.kind) if isinstance(envelope.kind, str) else None
-    if kind is not None:
-        return kind
-    if envelope.kind in LINES_FIELD:
-        raise _WrongFileError(
-            f"it holds a {envelope.kind}, not a {' or '.join(kinds)}: load it with {envelope.kind}.load_json"
-        )
-    raise _WrongFileError(f"$.kind must be one of {', '.join(LINES_FIELD)}, got {_shown(envelope.kind)}")
+    name = envelope.kind
+    if not isinstance(name, str) or name not in LINES_FIELD:
+        raise _WrongFileError(f"$.kind must be one of {', '.join(LINES_FIELD)}, got {_shown(name)}")
+    if name not in kinds:
+        raise _WrongFileError(f"it holds a {name}, not a {' or '.join(kinds)}: load it with {name}.load_json")
+    return kinds[name]
 
 
 def _migrated(data: bytes, version: int) -> bytes:
@@ -496,9 +496,9 @@ def _only(value: str | int) -> Any:
 
 
 def _field_hints(cls: Any) -> dict[str, Any]:
-    """The resolved types of the fields that are saved; a leading underscore keeps one out (for msgspec too)."""
+    """The resolved types of the fields."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if not field.name.startswith("_")}
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _mirror(hint: Any) -> Any:

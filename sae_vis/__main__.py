@@ -1,0 +1,190 @@
+"""The command line: ``sae-vis demo``, ``sae-vis html FILE``, ``sae-vis info FILE``. All but ``demo`` work without torch."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_vis import __version__
+from sae_vis._errors import InputError, SaeVisError
+
+if TYPE_CHECKING:
+    from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
+
+DEMO_FILES = ("demo_feature_vis.html", "demo_prompt_vis.html", "demo_features.json")
+# How a file of ours begins: only such a file is overwritten without --force.
+OWN_MARKS = (b'<meta name="generator" content="sae_vis', b'{"format": "sae_vis"')
+MARK_WITHIN = 4096  # bytes
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for an output closed early, 2 for an error, 130 for an interrupt."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character must not end the program
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        if args.command == "demo":
+            _demo(args)
+        elif args.command == "html":
+            _html(args)
+        else:
+            _info(args)
+        sys.stdout.flush()
+    except SaeVisError as error:
+        print(f"sae-vis: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sae-vis: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # e.g. `| head`; nothing may be written when Python closes its output at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sae-vis", description="Dashboards for the features of sparse autoencoders.")
+    parser.add_argument("--version", action="version", version=f"sae-vis {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="make both views of the bundled model", description=_demo.__doc__)
+    demo.add_argument(
+        "-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder to write to (default: here)"
+    )
+    demo.add_argument("--features", type=int, metavar="N", help="at most so many features (default: a good selection)")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    demo.add_argument("--force", action="store_true", help="overwrite files that sae-vis did not write")
+
+    html = commands.add_parser("html", help="draw the page of a saved file", description=_html.__doc__)
+    html.add_argument("file", type=Path, metavar="FILE.json", help="what save_json wrote (.json or .json.gz)")
+    html.add_argument("-o", "--out", type=Path, metavar="OUT.html", help="default: the name of FILE, with .html")
+    html.add_argument("--force", action="store_true", help="overwrite a file that sae-vis did not write")
+
+    info = commands.add_parser("info", help="say what a saved file holds", description=_info.__doc__)
+    info.add_argument("file", type=Path, metavar="FILE.json", help="what save_json wrote (.json or .json.gz)")
+    return parser
+
+
+# --- the commands ------------------------------------------------------------------------------------------------
+
+
+def _demo(args: argparse.Namespace) -> None:
+    """Make the feature-centric and the prompt-centric page of the bundled model on its bundled text."""
+    if args.features is not None and args.features < 1:
+        raise InputError(f"--features must be at least 1, got {args.features}.")
+    if not args.out.is_dir():
+        raise InputError(f"--out must be a folder that exists, got {str(args.out)!r}.")
+    for name in DEMO_FILES:
+        _check_may_overwrite(args.out / name, force=args.force)
+    if not args.quiet:
+        print("Loading the bundled model ...", flush=True)
+    from sae_vis import _demo as bundled  # torch, and seconds of imports
+
+    paths = bundled.run(args.out, features=args.features, quiet=args.quiet)
+    print("\nWritten:")
+    for path in paths:
+        print(f"  {_size(path.stat().st_size):>9}  {path}")
+    print("\nOpen the .html files in a browser (they need no network), and see README.md for your own model.")
+
+
+def _html(args: argparse.Namespace) -> None:
+    """Draw the page of a file that save_json wrote; no model and no torch are needed."""
+    out = args.out or args.file.with_name(_stem(args.file) + ".html")
+    _check_may_overwrite(out, force=args.force)
+    data = _load(args.file)
+    data.save_html(out)
+    size = f"  {_size(out.stat().st_size):>9}  {out}\n" if out.is_file() else ""
+    print(f"{size}Open it in a browser: it is one file and needs no network.", file=sys.stdout if size else sys.stderr)
+
+
+def _info(args: argparse.Namespace) -> None:
+    """Say what a file that save_json wrote holds, and where its numbers come from."""
+    data = _load(args.file)
+    print(f"{args.file} ({_size(args.file.stat().st_size)})")
+    for name, value in _facts(data).items():
+        print(f"  {name:<14}{value}")
+
+
+def _load(path: Path) -> MultiFeatureData | MultiPromptData:
+    from sae_vis import _json
+    from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
+
+    data: MultiFeatureData | MultiPromptData = _json.load_any([MultiFeatureData, MultiPromptData], path)
+    return data
+
+
+def _facts(data: MultiFeatureData | MultiPromptData) -> dict[str, str]:
+    """The lines of ``info``: a name and a value each."""
+    provenance = data.provenance
+    prompt_ids = getattr(data, "prompt_token_ids", None)
+    lines = getattr(data, "prompt_data_dict", None) or getattr(data, "feature_data_dict", {})
+    facts = {"kind": type(data).__name__}
+    if prompt_ids is not None:
+        text = "".join(data.vocab.get(token, "?") for token in prompt_ids)
+        facts["prompt"] = f"{len(prompt_ids)} tokens, {_shortened(text)}"
+    facts |= {
+        "features": f"{len(lines)}, {_shortened(', '.join(map(str, lines)))}" if lines else "none",
+        "density": _spread([feature.activations.density for feature in lines.values()]),
+        "model": provenance.model,
+        "hook point": f"{provenance.hook_point} ({provenance.d_in:,} wide, {provenance.d_hidden:,} features)",
+        "tokens": f"{provenance.n_rows:,} rows of {provenance.seq_len:,}, {provenance.n_counted:,} counted",
+        "vocabulary": f"{len(data.vocab):,} token texts",
+        "direct effect": " — ".join(filter(None, (provenance.direct_effect, provenance.direct_effect_reason))),
+    }
+    facts |= {f"{name} version": version for name, version in provenance.versions.items()}
+    facts |= {f"{name} digest": digest for name, digest in provenance.digests.items()}
+    return facts
+
+
+# --- small helpers ---------------------------------------------------------------------------------------------------
+
+
+def _check_may_overwrite(path: Path, *, force: bool) -> None:
+    """Raise where ``path`` is a file that is not ours."""
+    if force or not path.is_file():
+        return
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(MARK_WITHIN)
+    except OSError as error:
+        raise InputError(f"Cannot read {str(path)!r}, which would be overwritten: {error.strerror}.") from None
+    if start and not any(mark in start for mark in OWN_MARKS):
+        raise InputError(f"{str(path)!r} was not written by sae-vis: give --force to overwrite it, or another --out.")
+
+
+def _stem(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    return name.removesuffix(".json") or name
+
+
+def _shortened(text: str, at_most: int = 70) -> str:
+    """One line that any terminal can show."""
+    line = text if text.replace(", ", "").isdigit() else repr(text)
+    return line if len(line) <= at_most else f"{line[: at_most - 4]} ..."
+
+
+def _spread(densities: list[float]) -> str:
+    fired = [density for density in densities if density > 0]
+    silent = f"{len(densities) - len(fired)} never active"
+    if not fired:
+        return silent
+    return f"median {statistics.median(fired):.3g}, from {min(fired):.3g} to {max(fired):.3g}; {silent}"
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("bytes", "kB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
