@@ -26,7 +26,7 @@
       const data = JSON.parse(element.textContent);
       let offset = 0;
       data.offsets = data.lengths.map((length) => (offset += length) - length);
-      data.effectAt = new Map(data.effects.map((effect) => [effect[0], effect]));
+      data.effectAt = effectsByPlace(data.effects);
       data.logitOf = new Map(data.logits.length ? [...new Set(data.ids)].map((id, place) => [id, data.logits[place]]) : []);
       data.sequences = [...panel.querySelectorAll(".seq")];
       panels.set(panel, data);
@@ -41,9 +41,8 @@
     const number = data.sequences.indexOf(sequence);
     const inside = [...sequence.children].indexOf(token);
     const at = data.offsets[number] + inside;
-    const [actDecimals, lossDecimals, logitDecimals, effectDecimals] = data.decimals;
+    const [actDecimals, lossDecimals, logitDecimals] = data.decimals;
     const scaled = (value, decimals) => (value == null ? null : { value: value / 10 ** decimals, decimals });
-    const effect = data.effectAt.get(at);
     return {
       id: data.ids[at],
       row: data.rows[number],
@@ -53,14 +52,23 @@
       hasLoss: data.losses.length > 0,
       loss: scaled(data.losses[at], lossDecimals),
       logit: scaled(data.logitOf.get(data.ids[at]), logitDecimals),
-      effect: effect && changes(effect, (value) => scaled(value, effectDecimals)),
+      effect: data.effectAt.get(at),
     };
   };
 
-  const changes = ([, raised, ...rest], scaled) => {
-    const half = rest.length / 2;
-    const pairs = rest.slice(0, half).map((id, place) => [id, scaled(rest[half + place])]);
-    return { raised: pairs.slice(0, raised), lowered: pairs.slice(raised) };
+  /* What the feature changes at each predicted token: pairs of an id and a number, as _hover_effects in Python packs them. */
+  const effectsByPlace = ({ decimals, at, counts, ids, steps }) => {
+    let from = 0;
+    const take = (count, sign) => {
+      let value = 0;
+      const pairs = ids.slice(from, from + count).map((id, place) => {
+        value = place ? value - steps[from + place] : steps[from];
+        return [id, { value: (sign * value) / 10 ** decimals, decimals }];
+      });
+      from += count;
+      return pairs;
+    };
+    return new Map(at.map((place, which) => [place, { raised: take(counts[2 * which], 1), lowered: take(counts[2 * which + 1], -1) }]));
   };
   saeVis.facts = facts;
 
@@ -202,6 +210,8 @@
   const focusin = (event) => {
     const sequence = event.target.closest(".seq");
     if (!sequence || !sequence.matches(":focus-visible")) return;
+    sequence.setAttribute("role", "group");
+    sequence.setAttribute("aria-label", "Sequence: arrow keys move from token to token");
     show(sequence.querySelector(":scope > .b") ?? sequence.firstElementChild);
     speak();
   };

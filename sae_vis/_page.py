@@ -13,13 +13,18 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
+from typing import Any
+
+import msgspec
 
 from sae_vis._templates import Html, asset, join, template
 
 NOTEBOOK_FEATURES = 50
 NOTEBOOK_BYTES = 2_000_000
 
-_JSON_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+_JSON_ESCAPES = str.maketrans(
+    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+)
 _COMPRESSION = 6  # level 9 saves another 1 % and takes three times as long
 
 
@@ -27,6 +32,11 @@ def json_text(value: object) -> Html:
     """A value as JSON that can stand in a script element: it cannot end it, nor open a comment in it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Html(text.translate(_JSON_ESCAPES))
+
+
+def json_numbers(value: dict[str, Any]) -> Html:
+    """The same for what holds nothing but numbers, in a tenth of the time."""
+    return Html(msgspec.json.encode(value).decode())
 
 
 def data(element_id: str, value: object) -> Html:
@@ -50,10 +60,10 @@ def document(title: str, body: Html, elements: Sequence[Html] = ()) -> Html:
     needs = sorted(page.needs.union(body.needs, *(element.needs for element in elements)))
     css = [Html(asset(need)) for need in needs if need.startswith("css/")]
     scripts = [_script(need) for need in needs if need.startswith("js/")]
-    digests = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts) or "'none'"
     return page.fill(
         title=title,
-        policy=Html(f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {digests or chr(39) + 'none' + chr(39)}"),
+        policy=Html(f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"),
         styles=template("style.html").fill(css=join(css)),
         body=body,
         data=join(elements),

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Self
 
 from sae_vis._errors import TemplateError
 
@@ -42,7 +43,7 @@ class Html(str):
     __slots__ = ("needs",)
     needs: frozenset[str]
 
-    def __new__(cls, text: str = "", needs: frozenset[str] = _NO_NEEDS) -> Html:
+    def __new__(cls, text: str = "", needs: frozenset[str] = _NO_NEEDS) -> Self:
         self = super().__new__(cls, text)
         self.needs = needs
         return self
@@ -54,13 +55,16 @@ class Html(str):
 
 def escape(text: str) -> Html:
     """``text`` as HTML that shows it and does nothing else, in an element or in a quoted attribute."""
-    return Html(html.escape(_UNPRINTABLE.sub(lambda match: f"[U+{ord(match[0]):04X}]", text), quote=True))
+    if not text.isprintable():  # the common case is fast
+        text = _UNPRINTABLE.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
+    return Html(html.escape(text, quote=True))
 
 
 def join(parts: Iterable[str]) -> Html:
     """The parts one after the other; those that are not ``Html`` are escaped."""
     pieces = [part if isinstance(part, Html) else escape(part) for part in parts]
-    return Html("".join(pieces), _NO_NEEDS.union(*(piece.needs for piece in pieces)))
+    needs = {piece.needs for piece in pieces}  # few: most pieces need nothing or the same
+    return Html("".join(pieces), _NO_NEEDS.union(*needs))
 
 
 class Template:
@@ -74,7 +78,9 @@ class Template:
         pieces = _HOLE.split(text[declared.end() if declared else 0 :].removesuffix("\n"))
         left_over = next((piece for piece in pieces[::2] if "{{" in piece or "}}" in piece), None)
         if left_over is not None:
-            raise TemplateError(f"Template {name}: '{{{{' or '}}}}' outside of a hole such as {{{{ name }}}}: {left_over!r}.")
+            raise TemplateError(
+                f"Template {name}: '{{{{' or '}}}}' outside of a hole such as {{{{ name }}}}: {left_over!r}."
+            )
         self._pieces = pieces
         self._holes = [(index, pieces[index]) for index in range(1, len(pieces), 2)]
         self.names = frozenset(pieces[1::2])

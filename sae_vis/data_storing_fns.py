@@ -9,6 +9,7 @@ draw a page again, with no model, no tokenizer and no torch. Every class checks 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
@@ -20,8 +21,16 @@ from sae_vis import _json, _page, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
-from sae_vis.html_fns import NOTHING
-from sae_vis.utils_fns import decimals_for, format_fixed, format_general, format_percent, format_quantile, format_signed, level
+from sae_vis.html_fns import NOTHING, TokenPrinter
+from sae_vis.utils_fns import (
+    decimals_for,
+    format_fixed,
+    format_general,
+    format_percent,
+    format_quantile,
+    format_signed,
+    level,
+)
 
 V = TypeVar("V")
 
@@ -52,39 +61,6 @@ def _check_finite(where: object, **values: Sequence[float | None] | float | None
 
 
 # --- what drawing needs to know ----------------------------------------------------------------------------------
-
-
-class TokenPrinter:
-    """How each token of a vocabulary is shown; every text is made printable once."""
-
-    def __init__(self, vocab: Mapping[int, str], vocab_bytes: Mapping[int, str]) -> None:
-        self._vocab = vocab
-        self._bytes = vocab_bytes
-        self._shown: dict[int, Html] = {}
-
-    def one(self, token_id: int) -> Html:
-        """A token by itself."""
-        shown = self._shown.get(token_id)
-        if shown is None:
-            if token_id in self._bytes:
-                shown = html_fns.token_bytes(self._bytes[token_id])
-            elif token_id in self._vocab:
-                shown = html_fns.token_text(self._vocab[token_id])
-            else:
-                shown = html_fns.token_id(token_id)
-            self._shown[token_id] = shown
-        return shown
-
-    def sequence(self, token_ids: Sequence[int]) -> list[Html]:
-        """Tokens beside each other: those that make up a character together are shown as that character."""
-        shown = [self.one(token_id) for token_id in token_ids]
-        if self._bytes.keys().isdisjoint(token_ids):
-            return shown
-        return html_fns.joined_tokens(shown, [self._bytes.get(token_id, "") for token_id in token_ids])
-
-    def text(self, token_id: int) -> str:
-        """A token in an error message."""
-        return f"{self._vocab[token_id][:20]!r}" if token_id in self._vocab else f"id {token_id}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +135,12 @@ class HistogramData:
         _check_finite(self, bar_edges=self.bar_edges, tick_vals=self.tick_vals)
 
     def get_html(
-        self, page: PageContext | None = None, *, kind: str = "activations", pin: float | None = None, pin_text: str = ""
+        self,
+        page: PageContext | None = None,
+        *,
+        kind: str = "activations",
+        pin: float | None = None,
+        pin_text: str = "",
     ) -> Html:
         """The histogram as a plot; ``kind`` is "activations" or "logits", ``pin`` a value to mark."""
         low, high = self.bar_edges[0], self.bar_edges[-1]
@@ -204,7 +185,12 @@ class CorrelationData:
         _check_finite(self, pearson=self.pearson, cosine=self.cosine)
 
     def get_html(
-        self, page: PageContext | None = None, *, title: str = "Correlated neurons", rows: int | None = None, links: bool = False
+        self,
+        page: PageContext | None = None,
+        *,
+        title: str = "Correlated neurons",
+        rows: int | None = None,
+        links: bool = False,
     ) -> Html:
         """The table, with at most ``rows`` rows; ``links`` where an index is a feature that the page may hold."""
         reachable = page.features if page and links else frozenset()
@@ -305,7 +291,9 @@ class LogitsData:
         printer = (page or PageContext()).printer
         largest = max((abs(value) for value in [*self.top_logits, *self.bottom_logits]), default=0.0)
         negative, positive = (
-            html_fns.logits_table(title, kind, [printer.one(token_id) for token_id in ids[:rows]], values[:rows], largest)
+            html_fns.logits_table(
+                title, kind, [printer.one(token_id) for token_id in ids[:rows]], values[:rows], largest
+            )
             for title, kind, ids, values in (
                 ("Negative logits", "negative", self.bottom_token_ids, self.bottom_logits),
                 ("Positive logits", "positive", self.top_token_ids, self.top_logits),
@@ -363,8 +351,14 @@ class SequenceData:
         )
         n_tokens = len(self.token_ids)
         _check(n_tokens > 0, self, "a sequence needs at least one token.")
-        _check(0 <= self.bold_idx < n_tokens, self, f"bold_idx must be from 0 to {n_tokens - 1}, got {self.bold_idx!r}.")
-        _check(self.row >= 0 and self.start >= 0, self, f"row and start must not be negative, got {self.row}, {self.start}.")
+        _check(
+            0 <= self.bold_idx < n_tokens, self, f"bold_idx must be from 0 to {n_tokens - 1}, got {self.bold_idx!r}."
+        )
+        _check(
+            self.row >= 0 and self.start >= 0,
+            self,
+            f"row and start must not be negative, got {self.row}, {self.start}.",
+        )
         _check(
             all(0 <= effect.at < n_tokens for effect in self.effects),
             self,
@@ -381,12 +375,17 @@ class SequenceData:
             page.printer.sequence(self.token_ids), self.token_ids, self.feat_acts, self.loss_contribution, strict=True
         )
         tokens = [
-            draw(text, level(act, act_max), level(loss or 0.0, loss_max), index == bold_idx, token_id in ignored)
+            draw(
+                text,
+                level(act, act_max) if act else 0.0,  # most are zero
+                level(loss, loss_max) if loss else 0.0,
+                index == bold_idx,
+                token_id in ignored,
+            )
             for index, (text, token_id, act, loss) in enumerate(shown)
         ]
         value = format_fixed(self.feat_acts[bold_idx], decimals_for(act_max, 3))
-        label = f"Row {self.row}, position {self.start + bold_idx}, activation {value}"
-        return html_fns.sequence(tokens, value, label)
+        return html_fns.sequence(tokens, value)
 
 
 @dataclass
@@ -427,7 +426,8 @@ class SequenceMultiGroupData:
         page = page or PageContext(act_max=max((group.upper for group in self.groups), default=0.0))
         shown = [sequence for group in self.groups for sequence in group.sequences[:examples]]
         if not shown:
-            return html_fns.sequence_multi_group(NOTHING, [html_fns.empty("No examples: the feature is active nowhere.")], NOTHING)
+            nothing = html_fns.empty("No examples: the feature is active nowhere.")
+            return html_fns.sequence_multi_group(NOTHING, [nothing], NOTHING)
         legend = html_fns.legend(format_fixed(page.act_max, decimals_for(page.act_max, 3)), _loss_key(page))
         groups = [group.get_html(page, examples=examples) for group in self.groups]
         return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
@@ -439,19 +439,20 @@ def _loss_key(page: PageContext) -> Html:
     return html_fns.loss_key(page.loss_how)
 
 
+LOSS_DECIMALS = 4
+
+
 def _hover(sequences: Sequence[SequenceData], page: PageContext) -> Html:
     """The numbers behind some sequences, column-wise and as integers of a fixed step: short, and they deflate well.
 
-    ``logits`` belong to the distinct ids in the order in which they occur. An effect is the index of its token among all
-    of the panel, the number of raised tokens, the raised and lowered ids, and their log-probabilities.
+    ``logits`` belong to the distinct ids in the order in which they occur.
     """
     ids = [token_id for sequence in sequences for token_id in sequence.token_ids]
     losses = [loss for sequence in sequences for loss in sequence.loss_contribution]
-    act_decimals = decimals_for(page.act_max)
     weights = [page.shown_logits.get(token_id) for token_id in dict.fromkeys(ids)] if page.shown_logits else []
-    logit_decimals = decimals_for(max((abs(weight) for weight in weights if weight is not None), default=0.0))
+    act_decimals, logit_decimals = decimals_for(page.act_max), _decimals(weights)
     value = {
-        "decimals": [act_decimals, LOSS_DECIMALS, logit_decimals, EFFECT_DECIMALS],
+        "decimals": [act_decimals, LOSS_DECIMALS, logit_decimals],
         "rows": [sequence.row for sequence in sequences],
         "starts": [sequence.start for sequence in sequences],
         "lengths": [len(sequence.token_ids) for sequence in sequences],
@@ -459,31 +460,41 @@ def _hover(sequences: Sequence[SequenceData], page: PageContext) -> Html:
         "acts": _integers([act for sequence in sequences for act in sequence.feat_acts], act_decimals),
         "losses": _integers(losses, LOSS_DECIMALS) if any(loss is not None for loss in losses) else [],
         "logits": _integers(weights, logit_decimals),
-        "effects": _effects(sequences),
+        "effects": _hover_effects(sequences),
     }
-    return html_fns.hover_data(_page.json_text(value))
+    return html_fns.hover_data(_page.json_numbers(value))
 
 
-LOSS_DECIMALS = 4
-EFFECT_DECIMALS = 3
+def _hover_effects(sequences: Sequence[SequenceData]) -> dict[str, Any]:
+    """The effects of all sequences: ``at`` counts through all their tokens, ``counts`` are those of raised and lowered.
+
+    Log-probabilities are steps from one to the next, downwards where they are raised and upwards where they are lowered.
+    """
+    at, counts, ids, lists = [], [], [], []
+    before = 0
+    for sequence in sequences:
+        for effect in sequence.effects:
+            at.append(before + effect.at)
+            counts += [len(effect.raised_token_ids), len(effect.lowered_token_ids)]
+            ids += [*effect.raised_token_ids, *effect.lowered_token_ids]
+            lists += [effect.raised_logprobs, [-logprob for logprob in effect.lowered_logprobs]]
+        before += len(sequence.token_ids)
+    decimals = min(LOSS_DECIMALS, _decimals([values[0] for values in lists if values], digits=3))
+    steps: list[int] = []
+    for values in lists:
+        whole = [round(value * 10**decimals) for value in values]
+        steps += whole[:1]
+        steps += [one - next_one for one, next_one in itertools.pairwise(whole)]
+    return {"decimals": decimals, "at": at, "counts": counts, "ids": ids, "steps": steps}
+
+
+def _decimals(values: Iterable[float | None], digits: int = 4) -> int:
+    return decimals_for(max((abs(value) for value in values if value is not None), default=0.0), digits)
 
 
 def _integers(values: Sequence[float | None], decimals: int) -> list[int | None]:
     scale = 10**decimals
-    return [value if value is None else round(value * scale) for value in values]
-
-
-def _effects(sequences: Sequence[SequenceData]) -> list[list[int]]:
-    scale = 10**EFFECT_DECIMALS
-    effects = []
-    before = 0
-    for sequence in sequences:
-        for effect in sequence.effects:
-            logprobs = [round(value * scale) for value in (*effect.raised_logprobs, *effect.lowered_logprobs)]
-            ids = (*effect.raised_token_ids, *effect.lowered_token_ids)
-            effects.append([before + effect.at, len(effect.raised_token_ids), *ids, *logprobs])
-        before += len(sequence.token_ids)
-    return effects
+    return [round(value * scale) if value else value if value is None else 0 for value in values]
 
 
 @dataclass
@@ -506,7 +517,11 @@ class QuantileKnots:
             self,
             "values must fall and ranks must rise.",
         )
-        _check(not self.ranks or (self.ranks[0] >= 1 and self.ranks[-1] <= self.n), self, f"ranks must be from 1 to {self.n}.")
+        _check(
+            not self.ranks or (self.ranks[0] >= 1 and self.ranks[-1] <= self.n),
+            self,
+            f"ranks must be from 1 to {self.n}.",
+        )
 
 
 @dataclass
@@ -553,7 +568,12 @@ class FeatureData:
     def _stats(self) -> Html:
         acts = self.activations
         values = {"Density": format_percent(acts.density), "Active": f"{acts.n_active:,}"}
-        for name, value in (("Max", acts.max), ("Mean", acts.mean), ("Skewness", acts.skewness), ("Kurtosis", acts.kurtosis)):
+        for name, value in (
+            ("Max", acts.max),
+            ("Mean", acts.mean),
+            ("Skewness", acts.skewness),
+            ("Kurtosis", acts.kurtosis),
+        ):
             if value is not None:
                 values[name] = format_general(value, 3)
         return html_fns.stats(list(values), list(values.values()))
@@ -749,7 +769,9 @@ class MultiFeatureData:
 
     def _with_context(self, feature: FeatureData) -> FeatureData:
         """The feature, remembering how to draw itself. That is no field: it is neither saved nor compared."""
-        vars(feature)["_context"] = PageContext(TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance)
+        vars(feature)["_context"] = PageContext(
+            TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance
+        )
         return feature
 
     def _context(self) -> PageContext:
@@ -875,7 +897,9 @@ def _merged(what: str, one: dict[int, V], other: dict[int, V]) -> dict[int, V]:
 
 
 def _absent_feature(feature: object, known: dict[int, FeatureData]) -> str:
-    return f"Feature {feature!r} is not in this data, which holds {_count(len(known), 'feature')}: {_some(list(known))}."
+    return (
+        f"Feature {feature!r} is not in this data, which holds {_count(len(known), 'feature')}: {_some(list(known))}."
+    )
 
 
 # --- the prompt-centric view -------------------------------------------------------------------------------------
@@ -886,8 +910,7 @@ _METRICS: dict[str, tuple[str, str]] = {
     "act_size": ("Activation", "The features with the largest activation on the chosen token."),
     "act_quantile": (
         "Quantile",
-        "The features whose activation on the chosen token is highest among their own activations: the share of the "
-        "counted positions where it is smaller.",
+        "The features whose activation on the chosen token is smaller at the largest share of the counted positions.",
     ),
     "loss_effect": (
         "Loss effect",
@@ -912,7 +935,9 @@ class PromptData:
 
     def get_html(self, page: PageContext | None = None, *, rank: str = "", score: str = "") -> Html:
         """The feature's column. With a position on the page, its token is bold and the histograms have their lines."""
-        page = (page or PageContext()).for_feature([self.sequence, *self.top_group.sequences], self.activations, self.logits)
+        page = (page or PageContext()).for_feature(
+            [self.sequence, *self.top_group.sequences], self.activations, self.logits
+        )
         link = join([str(self.feature_idx)])
         if page.feature_url:
             link = html_fns.outside_link(self.feature_idx, page.feature_url.replace("{feature}", str(self.feature_idx)))
@@ -951,7 +976,8 @@ def _prompt_drawers(data: PromptData) -> dict[str, Drawer]:
         "activations_histogram": lambda part, page, options: part.get_html(page, pin=act_pin(page)),
         "logits_histogram": lambda part, page, options: part.histogram_html(page, pin=logit_pin(page)),
         "top_sequences": lambda part, page, options: html_fns.top_sequences(
-            part.get_html(page, examples=options.get("examples")), _hover(part.sequences[: options.get("examples")], page)
+            part.get_html(page, examples=options.get("examples")),
+            _hover(part.sequences[: options.get("examples")], page),
         ),
     }
 
@@ -979,7 +1005,11 @@ class MultiPromptData:
         n_tokens = len(self.prompt_token_ids)
         for name, positions in self.scores.items():
             _check(name in SCORE_NAMES, self, f"unknown score {name!r}; known: {', '.join(SCORE_NAMES)}.")
-            _check(len(positions) == n_tokens, self, f"scores[{name!r}] has {len(positions)} positions, expected {n_tokens}.")
+            _check(
+                len(positions) == n_tokens,
+                self,
+                f"scores[{name!r}] has {len(positions)} positions, expected {n_tokens}.",
+            )
             for ranked in positions:
                 for feature, score in ranked:
                     _check(feature in self.prompt_data_dict, self, f"scores name feature {feature}, which has no data.")
@@ -1005,6 +1035,7 @@ class MultiPromptData:
         """The whole page as one document: every metric and every position, the chosen ones shown at the start.
 
         Args:
+            page: what is known of the page, e.g. other provenance; None: this data's own.
             seq_pos: an index of the prompt's tokens, BOS included; None: the last one at which a feature is ranked.
             score_name: "act_size", "act_quantile" or "loss_effect"; None: "act_quantile", if it is there.
             feature_url: where a feature's own page is, e.g. ``"features.html#feature={feature}"``.
@@ -1063,7 +1094,9 @@ class MultiPromptData:
         if not isinstance(asked, int) or isinstance(asked, bool) or not 0 <= asked <= last:
             printer = TokenPrinter(self.vocab, self.vocab_bytes)
             tokens = [f"{place} {printer.text(token_id)}" for place, token_id in enumerate(self.prompt_token_ids)]
-            raise InputError(f"seq_pos must be an index of the prompt's tokens, 0 to {last}, got {asked!r}. {_some(tokens, 40)}")
+            raise InputError(
+                f"seq_pos must be an index of the prompt's tokens, 0 to {last}, got {asked!r}. {_some(tokens, 40)}"
+            )
         return asked
 
 
@@ -1077,7 +1110,11 @@ def _checked_url(url: str | None) -> str | None:
         scheme = "unreadable"
     # Browsers drop whitespace and controls out of an address before they read its scheme; a colon before any slash is one.
     hidden = any(char.isspace() or not char.isprintable() for char in url)
-    if hidden or scheme not in ("", "http", "https") or (not scheme and ":" in url.split("/")[0].split("#")[0].split("?")[0]):
+    if (
+        hidden
+        or scheme not in ("", "http", "https")
+        or (not scheme and ":" in url.split("/")[0].split("#")[0].split("?")[0])
+    ):
         raise InputError(
             f"feature_url must be an http(s) or relative address such as 'features.html#feature={{feature}}', got {url!r}."
         )
@@ -1099,7 +1136,8 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
     packed = [
         _page.packed(feature, _page.pack(data.get_html(bare)))
         for feature, data in prompt.prompt_data_dict.items()
-        if feature not in shown and any(feature == f for name in prompt.scores for at in prompt.scores[name] for f, _ in at)
+        if feature not in shown
+        and any(feature == f for name in prompt.scores for at in prompt.scores[name] for f, _ in at)
     ]
     body = html_fns.prompt_page(
         "SAE features on a prompt",

@@ -6,16 +6,14 @@ is. Numbers become text here, so that there is one place that says how a number 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from sae_vis._templates import Html, escape, join, template
 from sae_vis.utils_fns import (
     Piece,
     decimals_for,
-    format_fixed,
     format_general,
-    format_percent,
     format_signed,
     join_bytes,
     level,
@@ -45,7 +43,7 @@ def token_bytes(hex_text: str) -> Html:
     return _pieces(printable_bytes(bytes.fromhex(hex_text)))
 
 
-def token_id(token: int) -> Html:
+def unknown_token(token: int) -> Html:
     """A token whose text is not known."""
     return template("token_code.html").fill(code=f"id {token}")
 
@@ -77,6 +75,39 @@ def _pieces(pieces: Sequence[Piece]) -> Html:
     return join(parts)
 
 
+class TokenPrinter:
+    """How each token of a vocabulary is shown; every text is made printable once."""
+
+    def __init__(self, vocab: Mapping[int, str], vocab_bytes: Mapping[int, str]) -> None:
+        self._vocab = vocab
+        self._bytes = vocab_bytes
+        self._shown: dict[int, Html] = {}
+
+    def one(self, token_id: int) -> Html:
+        """A token by itself."""
+        shown = self._shown.get(token_id)
+        if shown is None:
+            if token_id in self._bytes:
+                shown = token_bytes(self._bytes[token_id])
+            elif token_id in self._vocab:
+                shown = token_text(self._vocab[token_id])
+            else:
+                shown = unknown_token(token_id)
+            self._shown[token_id] = shown
+        return shown
+
+    def sequence(self, token_ids: Sequence[int]) -> list[Html]:
+        """Tokens beside each other: those that make up a character together are shown as that character."""
+        shown = [self.one(token_id) for token_id in token_ids]
+        if self._bytes.keys().isdisjoint(token_ids):
+            return shown
+        return joined_tokens(shown, [self._bytes.get(token_id, "") for token_id in token_ids])
+
+    def text(self, token_id: int) -> str:
+        """A token in an error message."""
+        return f"{self._vocab[token_id][:20]!r}" if token_id in self._vocab else f"id {token_id}"
+
+
 # --- sequences ---------------------------------------------------------------------------------------------------
 
 
@@ -105,9 +136,9 @@ def _short(share: float) -> str:
     return f"{share:.2f}".lstrip("0").rstrip("0").rstrip(".")
 
 
-def sequence(tokens: Sequence[Html], value: str, label: str) -> Html:
-    """A line of tokens; ``value`` is shown before it, ``label`` is what a screen reader says of it."""
-    return template("sequence_template.html").fill(tokens=join(tokens), value=value, label=label)
+def sequence(tokens: Sequence[Html], value: str) -> Html:
+    """A line of tokens with ``value`` before it."""
+    return template("sequence_template.html").fill(tokens=join(tokens), value=value)
 
 
 def sequence_group(title: str, detail: str, sequences: Sequence[Html]) -> Html:
@@ -197,9 +228,8 @@ def middle_plot(
 ) -> Html:
     """A histogram as inline SVG: one path for the bars below zero, one for the others, a baseline and round ticks.
 
-    Args:
-        kind: "activations" or "logits"; where the hover lines go, and the colours.
-        pin: a line from ``plot_pin`` that stays, or ``NOTHING``.
+    ``kind``, "activations" or "logits", decides the colours and which hover lines it gets; ``pin`` is a line from
+    ``plot_pin`` that stays, or ``NOTHING``.
     """
     low, high = edges[0], edges[-1]
     inside = [tick for tick in tick_vals if low <= tick <= high]
@@ -241,7 +271,7 @@ def _bars(heights: Sequence[int], start: int, stop: int) -> str:
     """The path of some bars of a histogram. What was counted at all is at least one unit tall."""
     width = (PLOT_RIGHT - PLOT_LEFT) / len(heights)
     gap = min(1.0, width / 6)
-    scale = (PLOT_BOTTOM - PLOT_TOP) / max(1, max(heights))
+    scale = (PLOT_BOTTOM - PLOT_TOP) / max(1, *heights)
     bars = []
     for index in range(start, stop):
         if heights[index]:
@@ -411,13 +441,3 @@ def prompt_page(
         footer=footer,
         hovertext=hovertext,
     )
-
-
-def density_text(density: float) -> str:
-    """A density as it is shown everywhere."""
-    return format_percent(density)
-
-
-def fixed_text(value: float, largest: float) -> str:
-    """An activation with the decimals of its feature's scale."""
-    return format_fixed(value, decimals_for(largest))

@@ -26,14 +26,46 @@ from sae_vis.data_storing_fns import (
 from sae_vis.utils_fns import ticks
 
 BOS = 0
-WORDS = """import from def class return self None True False if else elif for in not and or with as try except raise lambda
+TEXT = """import from def class return self None True False if else elif for in not and or with as try except raise lambda
 django models forms views urls admin db CharField ForeignKey max_length null blank default verbose_name related_name objects
 filter get queryset request response render context template user password email first_name last_name created updated path
 include migrations operations migrations.AddField model_name field name options ordering Meta str int float list dict tuple
 os sys re json time datetime random math collections itertools functools typing Optional Callable Iterable test assert
-assertEqual setUp mock patch index value key item items result data file line text error message code type object""".split()
-SYMBOLS = list("()[]{}:,.=+-*/<>|&%@#'\"_\\`~^!?;") + ["==", "!=", "->", "**", "():", "('", "')", "',", "\n\n", "    ", "'"]
-ENDINGS = ["s", "ed", "ing", "er", "ion", "able", "ment", "_id", "0", "1", "é", "ß", "你好", "Привет", "—", "’", "\u00a0"]
+assertEqual setUp mock patch index value key item items result data file line text error message code type object"""
+WORDS = TEXT.split()
+SYMBOLS = [
+    *"()[]{}:,.=+-*/<>|&%@#'\"_\\`~^!?;",
+    "==",
+    "!=",
+    "->",
+    "**",
+    "():",
+    "('",
+    "')",
+    "',",
+    "\n\n",
+    "    ",
+    "'",
+]
+ENDINGS = [
+    "s",
+    "ed",
+    "ing",
+    "er",
+    "ion",
+    "able",
+    "ment",
+    "_id",
+    "0",
+    "1",
+    "é",
+    "ß",
+    "你好",
+    "Привет",
+    "—",
+    "’",
+    "\u00a0",
+]
 EMOJI_BYTES = ["f0", "9f", "8ebb", "e2", "9c", "93"]  # 🎻 and ✓ split over byte-level tokens
 
 
@@ -43,7 +75,7 @@ def make_vocab() -> tuple[dict[int, str], dict[int, str]]:
     texts += [f"\n{' ' * (4 * depth - 1)}" for depth in range(1, 4)]
     vocab = dict(enumerate(dict.fromkeys(texts)))
     vocab_bytes = {len(vocab) + place: text for place, text in enumerate(EMOJI_BYTES)}
-    vocab |= {token_id: "\ufffd" for token_id in vocab_bytes}
+    vocab |= dict.fromkeys(vocab_bytes, "�")
     return vocab, vocab_bytes
 
 
@@ -101,7 +133,10 @@ class Maker:
         ids = whole or self.row(row)
         at = self.random.randrange(1, len(ids))
         start, stop = (0, len(ids)) if whole else (max(0, at - before), min(len(ids), at + after + 1))
-        acts = [round(act * self.random.random() ** 3, 3) if self.random.random() < 0.25 else 0.0 for _ in range(start, stop)]
+        acts = [
+            round(act * self.random.random() ** 3, 3) if self.random.random() < 0.25 else 0.0
+            for _ in range(start, stop)
+        ]
         acts[at - start] = act
         if start == 0:
             acts[0] = 0.0
@@ -127,7 +162,11 @@ class Maker:
             lower, upper = largest * index / p.n_groups, largest * (index + 1) / p.n_groups
             acts = [round(self.random.uniform(lower, upper), 3) for _ in range(p.other_groups_size)]
             share = 0.004 * 0.4**index
-            groups.append(SequenceGroupData(f"INTERVAL {p.n_groups - index}", lower, upper, share, [self.sequence(a) for a in acts]))
+            groups.append(
+                SequenceGroupData(
+                    f"INTERVAL {p.n_groups - index}", lower, upper, share, [self.sequence(a) for a in acts]
+                )
+            )
         return groups
 
     def activations(self, largest: float) -> ActivationsData:
@@ -141,7 +180,9 @@ class Maker:
     def logits(self, groups: list[SequenceGroupData]) -> LogitsData:
         """Logit weights over the vocabulary."""
         n = self.params.n_logits
-        weights = {token_id: round(self.random.gauss(0, 0.5) + self.random.random() ** 20 * 2, 4) for token_id in self.vocab}
+        weights = {
+            token_id: round(self.random.gauss(0, 0.5) + self.random.random() ** 20 * 2, 4) for token_id in self.vocab
+        }
         order = sorted(weights, key=weights.__getitem__)
         top, bottom = order[::-1][:n], order[:n]
         shown = {token_id: weights[token_id] for group in groups for s in group.sequences for token_id in s.token_ids}
@@ -152,7 +193,9 @@ class Maker:
         """A table of correlated columns."""
         n = self.params.rows_in_left_tables
         pearson = sorted((round(self.random.random(), 4) for _ in range(n)), reverse=True)
-        return CorrelationData([self.random.randrange(n_columns) for _ in range(n)], pearson, [value * 0.9 for value in pearson])
+        return CorrelationData(
+            [self.random.randrange(n_columns) for _ in range(n)], pearson, [value * 0.9 for value in pearson]
+        )
 
     def feature(self, index: int, largest: float, n_features: int) -> FeatureData:
         """A whole feature; ``largest`` 0 makes one that never fires."""
@@ -209,7 +252,9 @@ def make_features(
     return MultiFeatureData(features, maker.vocab, maker.vocab_bytes, rows, fvp, provenance)
 
 
-def make_prompt(n_features: int = 30, n_tokens: int = 12, seed: int = 0, n_top: int = 10, **params: object) -> MultiPromptData:
+def make_prompt(
+    n_features: int = 30, n_tokens: int = 12, seed: int = 0, n_top: int = 10, **params: object
+) -> MultiPromptData:
     """A prompt with features of which a few are active at each position; at the last but one, none is."""
     maker = Maker(seed, FeatureVisParams(**params))  # type: ignore[arg-type]
     ids = [BOS, *maker.token_ids(n_tokens - 1)]
@@ -225,10 +270,12 @@ def make_prompt(n_features: int = 30, n_tokens: int = 12, seed: int = 0, n_top: 
     scores = {
         "act_size": [_ranked(data, p, n_top, lambda d, p: d.sequence.feat_acts[p], p) for p in range(n_tokens)],
         "act_quantile": [
-            _ranked(data, p, n_top, lambda d, p: 1 - 0.01 * (1 - d.sequence.feat_acts[p] / 60), p) for p in range(n_tokens)
+            _ranked(data, p, n_top, lambda d, p: 1 - 0.01 * (1 - d.sequence.feat_acts[p] / 60), p)
+            for p in range(n_tokens)
         ],
         "loss_effect": [
-            _ranked(data, p, n_top, lambda d, p: -(d.sequence.loss_contribution[p] or 0.0), p - 1) for p in range(n_tokens)
+            _ranked(data, p, n_top, lambda d, p: -(d.sequence.loss_contribution[p] or 0.0), p - 1)
+            for p in range(n_tokens)
         ],
     }
     scores["loss_effect"] = [[(f, -score) for f, score in ranked] for ranked in scores["loss_effect"]]
