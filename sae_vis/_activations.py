@@ -105,7 +105,7 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class SparseColumns:
-    """The non-zeros of a matrix of ``n_rows`` rows, column by column; all of them positive."""
+    """The non-zeros of a matrix of ``n_rows`` rows, column by column; none of them negative."""
 
     offsets: Int[Tensor, " n_plus_1"]
     rows: Int[Tensor, " nnz"]
@@ -231,7 +231,7 @@ def _merged(a: Moments, b: Moments, shift: Tensor, weight: float, share: float) 
 
 
 def encode(encoder: Encoder, x: Float[Tensor, "rows seq *d"], features: Int[Tensor, " n"] | None) -> Float[Tensor, "rows seq n"]:
-    """Activations in float32, clamped at 0. Each one has the same bits whatever is encoded beside it.
+    """Activations in float32. Each one has the same bits whatever is encoded beside it.
 
     That holds because products are never smaller than 32 rows x 16 columns: smaller ones take other paths.
     """
@@ -243,7 +243,7 @@ def encode(encoder: Encoder, x: Float[Tensor, "rows seq *d"], features: Int[Tens
     if features is not None and n < MIN_PRODUCT_COLUMNS:
         features = torch.cat([features, features[:1].expand(MIN_PRODUCT_COLUMNS - n)])
     acts = encoder.encode(x, features)
-    return acts[:n_rows, :, :n].float().clamp_min(0.0)
+    return acts[:n_rows, :, :n].float()
 
 
 def check_finite(values: Tensor, what: str, first_row: int) -> None:
@@ -282,6 +282,7 @@ class Collected:
     with_features: CoMoments | None
     with_b_features: CoMoments | None
     y_features: Int[Tensor, " n"] | None
+    signed: bool
 
 
 @dataclass(frozen=True)
@@ -374,12 +375,15 @@ class _Round:
         self.with_features = None if self.y_features is None else CoMoments(n, len(self.y_features), self.device)
         self.with_b = None if encoder_b is None else CoMoments(n, encoder_b.d_hidden, self.device)
         self.parts: list[ActivationStore] = []
+        self.signed = False
 
     def add(self, x: Float[Tensor, "rows seq *d"], counted: Bool[Tensor, "rows seq"], first_row: int) -> None:
         """Encode a batch of rows, keep what is not zero, update the co-moments."""
         everything = len(self.encoded_features) == self.encoder.d_hidden
         acts = encode(self.encoder, x, None if everything else self.encoded_features)
         check_finite(acts, "The encoder's activations", first_row)
+        self.signed = self.signed or bool(acts.amin() < 0)
+        acts = acts.clamp_min_(0.0)
         columns = SparseColumns.of(acts[counted.to(acts.device)].to(self.device))
         asked = columns.select(torch.searchsorted(self.encoded_features, self.features).to(self.device))
         if self.with_neurons is not None:
@@ -389,6 +393,7 @@ class _Round:
         if self.with_b is not None and self.encoder_b is not None:
             acts_b = encode(self.encoder_b, x, None)
             check_finite(acts_b, "The activations of encoder_B", first_row)
+            acts_b = acts_b.clamp_min_(0.0)
             self.with_b.add(asked, SparseColumns.of(acts_b[counted.to(acts_b.device)].to(self.device)))
         self.parts.append(_stored(asked, self.features, counted, first_row))
         while len(self.features) > 1 and self._stored_bytes() > self.plan.memory_bytes // 2:
@@ -396,7 +401,7 @@ class _Round:
 
     def finish(self) -> Collected:
         """What was collected, as one store."""
-        return Collected(merge_stores(self.parts), self.with_neurons, self.with_features, self.with_b, self.y_features)
+        return Collected(merge_stores(self.parts), self.with_neurons, self.with_features, self.with_b, self.y_features, self.signed)
 
     def _stored_bytes(self) -> int:
         return sum(len(part.values) for part in self.parts) * BYTES_PER_ACTIVATION

@@ -66,12 +66,19 @@ class FeatureActivations(NamedTuple):
 
     @classmethod
     def of(
-        cls, feature: int, places: Ints, raw: npt.NDArray[np.float32], seq_len: int, row_offset: int, n_counted: int
+        cls,
+        feature: int,
+        places: Ints,
+        raw: npt.NDArray[np.float32],
+        seq_len: int,
+        row_offset: int,
+        n_counted: int,
+        maximum: float | None = None,
     ) -> FeatureActivations:
-        """From the store's column: places are ``row * seq_len + position``."""
+        """From the store's column: places are ``row * seq_len + position``; ``maximum`` None takes the column's own."""
         raw_double = raw.astype(np.float64)
         if len(raw):
-            step = Step.for_maximum(float(raw_double.max()))
+            step = Step.for_maximum(maximum or float(raw_double.max()))
             values = step.value(step.count(raw))
         else:
             values = raw_double

@@ -1,0 +1,170 @@
+"""What changes in the predictions when a feature is taken out of the final residual stream (the direct effect).
+
+With the final residual stream r, the feature's activation a and its direction d there, the logits with and without the
+feature are::
+
+    with     u / s + b                            u     = (centre(r) * g) @ W_U,  s  = sqrt(mean(centre(r)^2) + eps)
+    without  (u - a * l_raw) / s' + b             l_raw = (centre(d) * g) @ W_U,  s' = the same s of r - a * d
+
+where g, eps and the bias b come from the final norm and the unembedding. So ``u`` is one product per position for all
+features, and no feature needs a product of its own. ``ModelTail`` is the slow way through the model's own modules, for
+models that this formula does not describe.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_vis.model_fns import MIN_PRODUCT_ROWS, FinalNorm, LanguageModel, soft_cap
+
+FORMULA_TOLERANCE = 1e-3
+CHUNK_BYTES = 256 * 10**6
+COPIES = 6  # arrays of [pairs, d_vocab] that are alive at the same time
+
+
+class Effects(NamedTuple):
+    """The effects of pairs of a feature and a position on the prediction made there.
+
+    Shapes: ``loss [k]`` of the token that follows (nats, with minus without: negative helps); ``raised_*`` and
+    ``lowered_* [k, n_changes]``, the tokens whose log-probability changes most and by how much (with minus without).
+    """
+
+    loss: Float[Tensor, " k"]
+    raised_ids: Int[Tensor, "k n_changes"]
+    raised: Float[Tensor, "k n_changes"]
+    lowered_ids: Int[Tensor, "k n_changes"]
+    lowered: Float[Tensor, "k n_changes"]
+
+
+class Pairs(NamedTuple):
+    """Features at positions: which position (an index into the residuals), which feature (an index into the
+    directions), its activation there, and the id of the token that follows."""
+
+    position: Int[Tensor, " k"]
+    feature: Int[Tensor, " k"]
+    activation: Float[Tensor, " k"]
+    next_token: Int[Tensor, " k"]
+
+
+class Tail(Protocol):
+    """From the residual stream to the logits, with and without features."""
+
+    def prepare(self, residual: Float[Tensor, "p d_model"]) -> None:
+        """Take the residuals of the positions that the next pairs lie at."""
+        ...
+
+    def logits(self) -> Float[Tensor, "p d_vocab"]:
+        """The logits with everything."""
+        ...
+
+    def logits_without(self, position: Tensor, feature: Tensor, activation: Tensor) -> Float[Tensor, "k d_vocab"]:
+        """The logits of pairs without their feature."""
+        ...
+
+
+class FormulaTail:
+    """The closed form above, for directions ``[n, d_model]``."""
+
+    def __init__(self, model: LanguageModel, norm: FinalNorm, directions: Float[Tensor, "n d_model"]) -> None:
+        self.norm = norm
+        self.weight, unembedding_bias = model.unembedding()
+        self.bias = norm.bias @ self.weight + unembedding_bias
+        self.cap = model.soft_cap
+        self.centred_directions = self._centre(directions)
+        self.direction_logits = self._product(self.centred_directions)
+
+    def _centre(self, x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) if self.norm.centres else x
+
+    def _product(self, centred: Float[Tensor, "p d_model"]) -> Float[Tensor, "p d_vocab"]:
+        n, padding = len(centred), max(0, MIN_PRODUCT_ROWS - len(centred))
+        padded = torch.cat([centred, centred[:1].expand(padding, -1)]) if padding and n else centred
+        return (padded * self.norm.gain @ self.weight)[:n]
+
+    def _scale(self, centred: Tensor) -> Tensor:
+        if not self.norm.scales:
+            return torch.ones_like(centred[:, :1])
+        return (centred.square().mean(-1, keepdim=True) + self.norm.eps).sqrt()
+
+    def logit_weights(self) -> Float[Tensor, "n d_vocab"]:
+        """What one unit of each feature does to the logits, centred over the vocabulary for display."""
+        return self.direction_logits - self.direction_logits.mean(-1, keepdim=True)
+
+    def prepare(self, residual: Float[Tensor, "p d_model"]) -> None:
+        self.centred = self._centre(residual.float())
+        self.unscaled = self._product(self.centred)
+
+    def logits(self) -> Float[Tensor, "p d_vocab"]:
+        return soft_cap(self.unscaled / self._scale(self.centred) + self.bias, self.cap)
+
+    def logits_without(self, position: Tensor, feature: Tensor, activation: Tensor) -> Float[Tensor, "k d_vocab"]:
+        a = activation[:, None]
+        scale = self._scale(self.centred[position] - a * self.centred_directions[feature])
+        logits = torch.addcmul(self.unscaled[position], a, self.direction_logits[feature], value=-1.0)
+        return soft_cap(logits.div_(scale).add_(self.bias), self.cap)
+
+
+class ModelTail:
+    """The model's own norm and unembedding, once for every pair."""
+
+    def __init__(self, model: LanguageModel, directions: Float[Tensor, "n d_model"]) -> None:
+        self.model, self.directions = model, directions
+
+    def prepare(self, residual: Float[Tensor, "p d_model"]) -> None:
+        self.residual = residual.float()
+
+    def logits(self) -> Float[Tensor, "p d_vocab"]:
+        return self.model.logits_from_residual(self.residual)
+
+    def logits_without(self, position: Tensor, feature: Tensor, activation: Tensor) -> Float[Tensor, "k d_vocab"]:
+        return self.model.logits_from_residual(self.residual[position] - activation[:, None] * self.directions[feature])
+
+
+def choose_tail(
+    model: LanguageModel,
+    formula: FormulaTail,
+    directions: Float[Tensor, "n d_model"],
+    tokens: Int[Tensor, "rows seq"],
+) -> Tail | None:
+    """The formula if it gives the model's own logits on these rows, else the model's modules, else None."""
+    own = model.logits(tokens).flatten(0, 1)
+    residual = model.final_residual(tokens).flatten(0, 1)
+    tails: list[Tail] = [formula, ModelTail(model, directions)]
+    for tail in tails:
+        tail.prepare(residual)
+        logits = tail.logits()
+        if logits.shape == own.shape and float((logits - own).abs().max()) <= FORMULA_TOLERANCE:
+            return tail
+    return None
+
+
+def direct_effects(tail: Tail, residual: Float[Tensor, "p d_model"], pairs: Pairs, n_changes: int, d_vocab: int) -> Effects:
+    """The effect of taking each pair's feature out of the residual stream at its position.
+
+    ``n_changes`` tokens at most are listed on each side. Memory: a fixed number of arrays of [pairs, d_vocab] in chunks.
+    """
+    chunk = max(1, CHUNK_BYTES // (4 * d_vocab * COPIES))
+    parts = []
+    for start in range(0, len(pairs.position), chunk):
+        some = Pairs(*(values[start : start + chunk] for values in pairs))
+        places, local = torch.unique(some.position, return_inverse=True)
+        tail.prepare(residual[places])
+        parts.append(_effects(tail, some._replace(position=local), min(n_changes, d_vocab)))
+    if not parts:
+        none = torch.zeros(0, min(n_changes, d_vocab))
+        return Effects(none.sum(1), none.long(), none, none.long(), none)
+    return Effects(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _effects(tail: Tail, pairs: Pairs, n_changes: int) -> Effects:
+    log_probs = torch.log_softmax(tail.logits(), dim=-1)
+    change = log_probs[pairs.position]
+    change -= torch.log_softmax(tail.logits_without(pairs.position, pairs.feature, pairs.activation), dim=-1)
+    loss = -change.gather(1, pairs.next_token[:, None])[:, 0]
+    raised = change.topk(n_changes, dim=-1)
+    lowered = change.topk(n_changes, dim=-1, largest=False)
+    return Effects(*(x.cpu() for x in (loss, raised.indices, raised.values, lowered.indices, lowered.values)))

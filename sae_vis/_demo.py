@@ -1,0 +1,123 @@
+"""The bundled model: a one-layer transformer, two sparse autoencoders on its MLP, and held-out text to look at."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sae_vis._errors import ModelError
+from sae_vis._params import FeatureVisParams
+from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
+from sae_vis.data_storing_fns import MultiFeatureData
+from sae_vis.model_fns import AutoEncoder
+
+DATA = Path(__file__).parent / "demo_data"
+PROMPT = "from django.db import models\n\n\nclass Author(models.Model):\n    name = models.CharField(max_length=100)\n"
+N_FEATURES = 256
+
+
+class Demo(NamedTuple):
+    """The bundled parts; ``labels`` name some of the features."""
+
+    model: Any
+    encoder: AutoEncoder
+    encoder_B: AutoEncoder
+    tokens: Tensor
+    hook_point: str
+    labels: dict[int, str]
+
+
+def load(folder: Path = DATA) -> Demo:
+    """Load the bundled model, both autoencoders and the tokens.
+
+    Raises:
+        ModelError: if the installed TransformerLens has no ``TransformerBridge``.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    saes = config["saes"]
+    labels = folder / "labels.json"
+    return Demo(
+        _load_model(folder, config["model"]),
+        _load_encoder(folder / saes["sae"]["file"]),
+        _load_encoder(folder / saes["sae_b"]["file"]),
+        load_file(folder / config["tokens"]["file"])["tokens"].long(),
+        saes["sae"]["hook_point"],
+        {int(k): v for k, v in json.loads(labels.read_text(encoding="utf-8")).items()} if labels.exists() else {},
+    )
+
+
+def _load_model(folder: Path, config: dict[str, Any]) -> Any:
+    with _quiet_imports():
+        try:
+            from transformer_lens.config import TransformerBridgeConfig
+            from transformer_lens.model_bridge import TransformerBridge
+        except ImportError as error:
+            raise ModelError(
+                "The bundled model needs TransformerLens 4 (TransformerBridge with boot_native): "
+                f"pip install 'transformer-lens>=4'. The import said: {error}"
+            ) from None
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+        model = TransformerBridge.boot_native(TransformerBridgeConfig(**config, init_weights=False), tokenizer=tokenizer)
+    model.load_state_dict({name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()})
+    return model.eval()
+
+
+@contextmanager
+def _quiet_imports() -> Iterator[None]:
+    """TransformerLens and transformers log advice on import that has nothing to do with the demo."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _load_encoder(path: Path) -> AutoEncoder:
+    """An encoder stored as int8 rows, one per feature, with a scale for each."""
+    stored = load_file(path)
+
+    def rows(name: str) -> Tensor:
+        return stored[f"{name}.int8"].float() * stored[f"{name}.scale"][:, None]
+
+    return AutoEncoder.from_weights(
+        {"W_enc": rows("W_enc").T.contiguous(), "b_enc": stored["b_enc"], "W_dec": rows("W_dec"), "b_dec": stored["b_dec"]}
+    )
+
+
+def chosen_features(demo: Demo, n_features: int) -> list[int]:
+    """The labelled features and, up to ``n_features`` in all, the first others."""
+    others = (feature for feature in range(demo.encoder.d_hidden) if feature not in demo.labels)
+    return sorted([*demo.labels, *others][:n_features])
+
+
+def label(features: MultiFeatureData, labels: dict[int, str]) -> None:
+    """Put the labels on the features that are there."""
+    for feature, text in labels.items():
+        if feature in features:
+            features[feature].label = text
+
+
+def run(out_dir: Path, *, features: int | None = None, quiet: bool = False) -> list[Path]:
+    """Write both views of the bundled model and the JSON of the features; returns the paths."""
+    demo = load()
+    fvp = FeatureVisParams(
+        hook_point=demo.hook_point, features=chosen_features(demo, features or N_FEATURES), verbose=not quiet
+    )
+    data = get_feature_data(demo.encoder, demo.model, demo.tokens, fvp, demo.encoder_B)
+    label(data, demo.labels)
+    prompt = get_prompt_data(demo.encoder, demo.model, PROMPT, data, fvp)
+    paths = [out_dir / name for name in ("demo_feature_vis.html", "demo_prompt_vis.html", "demo_features.json")]
+    data.save_html(paths[0])
+    prompt.save_html(paths[1], feature_url=f"{paths[0].name}#feature={{feature}}")
+    data.save_json(paths[2])
+    return paths
