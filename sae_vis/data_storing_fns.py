@@ -405,12 +405,10 @@ class SequenceGroupData:
     def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
         """The title and at most so many examples."""
         page = page or PageContext(act_max=self.upper)
-        decimals = decimals_for(page.act_max, 3)
         if self.share is None:
-            detail = f"max {format_fixed(self.upper, decimals)}"
+            detail = f"max {format_fixed(self.upper, decimals_for(page.act_max, 3))}"
         else:
-            detail = f"{format_fixed(self.lower, decimals)} to {format_fixed(self.upper, decimals)}, "
-            detail += f"{format_percent(self.share)} of tokens"
+            detail = f"{format_percent(self.share)} of tokens"
         sequences = [sequence.get_html(page) for sequence in self.sequences[:examples]]
         return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty("No example.")])
 

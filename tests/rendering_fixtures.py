@@ -164,7 +164,7 @@ class Maker:
             share = 0.004 * 0.4**index
             groups.append(
                 SequenceGroupData(
-                    f"INTERVAL {p.n_groups - index}", lower, upper, share, [self.sequence(a) for a in acts]
+                    f"INTERVAL {lower:.4g} – {upper:.4g}", lower, upper, share, [self.sequence(a) for a in acts]
                 )
             )
         return groups
