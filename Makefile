@@ -9,7 +9,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 TORCH_INDEX_URL ?=
-PYTEST_ARGS ?= -n auto --maxprocesses 4
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadgroup
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m

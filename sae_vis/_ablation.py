@@ -42,7 +42,8 @@ class Effects(NamedTuple):
 
 class Pairs(NamedTuple):
     """Features at positions: which position (an index into the residuals), which feature (an index into the
-    directions), its activation there, and the id of the token that follows."""
+    directions), its activation there, and the id of the token that follows.
+    """
 
     position: Int[Tensor, " k"]
     feature: Int[Tensor, " k"]
@@ -142,7 +143,9 @@ def choose_tail(
     return None
 
 
-def direct_effects(tail: Tail, residual: Float[Tensor, "p d_model"], pairs: Pairs, n_changes: int, d_vocab: int) -> Effects:
+def direct_effects(
+    tail: Tail, residual: Float[Tensor, "p d_model"], pairs: Pairs, n_changes: int, d_vocab: int
+) -> Effects:
     """The effect of taking each pair's feature out of the residual stream at its position.
 
     ``n_changes`` tokens at most are listed on each side. Memory: a fixed number of arrays of [pairs, d_vocab] in chunks.

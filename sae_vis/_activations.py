@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -66,7 +67,11 @@ def merge_stores(stores: Sequence[ActivationStore]) -> ActivationStore:
     first = stores[0]
     next_row = first.row_offset
     for store in stores:
-        if store.row_offset != next_row or store.seq_len != first.seq_len or not torch.equal(store.features, first.features):
+        if (
+            store.row_offset != next_row
+            or store.seq_len != first.seq_len
+            or not torch.equal(store.features, first.features)
+        ):
             raise InputError(
                 f"Activation stores merge only where rows follow each other, with the same features and row length; expected "
                 f"a store that begins at row {next_row} with {first.seq_len} tokens a row, got row {store.row_offset} with "
@@ -88,7 +93,7 @@ def _interleave(all_offsets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     counts = torch.stack([offsets.diff() for offsets in all_offsets])  # [parts, n]
     offsets = torch.cat([counts.new_zeros(1), counts.sum(0).cumsum(0)])
     column_of_entry = torch.cat([torch.repeat_interleave(torch.arange(counts.shape[1]), part) for part in counts])
-    return offsets, torch.argsort(column_of_entry, stable=True)
+    return offsets, _stable_order(column_of_entry, counts.shape[1])
 
 
 # --- co-moments --------------------------------------------------------------------------------------------------
@@ -115,7 +120,9 @@ class SparseColumns:
     @classmethod
     def of(cls, dense: Float[Tensor, "rows n"]) -> SparseColumns:
         """The non-zeros of a dense matrix."""
-        column, row = dense.T.nonzero().unbind(1)
+        row, column = dense.nonzero().unbind(1)
+        by_column = _stable_order(column, dense.shape[1])  # much cheaper than reading the matrix column by column
+        row, column = row[by_column], column[by_column]
         counts = torch.bincount(column, minlength=dense.shape[1])
         return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), row, dense[row, column], len(dense))
 
@@ -156,17 +163,20 @@ class SparseColumns:
 
     def product(self, dense: Float[Tensor, "rows b"]) -> Float[Tensor, "n b"]:
         """``columns.T @ dense`` in float64, skipping the zeros."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            shape = (len(self), self.n_rows)
-            matrix = torch.sparse_csr_tensor(self.offsets, self.rows, self.values.double(), shape)
+        with warnings.catch_warnings():  # torch calls its sparse tensors beta, and the check that is off here costly
+            warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
+            matrix = torch.sparse_csr_tensor(
+                self.offsets, self.rows, self.values.double(), (len(self), self.n_rows), check_invariants=False
+            )
             return matrix @ dense
 
 
-def dense_moments(x: Float[Tensor, "rows n"]) -> Moments:
-    """The moments of the columns of a dense matrix in float64."""
-    mean = x.mean(0)
-    return Moments(mean, (x - mean).square().sum(0), x.amin(0), x.amax(0))
+def dense_moments(x: Float[Tensor, "rows n"]) -> tuple[Moments, Float[Tensor, "rows n"]]:
+    """The moments of the columns of a dense matrix, and the centred matrix, in float64."""
+    mean = x.sum(0, dtype=torch.float64) / len(x)
+    centred = x.double().sub_(mean)
+    squares = torch.linalg.vector_norm(centred, dim=0).square()
+    return Moments(mean, squares, x.amin(0).double(), x.amax(0).double()), centred
 
 
 class CoMoments:
@@ -190,9 +200,8 @@ class CoMoments:
             batch.y = y.moments()
             batch.products = y.product(x.centred(batch.x.mean)).T
         else:
-            y = y.double()
-            batch.y = dense_moments(y)
-            batch.products = x.product(y - batch.y.mean)
+            batch.y, centred = dense_moments(y)
+            batch.products = x.product(centred)
         self.merge(batch)
 
     def merge(self, other: CoMoments) -> None:
@@ -213,6 +222,13 @@ class CoMoments:
         self.products = self.products[:n].clone()
 
 
+def _stable_order(keys: Int[Tensor, " k"], below: int) -> Int[Tensor, " k"]:
+    """The order that sorts keys from 0 to ``below``, equal ones as they stand."""
+    if keys.device.type == "cpu" and below <= 2**16:  # numpy sorts 16-bit integers by radix, many times faster
+        return torch.from_numpy(np.argsort(keys.numpy().astype(np.uint16), kind="stable"))
+    return torch.argsort(keys, stable=True)
+
+
 def _no_moments(n: int, device: torch.device) -> Moments:
     zeros = torch.zeros(n, dtype=torch.float64, device=device)
     return Moments(zeros, zeros, zeros + torch.inf, zeros - torch.inf)
@@ -230,7 +246,9 @@ def _merged(a: Moments, b: Moments, shift: Tensor, weight: float, share: float) 
 # --- encoding ----------------------------------------------------------------------------------------------------
 
 
-def encode(encoder: Encoder, x: Float[Tensor, "rows seq *d"], features: Int[Tensor, " n"] | None) -> Float[Tensor, "rows seq n"]:
+def encode(
+    encoder: Encoder, x: Float[Tensor, "rows seq *d"], features: Int[Tensor, " n"] | None
+) -> Float[Tensor, "rows seq n"]:
     """Activations in float32. Each one has the same bits whatever is encoded beside it.
 
     That holds because products are never smaller than 32 rows x 16 columns: smaller ones take other paths.
@@ -401,7 +419,9 @@ class _Round:
 
     def finish(self) -> Collected:
         """What was collected, as one store."""
-        return Collected(merge_stores(self.parts), self.with_neurons, self.with_features, self.with_b, self.y_features, self.signed)
+        return Collected(
+            merge_stores(self.parts), self.with_neurons, self.with_features, self.with_b, self.y_features, self.signed
+        )
 
     def _stored_bytes(self) -> int:
         return sum(len(part.values) for part in self.parts) * BYTES_PER_ACTIVATION
@@ -415,7 +435,9 @@ class _Round:
                 moments.keep_x(n)
 
 
-def _stored(columns: SparseColumns, features: Tensor, counted: Bool[Tensor, "rows seq"], first_row: int) -> ActivationStore:
+def _stored(
+    columns: SparseColumns, features: Tensor, counted: Bool[Tensor, "rows seq"], first_row: int
+) -> ActivationStore:
     """The columns of the counted positions, with the place of each position in the rows."""
     places = counted.reshape(-1).nonzero()[:, 0].to(torch.int32)
     positions = places[columns.rows.cpu()]

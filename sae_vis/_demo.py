@@ -66,7 +66,8 @@ def _load_model(folder: Path, config: dict[str, Any]) -> Any:
         from transformers import PreTrainedTokenizerFast
 
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-        model = TransformerBridge.boot_native(TransformerBridgeConfig(**config, init_weights=False), tokenizer=tokenizer)
+        boot: Any = TransformerBridge
+        model = boot.boot_native(TransformerBridgeConfig(**config, init_weights=False), tokenizer=tokenizer)
     model.load_state_dict({name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()})
     return model.eval()
 
@@ -90,7 +91,12 @@ def _load_encoder(path: Path) -> AutoEncoder:
         return stored[f"{name}.int8"].float() * stored[f"{name}.scale"][:, None]
 
     return AutoEncoder.from_weights(
-        {"W_enc": rows("W_enc").T.contiguous(), "b_enc": stored["b_enc"], "W_dec": rows("W_dec"), "b_dec": stored["b_dec"]}
+        {
+            "W_enc": rows("W_enc").T.contiguous(),
+            "b_enc": stored["b_enc"],
+            "W_dec": rows("W_dec"),
+            "b_dec": stored["b_dec"],
+        }
     )
 
 
@@ -111,7 +117,7 @@ def run(out_dir: Path, *, features: int | None = None, quiet: bool = False) -> l
     """Write both views of the bundled model and the JSON of the features; returns the paths."""
     demo = load()
     fvp = FeatureVisParams(
-        hook_point=demo.hook_point, features=chosen_features(demo, features or N_FEATURES), verbose=not quiet
+        hook_point=demo.hook_point, features=tuple(chosen_features(demo, features or N_FEATURES)), verbose=not quiet
     )
     data = get_feature_data(demo.encoder, demo.model, demo.tokens, fvp, demo.encoder_B)
     label(data, demo.labels)

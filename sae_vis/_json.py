@@ -139,14 +139,16 @@ def write_atomic(path: PathLike, data: bytes | Iterable[bytes]) -> None:
         raise InputError(f"Cannot write {os.fspath(path)!r}: a path cannot hold NUL.")
     try:
         target = Path(os.path.realpath(path))
-        mode = target.stat().st_mode if target.exists() else None
-        if mode is not None and not stat.S_ISREG(mode):
-            with target.open("wb") as stream:
+        mode = Path(path).stat().st_mode if Path(path).exists() else None
+        if mode is not None and (not stat.S_ISREG(mode) or os.fspath(path).startswith("/dev/")):
+            with Path(path).open("wb") as stream:
                 stream.writelines(chunks)
         elif mode is not None and not os.access(target, os.W_OK):
             raise InputError(f"Cannot write {os.fspath(path)!r}: the file that is there is read-only.")
         else:
             _write_beside(target, chunks, mode)
+    except BrokenPipeError:
+        raise  # whoever reads the pipe has seen enough: no fault of the path
     except FileNotFoundError as error:
         raise InputError(f"Cannot write {os.fspath(path)!r}: its folder does not exist.") from error
     except OSError as error:

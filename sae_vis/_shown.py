@@ -78,9 +78,7 @@ def measure(
     """
     seq_len = tokens.shape[1]
     shown = [shown_places(some, seq_len) for some in windows]
-    result = [
-        ShownFeature(_lookup(acts, places, seq_len), {}) for acts, places in zip(features, shown, strict=True)
-    ]
+    result = [ShownFeature(_lookup(acts, places, seq_len), {}) for acts, places in zip(features, shown, strict=True)]
     if tail is None:
         return result
     pairs, place_of_pair = _pairs_to_measure(tokens, features, shown)
@@ -103,7 +101,9 @@ def _lookup(acts: FeatureActivations, places: Ints, seq_len: int) -> dict[int, f
     return dict(zip(own[found].tolist(), acts.values[found].tolist(), strict=True))
 
 
-def _pairs_to_measure(tokens: Tensor, features: Sequence[FeatureActivations], shown: Sequence[Ints]) -> tuple[Pairs, Ints]:
+def _pairs_to_measure(
+    tokens: Tensor, features: Sequence[FeatureActivations], shown: Sequence[Ints]
+) -> tuple[Pairs, Ints]:
     """Active places whose next token is shown, feature by feature, then sorted by place; ``position`` is filled later."""
     seq_len = tokens.shape[1]
     places, owners, activations = [], [], []
@@ -172,5 +172,3 @@ def rounded(effects: Effects) -> list[EffectAt]:
 
 def _short(value: float) -> float:
     return round_significant(round(value, LOSS_DECIMALS), LOGPROB_DIGITS)
-
-

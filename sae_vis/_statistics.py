@@ -38,16 +38,15 @@ class Step(NamedTuple):
         """The step that gives this maximum four significant digits."""
         return cls(math.floor(math.log10(maximum)) - SIGNIFICANT_DIGITS + 1)
 
-    def count(self, values: npt.NDArray[np.floating]) -> Ints:
+    def steps(self, values: npt.NDArray[np.floating]) -> Ints:
         """Each activation as a whole number of steps; an active one is never rounded to zero."""
         scaled = values.astype(np.float64) * 10.0**-self.exponent
         return np.maximum(np.rint(scaled), 1.0).astype(np.int64)
 
     def value(self, counts: Ints) -> Floats:
         """The numbers that so many steps stand for, each the float closest to its decimal form."""
-        if self.exponent >= 0:
-            return counts * 10.0**self.exponent
-        return counts / 10.0**-self.exponent
+        numbers = counts.astype(np.float64)
+        return numbers * 10.0**self.exponent if self.exponent >= 0 else numbers / 10.0**-self.exponent
 
 
 class FeatureActivations(NamedTuple):
@@ -79,7 +78,7 @@ class FeatureActivations(NamedTuple):
         raw_double = raw.astype(np.float64)
         if len(raw):
             step = Step.for_maximum(maximum or float(raw_double.max()))
-            values = step.value(step.count(raw))
+            values = step.value(step.steps(raw))
         else:
             values = raw_double
         rows, positions = np.divmod(places.astype(np.int64), seq_len)
@@ -140,7 +139,8 @@ def quantile_knots(raw: Floats) -> tuple[list[float], list[int]]:
     falling = np.sort(raw)[::-1]
     ranks = knot_ranks(len(raw))
     values = [
-        float(falling[rank - 1]) if rank <= EXACT_KNOTS else round_significant(float(falling[rank - 1]), 6) for rank in ranks
+        float(falling[rank - 1]) if rank <= EXACT_KNOTS else round_significant(float(falling[rank - 1]), 6)
+        for rank in ranks
     ]
     for i in range(1, len(values)):  # rounding must not lift a value above the exact ones before it
         values[i] = min(values[i], values[i - 1])
@@ -201,7 +201,9 @@ def priorities(seed: int, feature: int, rows: Ints, positions: Ints) -> npt.NDAr
     return splitmix64(hashed ^ positions.astype(np.uint64))
 
 
-def top_examples(acts: FeatureActivations, size: int, buffer: tuple[int, int] | None, allow_overlap: bool) -> list[Example]:
+def top_examples(
+    acts: FeatureActivations, size: int, buffer: tuple[int, int] | None, allow_overlap: bool
+) -> list[Example]:
     """The positions with the largest activations; ties go to the lower row, then the lower position."""
     order = np.lexsort((acts.positions, acts.rows, -acts.values))
     return _take(order, acts, size, buffer, allow_overlap)

@@ -68,7 +68,7 @@ def _decoder_kinds(tokenizer: Any) -> set[str]:
     """The kinds of steps in a fast tokenizer's decoder, e.g. ``{"ByteLevel"}``."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # a slow tokenizer: guess from the alphabet of its vocabulary
-        vocabulary = getattr(tokenizer, "get_vocab", dict)()
+        vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
         return {"ByteLevel"} if "Ġ" in vocabulary else {"Metaspace"} if _META_SPACE in vocabulary else set()
     decoder = json.loads(backend.to_str()).get("decoder") or {}
     return {step.get("type", "") for step in decoder.get("decoders", [decoder])}

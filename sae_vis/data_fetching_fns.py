@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -125,7 +124,9 @@ def check_tokens(tokens: Any, model: LanguageModel) -> Int[Tensor, "rows seq"]:
         raise InputError(f"tokens are empty (shape {tuple(ids.shape)}): give at least one row of at least one token.")
     ids = ids.detach().cpu().long()
     if ids.shape[1] > model.n_ctx:
-        raise InputError(f"Rows of {ids.shape[1]} tokens are longer than the model's context of {model.n_ctx}. Cut them.")
+        raise InputError(
+            f"Rows of {ids.shape[1]} tokens are longer than the model's context of {model.n_ctx}. Cut them."
+        )
     wrong = (ids < 0) | (ids >= model.d_vocab)
     if bool(wrong.any()):
         row, position = (int(i) for i in wrong.nonzero()[0])
@@ -181,7 +182,7 @@ class _Run(NamedTuple):
 
     def provenance(self, tokens: Tensor, counted: Tensor, path: WritePath, ignored: list[int]) -> Provenance:
         """What was run on what."""
-        first = tokens[:, 0].unique()
+        first = torch.unique(tokens[:, 0])
         digests = {
             "model": self.model.digest(),
             "encoder": _encoder_digest(self.encoder),
@@ -210,7 +211,9 @@ def check_features(features: Sequence[int], encoder: Encoder) -> None:
     """Raise ``InputError`` if a feature is not in the dictionary."""
     wrong = [feature for feature in features if feature >= encoder.d_hidden]
     if wrong:
-        raise InputError(f"Feature {wrong[0]} is out of range: the encoder has {encoder.d_hidden} (0 to {encoder.d_hidden - 1}).")
+        raise InputError(
+            f"Feature {wrong[0]} is out of range: the encoder has {encoder.d_hidden} (0 to {encoder.d_hidden - 1})."
+        )
 
 
 def _encoder_digest(encoder: Encoder) -> str:
@@ -313,7 +316,9 @@ class _Fetcher:
         weights = None if formula is None else formula.logit_weights().cpu().numpy().astype(np.float64)
         for index, (one, seen) in enumerate(zip(chosen, shown, strict=True)):
             row = decoder_rows[index].cpu().numpy().astype(np.float64)
-            yield self._feature(one, seen, index, row, None if weights is None else weights[index], tables, tail is not None)
+            yield self._feature(
+                one, seen, index, row, None if weights is None else weights[index], tables, tail is not None
+            )
 
     def _note_signed(self, signed: bool) -> None:
         note = "The encoder gives negative activations; they are clamped at 0 here."
@@ -327,15 +332,18 @@ class _Fetcher:
             return []
         fvp = self.fvp
         top = top_examples(acts, fvp.first_group_size, fvp.buffer, fvp.allow_overlap)
-        groups = [(SequenceGroupData("TOP ACTIVATIONS", 0.0, acts.maximum, None, []), top)] if fvp.first_group_size else []
+        groups = (
+            [(SequenceGroupData("TOP ACTIVATIONS", 0.0, acts.maximum, None, []), top)] if fvp.first_group_size else []
+        )
         for interval in interval_examples(
             acts, fvp.n_groups, fvp.other_groups_size, fvp.seed, fvp.buffer, fvp.allow_overlap
         ):
-            title = f"INTERVAL {interval.lower:.4g} – {interval.upper:.4g}"  # noqa: RUF001 - an en dash, for a range
+            title = f"INTERVAL {interval.lower:.4g} – {interval.upper:.4g}"
             group = SequenceGroupData(title, interval.lower, interval.upper, interval.share, [])
             groups.append((group, interval.examples))
         return [
-            (group, [Window.around(example, fvp.buffer, self.seq_len) for example in examples]) for group, examples in groups
+            (group, [Window.around(example, fvp.buffer, self.seq_len) for example in examples])
+            for group, examples in groups
         ]
 
     def _correlations(self, collected: Collected) -> _Tables:
@@ -454,7 +462,9 @@ class _Fetcher:
         ids = {token for row in rows.values() for token in row}
         ids.update(token for data in features.values() for token in _token_ids(data))
         texts = token_texts(self.run.model.tokenizer, ids)
-        return MultiFeatureData(features, texts.text, texts.partial, dict(sorted(rows.items())), self.fvp, self.provenance)
+        return MultiFeatureData(
+            features, texts.text, texts.partial, dict(sorted(rows.items())), self.fvp, self.provenance
+        )
 
 
 def sequence_data(
@@ -555,7 +565,8 @@ def get_prompt_data(
     """Which of the features matter at each token of a prompt, by each of the three scores.
 
     Args:
-        encoder, model: those that the features were fetched with.
+        encoder: the one that the features were fetched with.
+        model: the one that the features were fetched with.
         prompt: a text, or token ids (1-D).
         features: the fetched features; only these are ranked.
         fvp: the options; None takes those of ``features``.
@@ -575,10 +586,16 @@ def get_prompt_data(
 
 
 def _check_same_run(run: _Run, provenance: Provenance) -> None:
-    for name, now in (("hook_point", run.hook_point.name), ("d_in", run.encoder.d_in), ("d_hidden", run.encoder.d_hidden)):
+    for name, now in (
+        ("hook_point", run.hook_point.name),
+        ("d_in", run.encoder.d_in),
+        ("d_hidden", run.encoder.d_hidden),
+    ):
         then = getattr(provenance, name)
         if now != then:
-            raise InputError(f"The features were fetched with {name} {then!r}, but this call has {now!r}. Fetch them again.")
+            raise InputError(
+                f"The features were fetched with {name} {then!r}, but this call has {now!r}. Fetch them again."
+            )
 
 
 def _prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepend_bos: bool | None) -> Tensor:
@@ -594,9 +611,15 @@ def _prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepe
         raise InputError("The prompt is empty: give a text or token ids with at least one token.")
     bos = getattr(model.tokenizer, "bos_token_id", None)
     first = provenance.first_token_id if provenance.first_token_id is not None else bos
-    wanted = (first is not None and first == bos and provenance.first_token_id == bos) if prepend_bos is None else prepend_bos
+    wanted = (
+        (first is not None and first == bos and provenance.first_token_id == bos)
+        if prepend_bos is None
+        else prepend_bos
+    )
     if wanted and first is None:
-        raise InputError("prepend_bos=True, but the tokenizer has no BOS token and the rows do not begin with one token.")
+        raise InputError(
+            "prepend_bos=True, but the tokenizer has no BOS token and the rows do not begin with one token."
+        )
     if wanted and ids[0] != first:
         ids = [first, *ids]
     if len(ids) > model.n_ctx:
@@ -698,7 +721,11 @@ class _Prompt:
             self.ids[0].tolist(),
             n_active.tolist(),
             dict(sorted((own_texts.text | {i: stored.vocab[i] for i in others}).items())),
-            dict(sorted((own_texts.partial | {i: stored.vocab_bytes[i] for i in others if i in stored.vocab_bytes}).items())),
+            dict(
+                sorted(
+                    (own_texts.partial | {i: stored.vocab_bytes[i] for i in others if i in stored.vocab_bytes}).items()
+                )
+            ),
             columns,
             self.run.fvp,
             stored.provenance,

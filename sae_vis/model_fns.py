@@ -39,10 +39,14 @@ class Encoder(Protocol):
     """
 
     @property
-    def d_in(self) -> int: ...
+    def d_in(self) -> int:
+        """Width of the hook point (heads flattened)."""
+        ...
 
     @property
-    def d_hidden(self) -> int: ...
+    def d_hidden(self) -> int:
+        """Number of features."""
+        ...
 
     def encode(self, x: Tensor, features: Tensor | None = None) -> Tensor:
         """Activations ``[rows, seq, n]`` of the given features (None: all) on ``x`` ``[rows, seq, *d_in]``."""
@@ -101,7 +105,8 @@ class AutoEncoder(nn.Module):
 
         The heads of ``hook_z`` (``[..., n_heads, d_head]``) are flattened.
         """
-        weight, bias = self.W_enc, self.b_enc
+        weight: Tensor = self.W_enc
+        bias: Tensor = self.b_enc
         if features is not None:
             weight, bias = weight[:, features], bias[features]
         x = (x if x.shape[-1] == self.d_in else x.flatten(-2)).to(weight)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from demo_model import corpus, text
+from demo_model import corpus, evaluate, export, lm, sae, text
+from demo_model.settings import DEMO_DATA, SAES
 
 
 def main() -> None:
@@ -17,12 +18,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("corpus", "tokenizer", "lm", "sae", "export", "report", "all"))
     parser.add_argument("--work", type=Path, required=True, help="folder for downloads, checkpoints and logs")
+    parser.add_argument(
+        "--minutes", type=float, help="end the language model's schedule after this long if that is sooner"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=DEMO_DATA, help="where export and report write (default: the package)"
+    )
+    parser.add_argument("--only", choices=SAES, help="train only this SAE")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads for training")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage in ("corpus", "all"):
         corpus.build_corpus(args.work)
     if args.stage in ("tokenizer", "all"):
         text.train_tokenizer(args.work)
+    if args.stage in ("lm", "all"):
+        lm.train_lm(args.work, minutes=args.minutes, threads=args.threads)
+    if args.stage in ("sae", "all"):
+        for name in [args.only] if args.only else SAES:
+            sae.train_sae(args.work, name, SAES[name], threads=args.threads)
+    if args.stage in ("export", "all"):
+        export.export(args.work, args.out)
+    if args.stage in ("report", "all"):
+        evaluate.report(args.work, args.out)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def train_tokenizer(work: Path) -> None:
         )
         n_bytes = sum(len(d.text.encode()) for d in chosen)
         n_tokens = sum(map(len, ids))
-        print(f"{split}: {len(chosen)} documents, {n_tokens} tokens, {n_bytes / n_tokens:.2f} bytes a token", flush=True)
+        print(
+            f"{split}: {len(chosen)} documents, {n_tokens} tokens, {n_bytes / n_tokens:.2f} bytes a token", flush=True
+        )
     (work / "sources.json").write_text(json.dumps(sources))
 
 
