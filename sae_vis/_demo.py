@@ -21,6 +21,7 @@ from sae_vis.model_fns import AutoEncoder
 DATA = Path(__file__).parent / "demo_data"
 PROMPT = "from django.db import models\n\n\nclass Author(models.Model):\n    name = models.CharField(max_length=100)\n"
 N_FEATURES = 256
+NAME = "gelu-1l-python"  # what the pages call the model
 
 
 class Demo(NamedTuple):
@@ -69,6 +70,7 @@ def _load_model(folder: Path, config: dict[str, Any]) -> Any:
         boot: Any = TransformerBridge
         model = boot.boot_native(TransformerBridgeConfig(**config, init_weights=False), tokenizer=tokenizer)
     model.load_state_dict({name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()})
+    model.cfg.model_name = NAME
     return model.eval()
 
 

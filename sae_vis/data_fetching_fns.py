@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -97,6 +98,7 @@ def get_feature_data(
     with run.model.as_for_inference():
         path = run.check_fit(token_ids)
         provenance = run.provenance(token_ids, counted, path, ignored)
+        _warn_of_processed_weights(run, provenance)
         fetcher = _Fetcher(run, token_ids, counted, path, provenance)
         features = fetcher.fetch()
     return fetcher.assemble(features)
@@ -205,6 +207,20 @@ class _Run(NamedTuple):
             versions=_versions(),
             digests=digests,
         )
+
+
+_READS_NEURONS = {"mlp.hook_pre", "mlp.hook_post"}  # processing leaves these as they are
+_CENTRED_NOTE = (
+    "The model's writing weights are centred, as TransformerLens leaves them after processing; an encoder must be run on the "
+    "variant of the model that it was trained on."
+)
+
+
+def _warn_of_processed_weights(run: _Run, provenance: Provenance) -> None:
+    """Processing changes what an encoder of the residual stream of a LayerNorm model reads; nobody notices by looking."""
+    if run.hook_point.kind not in _READS_NEURONS and run.model.final_norm().centres and run.model.writes_centred():
+        provenance.notes.append(_CENTRED_NOTE)
+        warnings.warn(_CENTRED_NOTE, UserWarning, stacklevel=3)
 
 
 def check_features(features: Sequence[int], encoder: Encoder) -> None:

@@ -420,6 +420,14 @@ class LanguageModel:
             return float("inf")
         return float((captured[0] - before - expected).norm() / expected.norm().clamp_min(1e-12))
 
+    def writes_centred(self) -> bool:
+        """Whether the first MLP's output weights have mean zero over the residual stream, as processing leaves them."""
+        weight = getattr(getattr(self.model.blocks[0], "mlp", None), "W_out", None)
+        if not isinstance(weight, Tensor):
+            return False
+        weight = weight.detach().float()
+        return bool(weight.mean(-1).abs().max() < 1e-5 * weight.std())
+
     # -- identity --
 
     def special_token_ids(self) -> tuple[int, ...]:
