@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -109,7 +110,8 @@ class AutoEncoder(nn.Module):
         bias: Tensor = self.b_enc
         if features is not None:
             weight, bias = weight[:, features], bias[features]
-        x = (x if x.shape[-1] == self.d_in else x.flatten(-2)).to(weight)
+        x = x if x.shape[-1] == self.d_in else rearrange(x, "... head d_head -> ... (head d_head)")
+        x = x.to(weight)
         if self.cfg.apply_b_dec_to_input:
             x = x - self.b_dec
         return torch.relu(x @ weight + bias)
@@ -395,7 +397,7 @@ class LanguageModel:
         block = self.model.blocks[layer]
         weight = block.mlp.W_out if kind == "mlp.hook_post" else block.attn.W_O
         matrix: Tensor = weight.detach().float()
-        return matrix.reshape(-1, matrix.shape[-1])
+        return matrix if matrix.ndim == 2 else rearrange(matrix, "head d_head d_model -> (head d_head) d_model")
 
     def _perturbation_error(self, hook_point: str, read_at: str, matrix: Tensor | None, tokens: Tensor) -> float:
         """How far the change at ``read_at`` is from ``change @ matrix``, relative to it."""
