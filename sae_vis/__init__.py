@@ -50,9 +50,11 @@ __all__ = [
     "__version__",
     "get_feature_data",
     "get_prompt_data",
+    "load_demo",
 ]
 
 if TYPE_CHECKING:
+    from sae_vis._demo import load_demo
     from sae_vis._errors import FileFormatError, InputError, ModelError, SaeVisError, TemplateError
     from sae_vis._params import Column, Component, FeatureVisParams, Layout
     from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
@@ -89,6 +91,7 @@ _HOMES = {
     "Layout": "_params",
     "get_feature_data": "data_fetching_fns",
     "get_prompt_data": "data_fetching_fns",
+    "load_demo": "_demo",
     "AutoEncoder": "model_fns",
     "AutoEncoderConfig": "model_fns",
     "Encoder": "model_fns",

@@ -35,8 +35,8 @@ class Demo(NamedTuple):
     labels: dict[int, str]
 
 
-def load(folder: Path = DATA) -> Demo:
-    """Load the bundled model, both autoencoders and the tokens.
+def load_demo(folder: Path = DATA) -> Demo:
+    """Load the bundled model, its two autoencoders and held-out tokens ``[rows, seq]``, to try the library with.
 
     Raises:
         ModelError: if the installed TransformerLens has no ``TransformerBridge``.
@@ -117,7 +117,7 @@ def label(features: MultiFeatureData, labels: dict[int, str]) -> None:
 
 def run(out_dir: Path, *, features: int | None = None, quiet: bool = False) -> list[Path]:
     """Write both views of the bundled model and the JSON of the features; returns the paths."""
-    demo = load()
+    demo = load_demo()
     fvp = FeatureVisParams(
         hook_point=demo.hook_point, features=tuple(chosen_features(demo, features or N_FEATURES)), verbose=not quiet
     )
