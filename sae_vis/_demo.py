@@ -29,7 +29,7 @@ class Demo(NamedTuple):
 
     model: Any
     encoder: AutoEncoder
-    encoder_B: AutoEncoder
+    encoder_B: AutoEncoder  # noqa: N815 - the name users know
     tokens: Tensor
     hook_point: str
     labels: dict[int, str]
