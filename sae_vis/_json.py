@@ -548,6 +548,9 @@ def _garbage_collection_paused() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
+            if not gc.get_freeze_count():  # frozen and unfrozen, the new objects count as old ones, without a look at each
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
