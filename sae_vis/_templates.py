@@ -25,9 +25,10 @@ _NO_NEEDS: frozenset[str] = frozenset()
 _HOLE = re.compile(r"\{\{ *([a-z_][a-z0-9_]*) *\}\}")
 _NEEDS = re.compile(r"\A<!-- needs: ([a-z0-9_./ -]+?) -->\n")
 _ASSET_ENDS = {"css": re.compile("</style", re.IGNORECASE), "js": re.compile("</script|<!--", re.IGNORECASE)}
-# What HTML cannot hold or what could reorder the page: controls, bidi controls, line separators, surrogates, noncharacters.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffe\uffff"
+# What HTML cannot hold, what could reorder the page and what cannot be seen: controls, line separators, bidi and zero-width
+# characters, surrogates, noncharacters, the replacement character.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufdd0-\ufdef\ufeff\ufffd-\uffff"
     + "".join(chr(plane * 0x10000 + end) for plane in range(1, 17) for end in (0xFFFE, 0xFFFF))
     + "]"
 )
@@ -55,8 +56,8 @@ class Html(str):
 
 def escape(text: str) -> Html:
     """``text`` as HTML that shows it and does nothing else, in an element or in a quoted attribute."""
-    if not text.isprintable():  # the common case is fast
-        text = _UNPRINTABLE.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
+    if not text.isprintable() or "\ufffd" in text:  # the common case is fast
+        text = UNPRINTABLE.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
     return Html(html.escape(text, quote=True))
 
 

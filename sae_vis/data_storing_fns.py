@@ -78,6 +78,7 @@ class PageContext:
     act_max: float = 0.0
     loss_max: float = 0.0
     shown_logits: Mapping[int, float] = field(default_factory=dict)
+    logit_decimals: int = 3
     seq_pos: int | None = None
     score_name: ScoreName = "act_quantile"
     feature_url: str | None = None
@@ -94,6 +95,7 @@ class PageContext:
             act_max=max(activations.max or 0.0, largest),
             loss_max=max(losses, default=0.0),
             shown_logits=logits.shown_logits if logits else {},
+            logit_decimals=_decimals(logits.shown_logits.values()) if logits else 3,
         )
 
     @property
@@ -253,7 +255,7 @@ class ActivationsData:
             text = f"This feature never fires on {counted} tokens."
             return html_fns.activations_histogram(summary, html_fns.empty(text))
         summary += f", max {format_fixed(self.max, decimals_for(self.max, 3))}"
-        pin_text = "" if pin is None else format_fixed(pin, decimals_for(self.max))
+        pin_text = "" if pin is None else format_fixed(pin, decimals_for(page.act_max if page else self.max))
         return html_fns.activations_histogram(summary, self.histogram.get_html(page, pin=pin, pin_text=pin_text))
 
 
@@ -305,7 +307,7 @@ class LogitsData:
         """The histogram of the logit weights over the vocabulary."""
         if not self.histogram.bar_heights:
             return html_fns.logits_histogram("", html_fns.empty("There are no logit weights to count."))
-        pin_text = "" if pin is None else format_signed(pin)
+        pin_text = "" if pin is None else format_signed(pin, page.logit_decimals if page else 3)
         plot = self.histogram.get_html(page, kind="logits", pin=pin, pin_text=pin_text)
         return html_fns.logits_histogram(f"of {sum(self.histogram.bar_heights):,} tokens", plot)
 
@@ -448,16 +450,16 @@ def _hover(sequences: Sequence[SequenceData], page: PageContext) -> Html:
     ids = [token_id for sequence in sequences for token_id in sequence.token_ids]
     losses = [loss for sequence in sequences for loss in sequence.loss_contribution]
     weights = [page.shown_logits.get(token_id) for token_id in dict.fromkeys(ids)] if page.shown_logits else []
-    act_decimals, logit_decimals = decimals_for(page.act_max), _decimals(weights)
+    act_decimals = decimals_for(page.act_max)
     value = {
-        "decimals": [act_decimals, LOSS_DECIMALS, logit_decimals],
+        "decimals": [act_decimals, LOSS_DECIMALS, page.logit_decimals],
         "rows": [sequence.row for sequence in sequences],
         "starts": [sequence.start for sequence in sequences],
         "lengths": [len(sequence.token_ids) for sequence in sequences],
         "ids": ids,
         "acts": _integers([act for sequence in sequences for act in sequence.feat_acts], act_decimals),
         "losses": _integers(losses, LOSS_DECIMALS) if any(loss is not None for loss in losses) else [],
-        "logits": _integers(weights, logit_decimals),
+        "logits": _integers(weights, page.logit_decimals),
         "effects": _hover_effects(sequences),
     }
     return html_fns.hover_data(_page.json_numbers(value))
