@@ -336,14 +336,15 @@ def collect(
     """
     waiting = features
     while len(waiting):
-        first_try = waiting[: _features_a_round(encoder, encoder_b, plan)]
+        first_try = waiting[: _features_a_round(model, encoder, encoder_b, plan)]
         collected = _one_round(model, encoder, encoder_b, tokens, counted, first_try, features, plan, on_batch)
         waiting = waiting[len(collected.store.features) :]
         yield collected
 
 
-def _features_a_round(encoder: Encoder, encoder_b: Encoder | None, plan: CollectPlan) -> int:
-    columns = encoder.d_in * plan.neurons
+def _features_a_round(model: LanguageModel, encoder: Encoder, encoder_b: Encoder | None, plan: CollectPlan) -> int:
+    """As many as half the budget holds of what each needs: its co-moments, and its logits when it is measured."""
+    columns = 2 * model.d_vocab + encoder.d_in * plan.neurons
     columns += encoder.d_hidden if plan.correlate else 0
     columns += encoder_b.d_hidden if encoder_b is not None else 0
     by_memory = max(1, plan.memory_bytes // max(1, 8 * columns) // 2)

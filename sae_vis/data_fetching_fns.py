@@ -59,7 +59,7 @@ from sae_vis.data_storing_fns import (
     SequenceMultiGroupData,
     TokenEffect,
 )
-from sae_vis.model_fns import Encoder, HookPoint, LanguageModel, WritePath, digest_tensors
+from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, WritePath, digest_tensors
 from sae_vis.utils_fns import round_significant, ticks
 
 STORED_DIGITS = 5
@@ -249,6 +249,26 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def tails_of(
+    run: _Run, path: WritePath, norm: FinalNorm, decoder_rows: Tensor, checked: Int[Tensor, "rows seq"]
+) -> tuple[FormulaTail | None, Tail | None]:
+    """The closed form for these features, and what measures their effects, chosen by a check on some rows.
+
+    Both are None where there is no way to the residual stream; the second also without ablation.
+    """
+    if path.missing_because:
+        return None, None
+    rows = decoder_rows.to(run.model.device)
+    expected = run.model.d_model if path.matrix is None else len(path.matrix)
+    if rows.shape[1] != expected:
+        raise ModelError(
+            f"The decoder writes vectors of width {rows.shape[1]}, but {run.hook_point.name!r} takes {expected}."
+        )
+    directions = rows if path.matrix is None else rows @ path.matrix
+    formula = FormulaTail(run.model, norm, directions)
+    return formula, None if run.fvp.ablation is None else choose_tail(run.model, formula, directions, checked)
+
+
 # --- the feature-centric view --------------------------------------------------------------------------------------
 
 
@@ -379,23 +399,8 @@ class _Fetcher:
 
     def _tails(self, decoder_rows: Tensor) -> tuple[FormulaTail | None, Tail | None]:
         """The closed form, which also gives the logit weights, and the way to measure effects; None where there is none."""
-        if self.path.missing_because:
-            return None, None
-        model = self.run.model
-        rows = decoder_rows.to(model.device)
-        width = rows.shape[1] if self.path.matrix is None else self.path.matrix.shape[0]
-        d_model = model.model.W_U.shape[0]
-        if rows.shape[1] != width or (self.path.matrix is None and width != d_model):
-            raise ModelError(
-                f"The decoder writes vectors of width {rows.shape[1]}, but {self.run.hook_point.name!r} takes "
-                f"{d_model if self.path.matrix is None else width}."
-            )
-        directions = rows if self.path.matrix is None else rows @ self.path.matrix
-        formula = FormulaTail(model, self.norm, directions)
-        if self.fvp.ablation is None:
-            return formula, None
-        tail = choose_tail(model, formula, directions, self.tokens[:CHECKED_ROWS])
-        if tail is None:
+        formula, tail = tails_of(self.run, self.path, self.norm, decoder_rows, self.tokens[:CHECKED_ROWS])
+        if formula is not None and tail is None and self.fvp.ablation is not None:
             self.provenance.direct_effect = "none"
             self.provenance.direct_effect_reason = (
                 "the model's logits are not its unembedding of the final norm, so the direct effect cannot be computed"
@@ -621,8 +626,7 @@ def _prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepe
             raise InputError("The model has no tokenizer, so the prompt must be given as token ids.")
         ids = list(model.tokenizer(prompt, add_special_tokens=False)["input_ids"])
     else:
-        as_tensor = check_tokens(torch.as_tensor(prompt).reshape(1, -1), model) if len(prompt) else torch.zeros(1, 0)
-        ids = as_tensor[0].tolist()
+        ids = _prompt_as_ids(prompt, model)
     if not ids:
         raise InputError("The prompt is empty: give a text or token ids with at least one token.")
     bos = getattr(model.tokenizer, "bos_token_id", None)
@@ -641,6 +645,18 @@ def _prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepe
     if len(ids) > model.n_ctx:
         raise InputError(f"The prompt has {len(ids)} tokens, the model's context holds {model.n_ctx}. Shorten it.")
     return check_tokens([ids], model)
+
+
+def _prompt_as_ids(prompt: Any, model: LanguageModel) -> list[int]:
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"prompt must be a text or token ids, got {type(prompt).__name__}.") from None
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1:
+        raise InputError(f"prompt must be one sequence of token ids, got shape {tuple(ids.shape)}.")
+    return check_tokens(ids[None], model)[0].tolist() if ids.numel() else []
 
 
 class _Prompt:
@@ -677,11 +693,9 @@ class _Prompt:
     def _measure(self) -> tuple[list[ShownFeature], bool]:
         whole = [Window(0, 0, self.ids.shape[1], 0)]
         tail = None
-        if len(self.asked) and not self.path.missing_because and self.run.fvp.ablation is not None:
-            rows = self.run.encoder.decoder_rows(self.asked).detach().float().flatten(1).to(self.run.model.device)
-            directions = rows if self.path.matrix is None else rows @ self.path.matrix
-            formula = FormulaTail(self.run.model, self.run.model.final_norm(), directions)
-            tail = choose_tail(self.run.model, formula, directions, self.ids)
+        if len(self.asked):
+            rows = self.run.encoder.decoder_rows(self.asked).detach().float().flatten(1)
+            _, tail = tails_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
         windows = [whole for _ in self.acts]
         seen = measure(self.run.model, tail, self.ids, self.acts, windows, self.run.fvp.n_changes, 1)
         return seen, tail is not None

@@ -246,7 +246,7 @@ class LanguageModel:
         self.model = model
         self.cfg = model.cfg
         self.n_layers = int(self.cfg.n_layers)
-        self.d_vocab = int(model.W_U.shape[-1])
+        self.d_model, self.d_vocab = (int(n) for n in model.W_U.shape)
         self.n_ctx = int(self.cfg.n_ctx)
         self.tokenizer = getattr(model, "tokenizer", None)
         self.name = str(getattr(self.cfg, "model_name", None) or type(model).__name__)
@@ -325,7 +325,7 @@ class LanguageModel:
 
     def final_norm(self) -> FinalNorm:
         """Probe the last normalisation: what it does is read off its outputs, never off names or the configuration."""
-        width = int(self.model.W_U.shape[0])
+        width = self.d_model
         probe = torch.ones(width, device=self.device)
         probe[1::2] = -1.0
         if width % 2 and width >= 3:
