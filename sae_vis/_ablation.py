@@ -41,8 +41,10 @@ class Effects(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Features at positions: which position (an index into the residuals), which feature (an index into the
-    directions), its activation there, and the id of the token that follows.
+    """Features at positions.
+
+    ``position`` indexes the residuals, ``feature`` the directions; ``activation`` is the feature's there, ``next_token``
+    the id of the token that follows.
     """
 
     position: Int[Tensor, " k"]

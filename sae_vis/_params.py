@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, Literal
 
 from sae_vis._errors import InputError
@@ -112,7 +113,9 @@ class Component:
                 known = ", ".join(spec.options) or "none"
                 raise InputError(f"Component {self.name!r} has no option {option!r}. Its options: {known}.")
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-                raise InputError(f"Component {self.name!r}: option {option!r} must be an int >= 0 or None, got {value!r}.")
+                raise InputError(
+                    f"Component {self.name!r}: option {option!r} must be an int >= 0 or None, got {value!r}."
+                )
 
 
 @dataclass(frozen=True, init=False)
@@ -152,7 +155,9 @@ class Layout:
         if not self.columns or not all(isinstance(column, Column) for column in self.columns):
             raise InputError("A Layout needs a list of at least one Column, e.g. Layout([Column('sequences')]).")
         if self.height is not None and (not isinstance(self.height, int) or not 100 <= self.height <= 100_000):
-            raise InputError(f"Layout height must be an int from 100 to 100000 (CSS pixels) or None, got {self.height!r}.")
+            raise InputError(
+                f"Layout height must be an int from 100 to 100000 (CSS pixels) or None, got {self.height!r}."
+            )
 
     def components(self) -> tuple[Component, ...]:
         """All components, column by column."""
@@ -248,7 +253,9 @@ class FeatureVisParams:
     store_rows: bool = _option(True, "Keep the whole rows that examples come from in the saved data.")
     border: bool = _option(True, "Draw a border around each feature.")
     seq_width: int | None = _option(420, "Width of a group of sequences in CSS pixels. None: as wide as it needs.")
-    seq_height: int | None = _option(None, "Height of the sequences' column in CSS pixels (it scrolls). None: as tall as it needs.")
+    seq_height: int | None = _option(
+        None, "Height of the page's columns in CSS pixels (they scroll). None: as tall as they need."
+    )
     layout: Layout | None = _option(None, "The arrangement of the panels. None: made from the options above.")
     seed: int = _option(0, "Chooses the random examples of the intervals.")
     verbose: bool = _option(True, "Show progress bars.")
@@ -357,8 +364,10 @@ def _features(name: str, value: Any) -> tuple[int, ...] | None:
         return None
     indices = sorted(_int_list(name, value))
     if not indices:
-        raise InputError("FeatureVisParams.features is empty: give at least one feature, or None for the whole dictionary.")
-    twice = {a for a, b in zip(indices, indices[1:], strict=False) if a == b}
+        raise InputError(
+            "FeatureVisParams.features is empty: give at least one feature, or None for the whole dictionary."
+        )
+    twice = {a for a, b in pairwise(indices) if a == b}
     if twice:
         raise InputError(f"FeatureVisParams.features names a feature more than once: {sorted(twice)[:5]}.")
     return tuple(indices)
@@ -373,7 +382,9 @@ def _buffer(name: str, value: Any) -> tuple[int, int] | None:
         return None
     items = _int_list(name, value)
     if len(items) != 2:
-        raise InputError(f"FeatureVisParams.buffer must be two ints (before, after) or None for whole rows, got {value!r}.")
+        raise InputError(
+            f"FeatureVisParams.buffer must be two ints (before, after) or None for whole rows, got {value!r}."
+        )
     return items[0], items[1]
 
 
