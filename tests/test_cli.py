@@ -55,6 +55,11 @@ def test_version_and_help():
         assert f"usage: sae-vis {name}" in done.stdout
 
 
+@pytest.mark.parametrize("args", [("--help",), ("--version",), ("demo", "--help")])
+def test_help_needs_no_torch(args):
+    assert without_torch(*args).returncode == 0
+
+
 @pytest.mark.parametrize("args", [(), ("nonsense",), ("html",), ("demo", "--features", "many")])
 def test_wrong_usage_is_exit_code_2(args):
     done = command(*args)
