@@ -108,8 +108,10 @@ def _info(args: argparse.Namespace) -> None:
     """Say what a file that save_json wrote holds, and where its numbers come from."""
     data = _load(args.file)
     print(f"{args.file} ({_size(args.file.stat().st_size)})")
-    for name, value in _facts(data).items():
-        print(f"  {name:<14}{value}")
+    facts = _facts(data)
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"  {name:<{width}}  {value}")
 
 
 def _load(path: Path) -> MultiFeatureData | MultiPromptData:
@@ -128,9 +130,9 @@ def _facts(data: MultiFeatureData | MultiPromptData) -> dict[str, str]:
     facts = {"kind": type(data).__name__}
     if prompt_ids is not None:
         text = "".join(data.vocab.get(token, "?") for token in prompt_ids)
-        facts["prompt"] = f"{len(prompt_ids)} tokens, {_shortened(text)}"
+        facts["prompt"] = f"{len(prompt_ids)} tokens: {_shortened(text)}"
     facts |= {
-        "features": f"{len(lines)}, {_shortened(', '.join(map(str, lines)))}" if lines else "none",
+        "features": f"{len(lines)}: {_shortened(', '.join(map(str, lines)))}" if lines else "none",
         "density": _spread([feature.activations.density for feature in lines.values()]),
         "model": provenance.model,
         "hook point": f"{provenance.hook_point} ({provenance.d_in:,} wide, {provenance.d_hidden:,} features)",

@@ -94,7 +94,7 @@ def test_html_to_standard_output_is_the_page_alone(saved):
 def test_info_says_what_a_file_holds_without_torch(saved):
     done = without_torch("info", saved)
     assert done.returncode == 0, done.stderr
-    for text in (str(saved), "MultiFeatureData", "2, 2, 8", "toy", "blocks.0.mlp.hook_post", "10 rows of 40", "1.0.0"):
+    for text in (str(saved), "MultiFeatureData", "2: 2, 8", "toy", "blocks.0.mlp.hook_post", "10 rows of 40", "1.0.0"):
         assert text in done.stdout
     assert "median 0.01, from 0.01 to 0.01; 0 never active" in done.stdout
 
