@@ -61,11 +61,13 @@
     else if (event.key === "ArrowRight") step(1);
   };
 
-  /* What was typed may be a number, a label, or a choice of the list, which is a number. */
+  /* What was typed may be a number, which is also what the list gives, or a label or a part of one. */
   const ask = (typed) => {
     const text = typed.trim();
-    const byLabel = Object.keys(index.labels).find((id) => index.labels[id].toLowerCase() === text.toLowerCase());
-    if (text) go(/^\d+$/.test(text) ? text : (byLabel ?? text));
+    const byLabel = (fits) => Object.keys(index.labels).find((id) => fits(index.labels[id].toLowerCase()));
+    const wanted = text.toLowerCase();
+    const feature = byLabel((label) => label === wanted) ?? byLabel((label) => label.includes(wanted));
+    if (text) go(/^\d+$/.test(text) ? text : (feature ?? encodeURIComponent(text)));
   };
 
   /* The list holds only what fits the text, so that 20,000 features cost nothing. */

@@ -9,8 +9,8 @@ draw a page again, with no model, no tokenizer and no torch. Every class checks 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
+import operator
 import os
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
 from dataclasses import dataclass, field
@@ -470,21 +470,27 @@ def _hover_effects(sequences: Sequence[SequenceData]) -> dict[str, Any]:
 
     Log-probabilities are steps from one to the next, downwards where they are raised and upwards where they are lowered.
     """
-    at, counts, ids, lists = [], [], [], []
+    at: list[int] = []
+    counts: list[int] = []
+    ids: list[int] = []
+    falling: list[list[float]] = []
     before = 0
     for sequence in sequences:
         for effect in sequence.effects:
             at.append(before + effect.at)
-            counts += [len(effect.raised_token_ids), len(effect.lowered_token_ids)]
-            ids += [*effect.raised_token_ids, *effect.lowered_token_ids]
-            lists += [effect.raised_logprobs, [-logprob for logprob in effect.lowered_logprobs]]
+            counts += (len(effect.raised_token_ids), len(effect.lowered_token_ids))
+            ids += effect.raised_token_ids
+            ids += effect.lowered_token_ids
+            falling.append(effect.raised_logprobs)
+            falling.append([-logprob for logprob in effect.lowered_logprobs])
         before += len(sequence.token_ids)
-    decimals = min(LOSS_DECIMALS, _decimals([values[0] for values in lists if values], digits=3))
+    decimals = min(LOSS_DECIMALS, _decimals([values[0] for values in falling if values], digits=3))
+    scale = 10**decimals
     steps: list[int] = []
-    for values in lists:
-        whole = [round(value * 10**decimals) for value in values]
+    for values in falling:
+        whole = [round(value * scale) for value in values]
         steps += whole[:1]
-        steps += [one - next_one for one, next_one in itertools.pairwise(whole)]
+        steps += map(operator.sub, whole, whole[1:])
     return {"decimals": decimals, "at": at, "counts": counts, "ids": ids, "steps": steps}
 
 

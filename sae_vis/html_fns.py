@@ -7,7 +7,7 @@ is. Numbers become text here, so that there is one place that says how a number 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from sae_vis._templates import Html, escape, join, template
 from sae_vis.utils_fns import (
@@ -122,14 +122,19 @@ def token(text: Html, activation: float, effect: float, bold: bool, ignored: boo
         bold: whether this is the token that the sequence was chosen for.
         ignored: whether the token's position is left out of every number.
     """
+    return template("token_template.html").fill(
+        attributes=_token_attributes(activation, effect, bold, ignored), text=text
+    )
+
+
+@cache  # the levels have two decimals, so there are not many
+def _token_attributes(activation: float, effect: float, bold: bool, ignored: bool) -> Html:
     styles = [f"--a:{_short(activation)}"] if activation else []
     if effect:
         styles.append(f"--{'h' if effect < 0 else 'r'}:{_short(abs(effect))}")
     names = " ".join(name for name, given in (("b", bold), ("x", ignored)) if given)
     attributes = f' class="{names}"' if names else ""
-    if styles:
-        attributes += f' style="{";".join(styles)}"'
-    return template("token_template.html").fill(attributes=Html(attributes), text=text)
+    return Html(f'{attributes} style="{";".join(styles)}"' if styles else attributes)
 
 
 def _short(share: float) -> str:
