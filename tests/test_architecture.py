@@ -18,7 +18,7 @@ BY_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 # From the top down: the upper half knows tensors and no page, the lower half pages and no tensor. Between the two stand
 # the modules that build the one from the other.
-BRIDGE = ["__init__", "__main__", "_demo", "data_fetching_fns"]
+BRIDGE = ["__init__", "__main__", "_demo", "data_fetching_fns", "_feature_view", "_prompt_view", "_assemble", "_run"]
 UPPER = [
     "_prompt_scoring",
     "_shown",
@@ -47,7 +47,7 @@ AT_MOST = {
 ARRAYS = {"torch", "numpy", "jaxtyping", "einops"}
 THIRD_PARTY = {
     "_demo": {*ARRAYS, "safetensors", "transformer_lens", "transformers", "tokenizers"},
-    "data_fetching_fns": {*ARRAYS, "tqdm"},
+    **{module: {*ARRAYS, "tqdm"} for module in BRIDGE[3:]},
     **dict.fromkeys(UPPER, ARRAYS),
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
     "_page": {"msgspec"},

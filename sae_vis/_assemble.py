@@ -1,0 +1,92 @@
+"""From numbers to dataclasses: tensors and arrays become plain Python numbers, rounded for storing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sae_vis._params import FeatureVisParams
+from sae_vis._shown import EffectAt, ShownFeature
+from sae_vis._statistics import FeatureActivations, histogram, moments
+from sae_vis.data_storing_fns import (
+    ActivationsData,
+    FeatureData,
+    HistogramData,
+    LogitsData,
+    SequenceData,
+    TokenEffect,
+)
+from sae_vis.utils_fns import round_significant, ticks
+
+STORED_DIGITS = 5
+
+
+def sequence_data(
+    row: int,
+    start: int,
+    bold: int,
+    token_ids: list[int],
+    places: range,
+    seen: ShownFeature,
+    measured: bool,
+    padding: int | None,
+) -> SequenceData:
+    """A shown sequence, from what was looked up and measured at its places."""
+    losses: list[float | None] = []
+    effects = []
+    for at, (token, place) in enumerate(zip(token_ids, places, strict=True)):
+        effect: EffectAt | None = seen.effect.get(place)
+        if not measured or start + at == 0 or token == padding:
+            losses.append(None)
+            continue
+        losses.append(effect.loss if effect else 0.0)
+        if effect and (effect.raised_ids or effect.lowered_ids):
+            effects.append(TokenEffect(at, *effect[1:]))
+    acts = [seen.activation.get(place, 0.0) for place in places]
+    return SequenceData(row, start, bold, token_ids, acts, losses, effects)
+
+
+def activations_data(acts: FeatureActivations, n_bins: int) -> ActivationsData:
+    edges, heights = histogram(acts.values, n_bins)
+    bars = HistogramData(edges, heights, ticks(edges[0], edges[-1]) if edges else [])
+    n_active = len(acts.values)
+    density = n_active / acts.n_counted
+    if not n_active:
+        return ActivationsData(density, 0, None, None, None, None, None, bars)
+    mean, variance, skewness, kurtosis = moments(acts.values, acts.n_counted)
+    return ActivationsData(density, n_active, acts.maximum, mean, variance, skewness, kurtosis, bars)
+
+
+def logits_data(weights: Any, fvp: FeatureVisParams, shown_ids: list[int]) -> LogitsData:
+    by_value = np.lexsort((np.arange(len(weights)), weights))
+    bottom, top = by_value[: fvp.n_logits], np.lexsort((np.arange(len(weights)), -weights))[: fvp.n_logits]
+
+    def stored(ids: Any) -> list[float]:
+        return [round_significant(float(weights[i]), STORED_DIGITS) for i in ids]
+
+    edges, heights = histogram(weights, fvp.n_bins)
+    edges = [round_significant(edge, 8) for edge in edges]
+    return LogitsData(
+        top.tolist(),
+        stored(top),
+        bottom.tolist(),
+        stored(bottom),
+        dict(zip(shown_ids, stored(shown_ids), strict=True)),
+        HistogramData(edges, heights, ticks(edges[0], edges[-1])),
+    )
+
+
+def feature_token_ids(data: FeatureData) -> Iterator[int]:
+    """Every token id that a feature's panels show."""
+    if data.logits is not None:
+        yield from (*data.logits.top_token_ids, *data.logits.bottom_token_ids)
+    for sequence in (s for group in data.sequences.groups for s in group.sequences):
+        yield from sequence_token_ids(sequence)
+
+
+def sequence_token_ids(sequence: SequenceData) -> Iterator[int]:
+    yield from sequence.token_ids
+    for effect in sequence.effects:
+        yield from (*effect.raised_token_ids, *effect.lowered_token_ids)

@@ -1,0 +1,140 @@
+"""The prompt-centric view: one forward pass of a prompt, and the features that matter at each of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_vis._activations import check_finite, check_width, encode
+from sae_vis._assemble import sequence_data, sequence_token_ids
+from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
+from sae_vis._run import Run, check_features, tails_of
+from sae_vis._shown import ShownFeature, Window, measure
+from sae_vis._statistics import FeatureActivations
+from sae_vis._vocabulary import token_texts
+from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData, PromptData, SequenceGroupData
+
+
+class PromptFetcher:
+    """Runs the stages for one call of ``get_prompt_data``."""
+
+    def __init__(self, run: Run, ids: Tensor, features: MultiFeatureData, size: int) -> None:
+        self.run, self.ids, self.features, self.size = run, ids, features, size
+        self.asked = torch.tensor(list(features), dtype=torch.int64)
+        self.acts = self._activations()
+        self.path = run.check_fit(ids)
+        self.seen, self.measured = self._measure()
+
+    def _activations(self) -> list[FeatureActivations]:
+        """The features' activations on the prompt, rounded to the same steps as on the corpus."""
+        if not len(self.asked):
+            return []
+        x = self.run.model.activations(self.ids, self.run.hook_point.name)
+        check_finite(x, f"The activations at {self.run.hook_point.name!r}", 0)
+        check_width(self.run.encoder, x, self.run.hook_point.name, "The encoder")
+        check_features(self.asked.tolist(), self.run.encoder)
+        acts = encode(self.run.encoder, x, self.asked)[0].clamp_min(0.0).cpu()
+        check_finite(acts[None], "The encoder's activations", 0)
+        ignored = torch.isin(self.ids[0], torch.tensor(self.run.ignored_ids(), dtype=torch.int64))
+        acts[ignored] = 0.0
+        result = []
+        for column, (feature, data) in enumerate(self.features.items()):
+            places = acts[:, column].nonzero()[:, 0]
+            own = FeatureActivations.of(
+                feature, places.numpy(), acts[places, column].numpy(), len(acts), 0, len(acts), data.activations.max
+            )
+            result.append(own)
+        return result
+
+    def _measure(self) -> tuple[list[ShownFeature], bool]:
+        whole = [Window(0, 0, self.ids.shape[1], 0)]
+        tail = None
+        if len(self.asked):
+            rows = self.run.encoder.decoder_rows(self.asked).detach().float().flatten(1)
+            _, tail = tails_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
+        windows = [whole for _ in self.acts]
+        seen = measure(self.run.model, tail, self.ids, self.acts, windows, self.run.fvp.n_changes, 1)
+        return seen, tail is not None
+
+    def _scores(self) -> dict[Any, list[Ranking]]:
+        n = self.ids.shape[1]
+        active: list[dict[int, float]] = [{} for _ in range(n)]
+        for own in self.acts:
+            for position, value in zip(own.positions.tolist(), own.raw.tolist(), strict=True):
+                active[position][own.feature] = value
+        shown = {own.feature: seen for own, seen in zip(self.acts, self.seen, strict=True)}
+
+        def size(position: int, feature: int, activation: float) -> float:
+            return shown[feature].activation[position]
+
+        def quantile(position: int, feature: int, activation: float) -> float:
+            knots = self.features[feature].quantiles
+            return act_quantile(activation, knots.values, knots.ranks, knots.n)
+
+        def loss(position: int, feature: int, activation: float) -> float:
+            return shown[feature].effect[position].loss
+
+        scores = {
+            "act_size": rank_by_score(active, size, self.size, largest_first=True),
+            "act_quantile": rank_by_score(active, quantile, self.size, largest_first=True),
+        }
+        if self.measured:
+            padding = self.run.model.padding_id()
+            before = [{}, *active[:-1]]
+            before = [{} if token == padding else at for token, at in zip(self.ids[0].tolist(), before, strict=True)]
+            scores["loss_effect"] = rank_by_score(before, loss, self.size, largest_first=False)
+        return scores
+
+    def data(self) -> MultiPromptData:
+        """The scores, and one column for each feature that is ranked anywhere."""
+        scores = self._scores()
+        ranked = {feature for rankings in scores.values() for ranking in rankings for feature, _ in ranking}
+        columns = {
+            own.feature: self._column(own.feature, seen)
+            for own, seen in zip(self.acts, self.seen, strict=True)
+            if own.feature in ranked
+        }
+        n_active = np.zeros(self.ids.shape[1], dtype=np.int64)
+        for own in self.acts:
+            n_active[own.positions] += 1
+        ids = set(self.ids[0].tolist())
+        for column in columns.values():
+            ids.update(sequence_token_ids(column.sequence))
+        own_texts = token_texts(self.run.model.tokenizer, ids)
+        others = {token for column in columns.values() for token in _column_token_ids(column)} - ids
+        stored = self.features
+        return MultiPromptData(
+            self.ids[0].tolist(),
+            n_active.tolist(),
+            dict(sorted((own_texts.text | {i: stored.vocab[i] for i in others}).items())),
+            dict(
+                sorted(
+                    (own_texts.partial | {i: stored.vocab_bytes[i] for i in others if i in stored.vocab_bytes}).items()
+                )
+            ),
+            columns,
+            self.run.fvp,
+            stored.provenance,
+            scores,
+        )
+
+    def _column(self, feature: int, seen: ShownFeature) -> PromptData:
+        data = self.features[feature]
+        token_ids = self.ids[0].tolist()
+        sequence = sequence_data(
+            0, 0, 0, token_ids, range(len(token_ids)), seen, self.measured, self.run.model.padding_id()
+        )
+        groups = data.sequences.groups
+        top = groups[0] if groups else SequenceGroupData("TOP ACTIVATIONS", 0.0, 0.0, None, [])
+        return PromptData(feature, sequence, data.activations, data.logits, top, data.label)
+
+
+def _column_token_ids(column: PromptData) -> Iterator[int]:
+    if column.logits is not None:
+        yield from (*column.logits.top_token_ids, *column.logits.bottom_token_ids)
+    for sequence in column.top_group.sequences:
+        yield from sequence_token_ids(sequence)

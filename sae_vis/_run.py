@@ -1,0 +1,240 @@
+"""The arguments of a call, checked, and what follows from them for the whole run: where to read, what to record."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sae_vis import __version__
+from sae_vis._ablation import FormulaTail, Tail, choose_tail
+from sae_vis._activations import check_width
+from sae_vis._errors import InputError, ModelError
+from sae_vis._params import FeatureVisParams
+from sae_vis._sae_adapters import as_encoder
+from sae_vis.data_storing_fns import Provenance
+from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, WritePath, digest_tensors
+
+
+class Run(NamedTuple):
+    """The checked arguments of one call."""
+
+    model: LanguageModel
+    encoder: Encoder
+    encoder_b: Encoder | None
+    fvp: FeatureVisParams
+    hook_point: HookPoint
+
+    @classmethod
+    def prepare(cls, encoder: Any, model: Any, fvp: FeatureVisParams, encoder_b: Any) -> Run:
+        if not isinstance(fvp, FeatureVisParams):
+            raise InputError(f"fvp must be a FeatureVisParams, got {type(fvp).__name__}.")
+        wrapped = LanguageModel(model)
+        adapted = as_encoder(encoder)
+        adapted_b = None if encoder_b is None else as_encoder(encoder_b, "encoder_B")
+        name = fvp.hook_point or getattr(adapted, "hook_point", None)
+        if not name:
+            raise InputError(
+                "No hook point: give FeatureVisParams(hook_point='blocks.0.mlp.hook_post') or an encoder that has one."
+            )
+        return cls(wrapped, adapted, adapted_b, fvp, wrapped.check_hook_point(name))
+
+    def features(self) -> Tensor:
+        """The feature ids asked for, in rising order."""
+        if self.fvp.features is None:
+            return torch.arange(self.encoder.d_hidden)
+        check_features(self.fvp.features, self.encoder)
+        return torch.tensor(self.fvp.features, dtype=torch.int64)
+
+    def ignored_ids(self) -> list[int]:
+        """The token ids whose positions do not count."""
+        return list(self.model.special_token_ids() if self.fvp.ignore_tokens is None else self.fvp.ignore_tokens)
+
+    def check_fit(self, tokens: Tensor) -> WritePath:
+        """Try the hook point on one row: the widths must fit, and its way to the residual stream is found."""
+        self.features()
+        x = self.model.activations(tokens[:1], self.hook_point.name)
+        check_width(self.encoder, x, self.hook_point.name, "The encoder")
+        if self.encoder_b is not None:
+            check_width(self.encoder_b, x, self.hook_point.name, "encoder_B")
+        return self.model.write_path(self.hook_point, tokens)
+
+    def provenance(self, tokens: Tensor, counted: Tensor, path: WritePath, ignored: list[int]) -> Provenance:
+        """What was run on what."""
+        first = torch.unique(tokens[:, 0])
+        digests = {
+            "model": self.model.digest(),
+            "encoder": _encoder_digest(self.encoder),
+            "tokens": hashlib.blake2b(tokens.numpy().tobytes(), digest_size=16).hexdigest(),
+        }
+        if self.encoder_b is not None:
+            digests["encoder_B"] = _encoder_digest(self.encoder_b)
+        return Provenance(
+            model=self.model.name,
+            hook_point=self.hook_point.name,
+            d_in=self.encoder.d_in,
+            d_hidden=self.encoder.d_hidden,
+            n_rows=len(tokens),
+            seq_len=tokens.shape[1],
+            n_counted=int(counted.sum()),
+            direct_effect="none" if path.missing_because else "exact" if path.exact else "direct path",
+            direct_effect_reason=path.missing_because or "",
+            first_token_id=int(first[0]) if len(first) == 1 else None,
+            ignored_token_ids=ignored,
+            versions=_versions(),
+            digests=digests,
+        )
+
+
+_READS_NEURONS = {"mlp.hook_pre", "mlp.hook_post"}  # processing leaves these as they are
+_CENTRED_NOTE = (
+    "The model's writing weights are centred, as TransformerLens leaves them after processing; an encoder must be run on the "
+    "variant of the model that it was trained on."
+)
+
+
+def warn_of_processed_weights(run: Run, provenance: Provenance) -> None:
+    """Processing changes what an encoder of the residual stream of a LayerNorm model reads; nobody notices by looking."""
+    if run.hook_point.kind not in _READS_NEURONS and run.model.final_norm().centres and run.model.writes_centred():
+        provenance.notes.append(_CENTRED_NOTE)
+        warnings.warn(_CENTRED_NOTE, UserWarning, stacklevel=3)
+
+
+def check_features(features: Sequence[int], encoder: Encoder) -> None:
+    """Raise ``InputError`` if a feature is not in the dictionary."""
+    wrong = [feature for feature in features if feature >= encoder.d_hidden]
+    if wrong:
+        raise InputError(
+            f"Feature {wrong[0]} is out of range: the encoder has {encoder.d_hidden} (0 to {encoder.d_hidden - 1})."
+        )
+
+
+def _encoder_digest(encoder: Encoder) -> str:
+    if isinstance(encoder, torch.nn.Module):
+        return digest_tensors(encoder.named_parameters())
+    rows = encoder.decoder_rows(torch.arange(min(64, encoder.d_hidden)))
+    return digest_tensors([("decoder_rows", rows)])
+
+
+def _versions() -> dict[str, str]:
+    found = {"sae_vis": __version__}
+    for package in ("torch", "transformer-lens"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # e.g. run from a source checkout of it
+            continue
+    return found
+
+
+def tails_of(
+    run: Run, path: WritePath, norm: FinalNorm, decoder_rows: Tensor, checked: Int[Tensor, "rows seq"]
+) -> tuple[FormulaTail | None, Tail | None]:
+    """The closed form for these features, and what measures their effects, chosen by a check on some rows.
+
+    Both are None where there is no way to the residual stream; the second also without ablation.
+    """
+    if path.missing_because:
+        return None, None
+    rows = decoder_rows.to(run.model.device)
+    expected = run.model.d_model if path.matrix is None else len(path.matrix)
+    if rows.shape[1] != expected:
+        raise ModelError(
+            f"The decoder writes vectors of width {rows.shape[1]}, but {run.hook_point.name!r} takes {expected}."
+        )
+    directions = rows if path.matrix is None else rows @ path.matrix
+    formula = FormulaTail(run.model, norm, directions)
+    return formula, None if run.fvp.ablation is None else choose_tail(run.model, formula, directions, checked)
+
+
+# --- tokens and prompts ------------------------------------------------------------------------------------------
+
+
+def check_tokens(tokens: Any, model: LanguageModel) -> Int[Tensor, "rows seq"]:
+    """The tokens as int64 on the CPU.
+
+    Raises:
+        InputError: if they are not 2-D integers, empty, outside the vocabulary, or longer than the context.
+    """
+    try:
+        ids = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"tokens must be integers of shape [rows, seq]; they do not form an array: {error}") from None
+    if ids.ndim != 2 or ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+        raise InputError(
+            f"tokens must be integers of shape [rows, seq], got {ids.dtype} of shape {tuple(ids.shape)}."
+            + (" For one row, use tokens[None]." if ids.ndim == 1 else "")
+        )
+    if ids.numel() == 0:
+        raise InputError(f"tokens are empty (shape {tuple(ids.shape)}): give at least one row of at least one token.")
+    ids = ids.detach().cpu().long()
+    if ids.shape[1] > model.n_ctx:
+        raise InputError(
+            f"Rows of {ids.shape[1]} tokens are longer than the model's context of {model.n_ctx}. Cut them."
+        )
+    wrong = (ids < 0) | (ids >= model.d_vocab)
+    if bool(wrong.any()):
+        row, position = (int(i) for i in wrong.nonzero()[0])
+        raise InputError(
+            f"Token id {int(ids[row, position])} at row {row}, position {position} is outside the model's vocabulary "
+            f"(0 to {model.d_vocab - 1}). Were the tokens made with another tokenizer?"
+        )
+    return ids
+
+
+def check_same_run(run: Run, provenance: Provenance) -> None:
+    for name, now in (
+        ("hook_point", run.hook_point.name),
+        ("d_in", run.encoder.d_in),
+        ("d_hidden", run.encoder.d_hidden),
+    ):
+        then = getattr(provenance, name)
+        if now != then:
+            raise InputError(
+                f"The features were fetched with {name} {then!r}, but this call has {now!r}. Fetch them again."
+            )
+
+
+def prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepend_bos: bool | None) -> Tensor:
+    """The prompt's token ids ``[1, seq]``, with the token that the corpus rows begin with in front."""
+    if isinstance(prompt, str):
+        if model.tokenizer is None:
+            raise InputError("The model has no tokenizer, so the prompt must be given as token ids.")
+        ids = list(model.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    else:
+        ids = _prompt_as_ids(prompt, model)
+    if not ids:
+        raise InputError("The prompt is empty: give a text or token ids with at least one token.")
+    bos = getattr(model.tokenizer, "bos_token_id", None)
+    first = provenance.first_token_id if provenance.first_token_id is not None else bos
+    wanted = (
+        (first is not None and first == bos and provenance.first_token_id == bos)
+        if prepend_bos is None
+        else prepend_bos
+    )
+    if wanted and first is None:
+        raise InputError(
+            "prepend_bos=True, but the tokenizer has no BOS token and the rows do not begin with one token."
+        )
+    if wanted and ids[0] != first:
+        ids = [first, *ids]
+    if len(ids) > model.n_ctx:
+        raise InputError(f"The prompt has {len(ids)} tokens, the model's context holds {model.n_ctx}. Shorten it.")
+    return check_tokens([ids], model)
+
+
+def _prompt_as_ids(prompt: Any, model: LanguageModel) -> list[int]:
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"prompt must be a text or token ids, got {type(prompt).__name__}.") from None
+    if ids.ndim == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.ndim != 1:
+        raise InputError(f"prompt must be one sequence of token ids, got shape {tuple(ids.shape)}.")
+    return check_tokens(ids[None], model)[0].tolist() if ids.numel() else []
