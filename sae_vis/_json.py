@@ -548,8 +548,8 @@ def _garbage_collection_paused() -> Iterator[None]:
         yield
     finally:
         if was_enabled:
-            if not gc.get_freeze_count():  # frozen and unfrozen, the new objects count as old ones, without a look at each
-                gc.freeze()
+            if not gc.get_freeze_count():
+                gc.freeze()  # frozen and unfrozen, the new objects count as old ones, without a look at each
                 gc.unfreeze()
             gc.enable()
 
