@@ -20,6 +20,7 @@ from sae_vis._shown import ShownFeature, Window, measure
 from sae_vis._statistics import (
     Correlated,
     FeatureActivations,
+    Step,
     aligned_neurons,
     interval_examples,
     most_correlated,
@@ -139,6 +140,7 @@ class FeatureFetcher:
         if not len(acts.values):
             return []
         fvp = self.fvp
+        decimals = max(0, -Step.for_maximum(acts.maximum).exponent)
         top = top_examples(acts, fvp.first_group_size, fvp.buffer, fvp.allow_overlap)
         groups = (
             [(SequenceGroupData("TOP ACTIVATIONS", 0.0, acts.maximum, None, []), top)] if fvp.first_group_size else []
@@ -146,7 +148,7 @@ class FeatureFetcher:
         for interval in interval_examples(
             acts, fvp.n_groups, fvp.other_groups_size, fvp.seed, fvp.buffer, fvp.allow_overlap
         ):
-            title = f"INTERVAL {interval.lower:.4g} – {interval.upper:.4g}"
+            title = f"INTERVAL {interval.lower:.{decimals}f} – {interval.upper:.{decimals}f}"
             group = SequenceGroupData(title, interval.lower, interval.upper, interval.share, [])
             groups.append((group, interval.examples))
         return [
