@@ -259,16 +259,16 @@ class LanguageModel:
 
     @contextmanager
     def as_for_inference(self) -> Iterator[None]:
-        """Evaluation mode without gradients; the user's training flag and gradient mode come back afterwards."""
-        training = bool(getattr(self.model, "training", False))
-        if training:
-            self.model.eval()
+        """Evaluation mode without gradients; each module's training flag and the gradient mode come back afterwards."""
+        in_training = [module for module in self.model.modules() if module.training]
+        for module in in_training:
+            module.training = False
         try:
             with torch.no_grad():
                 yield
         finally:
-            if training:
-                self.model.train()
+            for module in in_training:
+                module.training = True
 
     def check_hook_point(self, name: str) -> HookPoint:
         """Raise ``ModelError`` with the nearest names if the model has no such hook point."""
