@@ -86,7 +86,7 @@ COMPONENTS: dict[str, ComponentSpec] = {
     "top_sequences": ComponentSpec(
         "The feature's top activations, in a prompt's column.",
         "top_group",
-        "sequence_group_template.html",
+        "top_sequences.html",
         ("prompt",),
         {"examples": None},
     ),
@@ -124,7 +124,8 @@ class Column:
 
     Args:
         components: names or ``Component`` objects, top to bottom.
-        width: in CSS pixels; None takes what the components need.
+        width: in CSS pixels; None takes what the components need. A column of sequences takes all the room that is left:
+            there it is the least width of a group, and as many groups as fit stand beside each other.
     """
 
     components: tuple[Component, ...]

@@ -916,7 +916,7 @@ _METRICS: dict[str, tuple[str, str]] = {
     "act_size": ("Activation", "The features with the largest activation on the chosen token."),
     "act_quantile": (
         "Quantile",
-        "The features whose activation on the chosen token is smaller at the largest share of the counted positions.",
+        "The features that are seldom as active as on the chosen token: by the share of corpus tokens where they are less active.",
     ),
     "loss_effect": (
         "Loss effect",
@@ -1201,5 +1201,5 @@ def _score_text(score_name: str, score: float) -> str:
     if score_name == "act_quantile":
         return f"quantile {format_quantile(score)}"
     if score_name == "loss_effect":
-        return f"loss {format_signed(score)}"
+        return f"loss {format_signed(score, min(6, max(3, decimals_for(score, 2))))}"
     return f"activation {format_general(score)}"

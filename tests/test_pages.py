@@ -19,7 +19,7 @@ from rendering_fixtures import make_features, make_prompt, make_provenance
 
 from sae_vis import _page, _templates
 from sae_vis._errors import InputError
-from sae_vis._params import Column, Component, FeatureVisParams, Layout
+from sae_vis._params import COMPONENTS, Column, Component, FeatureVisParams, Layout
 from sae_vis._templates import Html
 from sae_vis.data_storing_fns import HistogramData, MultiFeatureData, PageContext, Provenance
 
@@ -709,3 +709,8 @@ def test_provenance_is_optional_for_a_page():
     assert PageContext().loss_how == "Loss contribution"
     assert isinstance(make_provenance(), Provenance)
     assert FeatureVisParams().feature_layout()
+
+
+def test_every_component_has_its_template():
+    for spec in COMPONENTS.values():
+        assert _templates.template(spec.template).names
