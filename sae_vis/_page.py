@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
+import operator
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from sae_vis._templates import UNPRINTABLE, Html, asset, join, template
+from sae_vis.utils_fns import decimals_for, largest
 
 NOTEBOOK_FEATURES = 50
 NOTEBOOK_BYTES = 2_000_000
@@ -32,11 +35,6 @@ def json_text(value: object) -> Html:
     if not text.isprintable() or "\ufffd" in text:
         text = UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], text)
     return Html(text)
-
-
-def json_numbers(value: dict[str, Any]) -> Html:
-    """The same for what holds nothing but numbers, in a tenth of the time."""
-    return Html(msgspec.json.encode(value).decode())
 
 
 def data(element_id: str, value: object) -> Html:
@@ -85,3 +83,69 @@ def _digest(element: Html) -> str:
 def notebook_frame(document: Html, title: str, height: int) -> Html:
     """The document in a frame of its own, so that nothing in it meets the notebook or another copy of itself."""
     return template("notebook.html").fill(document=str(document), title=title, height=height)
+
+
+# --- the numbers behind the tokens -------------------------------------------------------------------------------
+
+LOSS_DECIMALS = 4
+
+
+def hover_numbers(
+    *,
+    rows: Sequence[int],
+    starts: Sequence[int],
+    lengths: Sequence[int],
+    ids: Sequence[int],
+    acts: Sequence[float],
+    losses: Sequence[float | None],
+    logits: Sequence[float | None],
+    effects: Mapping[str, object],
+    act_decimals: int,
+    logit_decimals: int,
+) -> Html:
+    """What the hover text says of the tokens of some sequences: ``js/tooltip.js`` reads it.
+
+    Column-wise, and as integers of a fixed step, which is short and deflates well. ``rows``, ``starts`` and ``lengths``
+    have an item per sequence, ``ids``, ``acts`` and ``losses`` per token, ``logits`` per distinct id in the order in which
+    the ids occur. ``effects`` comes from ``effect_numbers``.
+    """
+    value = {
+        "decimals": [act_decimals, LOSS_DECIMALS, logit_decimals],
+        "rows": rows,
+        "starts": starts,
+        "lengths": lengths,
+        "ids": ids,
+        "acts": _integers(acts, act_decimals),
+        "losses": _integers(losses, LOSS_DECIMALS) if any(loss is not None for loss in losses) else [],
+        "logits": _integers(logits, logit_decimals),
+        "effects": effects,
+    }
+    return Html(msgspec.json.encode(value).decode())  # nothing but numbers: there is nothing to escape
+
+
+def effect_numbers(at: Sequence[int], ids: Sequence[list[int]], logprobs: Sequence[list[float]]) -> dict[str, Any]:
+    """The tokens that are raised and lowered most, for ``hover_numbers``.
+
+    ``at`` are the predicted tokens, counted through all sequences; ``ids`` and ``logprobs`` hold two lists for each, what
+    is raised and what is lowered. Log-probabilities become steps from one to the next, downwards where they are raised
+    and upwards where they are lowered: small numbers.
+    """
+    decimals = min(LOSS_DECIMALS, decimals_for(largest(values[0] for values in logprobs if values), 3))
+    steps: list[int] = []
+    for which, values in enumerate(logprobs):
+        scale = -(10**decimals) if which % 2 else 10**decimals
+        whole = [round(value * scale) for value in values]
+        steps += whole[:1]
+        steps += map(operator.sub, whole, whole[1:])
+    return {
+        "decimals": decimals,
+        "at": at,
+        "counts": [len(group) for group in ids],
+        "ids": list(itertools.chain.from_iterable(ids)),
+        "steps": steps,
+    }
+
+
+def _integers(values: Sequence[float | None], decimals: int) -> list[int | None]:
+    scale = 10**decimals
+    return [round(value * scale) if value else value if value is None else 0 for value in values]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 import os
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from sae_vis.utils_fns import (
     format_percent,
     format_quantile,
     format_signed,
+    largest,
     level,
 )
 
@@ -88,14 +88,13 @@ class PageContext:
     ) -> PageContext:
         """The same page, for one feature: the scales of its colours and its logit weights."""
         shown = list(sequences)
-        largest = max((max(sequence.feat_acts) for sequence in shown), default=0.0)
-        losses = [abs(loss) for sequence in shown for loss in sequence.loss_contribution if loss]
+        largest_act = max((max(sequence.feat_acts) for sequence in shown), default=0.0)
         return dataclasses.replace(
             self,
-            act_max=max(activations.max or 0.0, largest),
-            loss_max=max(losses, default=0.0),
+            act_max=max(activations.max or 0.0, largest_act),
+            loss_max=largest(loss for sequence in shown for loss in sequence.loss_contribution),
             shown_logits=logits.shown_logits if logits else {},
-            logit_decimals=_decimals(logits.shown_logits.values()) if logits else 3,
+            logit_decimals=decimals_for(largest(logits.shown_logits.values())) if logits else 3,
         )
 
     @property
@@ -291,10 +290,10 @@ class LogitsData:
     def tables_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
         """The tokens whose logits the feature lowers most and raises most."""
         printer = (page or PageContext()).printer
-        largest = max((abs(value) for value in [*self.top_logits, *self.bottom_logits]), default=0.0)
+        strongest = largest([*self.top_logits, *self.bottom_logits])
         negative, positive = (
             html_fns.logits_table(
-                title, kind, [printer.one(token_id) for token_id in ids[:rows]], values[:rows], largest
+                title, kind, [printer.one(token_id) for token_id in ids[:rows]], values[:rows], strongest
             )
             for title, kind, ids, values in (
                 ("Negative logits", "negative", self.bottom_token_ids, self.bottom_logits),
@@ -439,68 +438,38 @@ def _loss_key(page: PageContext) -> Html:
     return html_fns.loss_key(page.loss_how)
 
 
-LOSS_DECIMALS = 4
-
-
 def _hover(sequences: Sequence[SequenceData], page: PageContext) -> Html:
-    """The numbers behind some sequences, column-wise and as integers of a fixed step: short, and they deflate well.
-
-    ``logits`` belong to the distinct ids in the order in which they occur.
-    """
+    """The numbers behind some sequences, for the hover text."""
     ids = [token_id for sequence in sequences for token_id in sequence.token_ids]
-    losses = [loss for sequence in sequences for loss in sequence.loss_contribution]
-    weights = [page.shown_logits.get(token_id) for token_id in dict.fromkeys(ids)] if page.shown_logits else []
-    act_decimals = decimals_for(page.act_max)
-    value = {
-        "decimals": [act_decimals, LOSS_DECIMALS, page.logit_decimals],
-        "rows": [sequence.row for sequence in sequences],
-        "starts": [sequence.start for sequence in sequences],
-        "lengths": [len(sequence.token_ids) for sequence in sequences],
-        "ids": ids,
-        "acts": _integers([act for sequence in sequences for act in sequence.feat_acts], act_decimals),
-        "losses": _integers(losses, LOSS_DECIMALS) if any(loss is not None for loss in losses) else [],
-        "logits": _integers(weights, page.logit_decimals),
-        "effects": _hover_effects(sequences),
-    }
-    return html_fns.hover_data(_page.json_numbers(value))
+    distinct = dict.fromkeys(ids) if page.shown_logits else ()
+    numbers = _page.hover_numbers(
+        rows=[sequence.row for sequence in sequences],
+        starts=[sequence.start for sequence in sequences],
+        lengths=[len(sequence.token_ids) for sequence in sequences],
+        ids=ids,
+        acts=[act for sequence in sequences for act in sequence.feat_acts],
+        losses=[loss for sequence in sequences for loss in sequence.loss_contribution],
+        logits=[page.shown_logits.get(token_id) for token_id in distinct],
+        effects=_hover_effects(sequences),
+        act_decimals=decimals_for(page.act_max),
+        logit_decimals=page.logit_decimals,
+    )
+    return html_fns.hover_data(numbers)
 
 
 def _hover_effects(sequences: Sequence[SequenceData]) -> dict[str, Any]:
-    """The effects of all sequences: ``at`` counts through all their tokens, ``counts`` are those of raised and lowered.
-
-    Log-probabilities are steps from one to the next, downwards where they are raised and upwards where they are lowered.
-    """
+    """All effects, their places counted through all sequences."""
     at: list[int] = []
-    counts: list[int] = []
-    ids: list[int] = []
-    falling: list[list[float]] = []
+    ids: list[list[int]] = []
+    logprobs: list[list[float]] = []
     before = 0
     for sequence in sequences:
         for effect in sequence.effects:
             at.append(before + effect.at)
-            counts += (len(effect.raised_token_ids), len(effect.lowered_token_ids))
-            ids += effect.raised_token_ids
-            ids += effect.lowered_token_ids
-            falling.append(effect.raised_logprobs)
-            falling.append([-logprob for logprob in effect.lowered_logprobs])
+            ids += (effect.raised_token_ids, effect.lowered_token_ids)
+            logprobs += (effect.raised_logprobs, effect.lowered_logprobs)
         before += len(sequence.token_ids)
-    decimals = min(LOSS_DECIMALS, _decimals([values[0] for values in falling if values], digits=3))
-    scale = 10**decimals
-    steps: list[int] = []
-    for values in falling:
-        whole = [round(value * scale) for value in values]
-        steps += whole[:1]
-        steps += map(operator.sub, whole, whole[1:])
-    return {"decimals": decimals, "at": at, "counts": counts, "ids": ids, "steps": steps}
-
-
-def _decimals(values: Iterable[float | None], digits: int = 4) -> int:
-    return decimals_for(max((abs(value) for value in values if value is not None), default=0.0), digits)
-
-
-def _integers(values: Sequence[float | None], decimals: int) -> list[int | None]:
-    scale = 10**decimals
-    return [round(value * scale) if value else value if value is None else 0 for value in values]
+    return _page.effect_numbers(at, ids, logprobs)
 
 
 @dataclass
@@ -916,7 +885,7 @@ _METRICS: dict[str, tuple[str, str]] = {
     "act_size": ("Activation", "The features with the largest activation on the chosen token."),
     "act_quantile": (
         "Quantile",
-        "The features that are seldom as active as on the chosen token: by the share of corpus tokens where they are less active.",
+        "The features that are seldom as active as on the chosen token: the share of corpus tokens with a smaller activation.",
     ),
     "loss_effect": (
         "Loss effect",

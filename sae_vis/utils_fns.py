@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -33,14 +33,19 @@ def round_significant(value: float, digits: int) -> float:
     return float(f"{value:.{digits - 1}e}") if math.isfinite(value) else value
 
 
+def largest(values: Iterable[float | None]) -> float:
+    """The largest absolute value, 0 where there is none."""
+    return max((abs(value) for value in values if value), default=0.0)
+
+
 # --- number formats ----------------------------------------------------------------------------------------------
 
 
-def decimals_for(largest: float, digits: int = 4) -> int:
-    """Decimals that give ``largest`` so many significant digits; every number of one scale is shown with as many."""
-    if not (math.isfinite(largest) and largest):
+def decimals_for(scale: float, digits: int = 4) -> int:
+    """Decimals that give ``scale`` so many significant digits; every number of one scale is shown with as many."""
+    if not (math.isfinite(scale) and scale):
         return digits - 1
-    return min(12, max(0, digits - 1 - math.floor(math.log10(abs(largest)))))
+    return min(12, max(0, digits - 1 - math.floor(math.log10(abs(scale)))))
 
 
 def format_fixed(value: float, decimals: int) -> str:
@@ -81,14 +86,14 @@ def format_quantile(share: float, rank_digits: int = 2, max_decimals: int = 6) -
 # --- colours -----------------------------------------------------------------------------------------------------
 
 
-def level(value: float, largest: float) -> float:
-    """Where ``value`` lies between 0 and ``largest`` (-1 to 1 for signed values), to two decimals, for a colour's strength.
+def level(value: float, scale: float) -> float:
+    """Where ``value`` lies between 0 and ``scale`` (-1 to 1 for signed values), to two decimals, for a colour's strength.
 
     What is not zero never becomes zero, so that a weak activation still differs from none.
     """
-    if not value or not largest > 0:
+    if not value or not scale > 0:
         return 0.0
-    share = round(min(1.0, abs(value) / largest), 2) or 0.01
+    share = round(min(1.0, abs(value) / scale), 2) or 0.01
     return math.copysign(share, value)
 
 
