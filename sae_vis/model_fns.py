@@ -319,6 +319,10 @@ class LanguageModel:
             result = self.model.run_with_hooks(tokens.to(self.device), fwd_hooks=fwd_hooks, return_type=return_type)
         except _Reached:
             return None
+        except (AssertionError, ValueError) as error:  # by version of TransformerLens
+            if not str(error).startswith("Cannot add hook"):
+                raise
+            raise ModelError(f"The hook point {' or '.join(hooks)} has to be switched on: {error}") from None
         return result[:n_rows] if isinstance(result, Tensor) else result
 
     # -- from the residual stream to the logits --
@@ -336,23 +340,25 @@ class LanguageModel:
             plus, minus = self._apply_norm(x), self._apply_norm(-x)
             return (plus - minus) / 2, (plus + minus) / 2
 
-        large, bias = odd_and_even(1e4 * probe)  # so large that eps does not count
-        larger, _ = odd_and_even(2e4 * probe)
+        # Powers of two are the same in every number format, and a mean of them has no rounding error to be blown up.
+        much, little = 2.0**13, 2.0**-10
+        large, bias = odd_and_even(much * probe)  # so large that eps does not count
+        larger, _ = odd_and_even(2 * much * probe)
         if torch.allclose(larger, 2 * large, rtol=1e-2):
-            return FinalNorm(False, False, large / (1e4 * probe), bias, 0.0)
+            return FinalNorm(False, False, large / (much * probe), bias, 0.0)
         gain = large / probe * mean_square**0.5
-        constant, _ = odd_and_even(torch.full_like(probe, 1e4))
-        centres = bool(constant.abs().max() < 1e-2 * gain.abs().max())
-        small, _ = odd_and_even(1e-3 * probe)
+        shifted, _ = odd_and_even(much * (probe + 1.0))
+        centres = bool((shifted - large).abs().max() < 0.1 * gain.abs().max())
+        small, _ = odd_and_even(little * probe)
         strongest = gain.abs().argmax()
         ratio = float(small[strongest] / (gain[strongest] * probe[strongest]))  # = s / sqrt(s^2 * mean_square + eps)
-        eps = max(0.0, 1e-6 / ratio**2 - 1e-6 * mean_square) if ratio else 0.0
+        eps = max(0.0, little**2 / ratio**2 - little**2 * mean_square) if ratio else 0.0
         return FinalNorm(centres, True, gain, bias, eps)
 
     def _apply_norm(self, x: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
         dtype = self.model.W_U.dtype
         result: Tensor = self.model.ln_final(x.to(dtype)[None, None])
-        return result[0, 0].float()
+        return result.detach()[0, 0].float()
 
     def unembedding(self) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
         """``W_U`` and ``b_U`` (zeros where there is none), in float32."""
