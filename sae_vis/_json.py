@@ -401,8 +401,9 @@ def _shown(value: object) -> str:
 
 
 # --- text that UTF-8 cannot hold ------------------------------------------------------------------------------------
-# A token's text may hold half a surrogate pair. In the header its place is taken by U+FFFD, and "vocab_escaped" holds
-# the exact text with JSON's own escapes ("\ud800"), for these tokens only.
+# A token's text may hold half a surrogate pair. In the header its place is taken by U+FFFD, and "vocab_surrogates" holds
+# the exact text of these tokens: its UTF-8 bytes, the halves encoded like any other character, as hex. (JSON's own escapes
+# would join a high half and a low half to one character.)
 
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -411,19 +412,19 @@ def _hide_half_pairs(header: Document) -> Document:
     vocab = header.get("vocab")
     if not isinstance(vocab, dict):
         return header
-    escaped = {
-        key: json.dumps(text)[1:-1] for key, text in vocab.items() if isinstance(text, str) and _HALF_PAIR.search(text)
-    }
-    if not escaped:
+    texts = {key: text for key, text in vocab.items() if isinstance(text, str) and _HALF_PAIR.search(text)}
+    if not texts:
         return header
-    hidden = {key: _HALF_PAIR.sub("\ufffd", vocab[key]) for key in escaped}
-    return header | {"vocab": vocab | hidden, "vocab_escaped": escaped}
+    hidden = {key: _HALF_PAIR.sub("\ufffd", text) for key, text in texts.items()}
+    exact = {key: text.encode("utf-8", "surrogatepass").hex() for key, text in texts.items()}
+    return header | {"vocab": vocab | hidden, "vocab_surrogates": exact}
 
 
 def _show_half_pairs(header: Document) -> Document:
-    escaped = header.pop("vocab_escaped", msgspec.UNSET)
-    if escaped is not msgspec.UNSET:
-        header["vocab"] = header["vocab"] | {key: json.loads(f'"{text}"') for key, text in escaped.items()}
+    exact = header.pop("vocab_surrogates", msgspec.UNSET)
+    if exact is not msgspec.UNSET:
+        texts = {key: bytes.fromhex(text).decode("utf-8", "surrogatepass") for key, text in exact.items()}
+        header["vocab"] = header["vocab"] | texts
     return header
 
 
@@ -472,7 +473,7 @@ def _kind(cls: Any) -> _Kind:
     lines_field = LINES_FIELD[cls.__name__]
     hints = _field_hints(cls)
     _, line = typing.get_args(hints.pop(lines_field))
-    hidden = {"vocab_escaped": dict[int, str] | msgspec.UnsetType} if "vocab" in hints else {}
+    hidden = {"vocab_surrogates": dict[int, str] | msgspec.UnsetType} if "vocab" in hints else {}
     header_name = f"{cls.__name__}Header"
     header = _struct(header_name, hints, hidden)
     strict_hints = {name: _mirror(hint) for name, hint in hints.items()}
