@@ -99,8 +99,8 @@
       changeRows(slot("raised"), known.effect.raised, "up");
       changeRows(slot("lowered"), known.effect.lowered, "down");
     }
-    slot("none").textContent =
-      known.hasLoss && !known.effect ? "The feature was not active on the token before, so it did not change this prediction." : "";
+    const unchanged = known.loss?.value === 0 && !known.effect;
+    slot("none").textContent = unchanged ? "The feature was not active on the token before: it did not change this prediction." : "";
   };
 
   const changeRows = (body, pairs, direction) => {
