@@ -406,11 +406,25 @@ class LanguageModel:
         return matrix if matrix.ndim == 2 else rearrange(matrix, "head d_head d_model -> (head d_head) d_model")
 
     def _perturbation_error(self, hook_point: str, read_at: str, matrix: Tensor | None, tokens: Tensor) -> float:
-        """How far the change at ``read_at`` is from ``change @ matrix``, relative to it."""
+        """How far the change at ``read_at`` is from ``change @ matrix``, relative to it.
+
+        The change is as large as what stands there, so that rounding in half precision cannot hide it; the map is linear,
+        or it is none.
+        """
         row = tokens[:1]
-        plain = self.activations(row, hook_point).float()
+        plain = self.activations(row, hook_point)
+        before = self.activations(row, read_at).float()
         generator = torch.Generator().manual_seed(0)
-        change = torch.randn(plain.shape, generator=generator).to(plain) * plain.std().clamp_min(1e-3)
+        change = torch.randn(plain.shape, generator=generator).to(self.device)
+
+        def expected() -> Tensor:
+            flat = change.reshape(*change.shape[:2], -1)
+            return flat if matrix is None else flat @ matrix
+
+        if expected().shape != before.shape:
+            return float("inf")
+        change *= (before.norm() / expected().norm().clamp_min(1e-12)).clamp_min(1e-3)
+        change = change.to(plain.dtype).float()
         captured: list[Tensor] = []
 
         def add(value: Tensor) -> Tensor:
@@ -421,12 +435,7 @@ class LanguageModel:
             raise _Reached
 
         self._run(row, {hook_point: add, read_at: keep_and_stop})
-        before = self.activations(row, read_at).float()
-        flat = change.reshape(*change.shape[:2], -1)
-        expected = flat if matrix is None else flat @ matrix
-        if expected.shape != before.shape:
-            return float("inf")
-        return float((captured[0] - before - expected).norm() / expected.norm().clamp_min(1e-12))
+        return float((captured[0] - before - expected()).norm() / expected().norm().clamp_min(1e-12))
 
     def writes_centred(self) -> bool:
         """Whether the first MLP's output weights have mean zero over the residual stream, as processing leaves them."""
