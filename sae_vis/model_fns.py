@@ -260,7 +260,9 @@ class LanguageModel:
     @contextmanager
     def as_for_inference(self) -> Iterator[None]:
         """Evaluation mode without gradients; each module's training flag and the gradient mode come back afterwards."""
-        in_training = [module for module in self.model.modules() if module.training]
+        wrapped = getattr(self.model, "original_model", None)  # which the bridge does not register as a part of itself
+        parts = [*self.model.modules(), *(wrapped.modules() if isinstance(wrapped, nn.Module) else ())]
+        in_training = [module for module in parts if module.training]
         for module in in_training:
             module.training = False
         try:
