@@ -136,12 +136,16 @@ class Column:
         for item in components:  # an iterable too, so that a column decoded from JSON builds by keyword
             flat.extend([item] if isinstance(item, str | Component) else item)
         as_components = tuple(item if isinstance(item, Component) else Component(item) for item in flat)
-        if not as_components:
-            raise InputError("A Column needs at least one component.")
-        if width is not None and (not isinstance(width, int) or not 40 <= width <= 10_000):
-            raise InputError(f"Column width must be an int from 40 to 10000 (CSS pixels) or None, got {width!r}.")
         object.__setattr__(self, "components", as_components)
         object.__setattr__(self, "width", width)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:  # called by __init__, and by the decoder of JSON, which does not call that
+        if not self.components:
+            raise InputError("A Column needs at least one component.")
+        width = self.width
+        if width is not None and (not isinstance(width, int) or isinstance(width, bool) or not 40 <= width <= 10_000):
+            raise InputError(f"Column width must be an int from 40 to 10000 (CSS pixels) or None, got {width!r}.")
 
 
 @dataclass(frozen=True)

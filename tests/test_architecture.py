@@ -125,7 +125,7 @@ def test_a_right_import_is_none():
 
 def test_the_command_line_imports_the_demo_inside_demo_only():
     tree = parsed(PACKAGE / "__main__.py")
-    upper = {f"sae_vis.{module}" for module in [*UPPER, "_demo", "data_fetching_fns"]}
+    upper = {f"sae_vis.{module}" for module in [*UPPER, *BRIDGE[2:]]}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == "_demo":
             assert upper.intersection(imports(node)) == {"sae_vis._demo"}
