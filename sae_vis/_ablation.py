@@ -22,6 +22,7 @@ from torch import Tensor
 from sae_vis.model_fns import MIN_PRODUCT_ROWS, FinalNorm, LanguageModel, soft_cap
 
 FORMULA_TOLERANCE = 1e-3
+ROUNDINGS = 4  # in the model's number format between its last norm and its logits, where it caps them
 CHUNK_BYTES = 256 * 10**6
 COPIES = 6  # arrays of [pairs, d_vocab] that are alive at the same time
 
@@ -135,12 +136,17 @@ def choose_tail(
 ) -> Tail | None:
     """The formula if it gives the model's own logits on these rows, else the model's modules, else None."""
     own = model.logits(tokens).flatten(0, 1)
-    residual = model.final_residual(tokens).flatten(0, 1)
-    tails: list[Tail] = [formula, ModelTail(model, directions)]
-    for tail in tails:
+    residual = model.final_residual(tokens)
+    rounding = ROUNDINGS * torch.finfo(residual.dtype).eps * float(own.abs().max())
+    residual = residual.flatten(0, 1)
+    tails: list[tuple[Tail, float]] = [
+        (formula, FORMULA_TOLERANCE),
+        (ModelTail(model, directions), max(FORMULA_TOLERANCE, rounding)),
+    ]
+    for tail, tolerance in tails:
         tail.prepare(residual)
         logits = tail.logits()
-        if logits.shape == own.shape and float((logits - own).abs().max()) <= FORMULA_TOLERANCE:
+        if logits.shape == own.shape and float((logits - own).abs().max()) <= tolerance:
             return tail
     return None
 
