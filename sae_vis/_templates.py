@@ -92,8 +92,8 @@ class Template:
         Raises:
             TemplateError: if a hole gets no value, a value has no hole, or a value is not a str, int or float.
         """
-        if values.keys() != self.names:
-            raise TemplateError(_mismatch(self.name, self.names, values.keys()))
+        if len(values) != len(self.names) or not self.names.issuperset(values):
+            raise TemplateError(_mismatch(self.name, self.names, values))
         pieces = self._pieces.copy()
         needs = self.needs
         for index, name in self._holes:

@@ -111,7 +111,6 @@ class TokenPrinter:
 # --- sequences ---------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=65536, typed=True)  # typed: a plain str must not be taken for the equal Html
 def token(text: Html, activation: float, effect: float, bold: bool, ignored: bool) -> Html:
     """One token of a sequence, coloured.
 
@@ -122,9 +121,15 @@ def token(text: Html, activation: float, effect: float, bold: bool, ignored: boo
         bold: whether this is the token that the sequence was chosen for.
         ignored: whether the token's position is left out of every number.
     """
-    return template("token_template.html").fill(
-        attributes=_token_attributes(activation, effect, bold, ignored), text=text
-    )
+    if not (activation or effect or bold or ignored):
+        return _plain_token(text)
+    attributes = _token_attributes(activation, effect, bold, ignored)
+    return template("token_template.html").fill(attributes=attributes, text=text)
+
+
+@lru_cache(maxsize=65536, typed=True)  # typed: a plain str must not be taken for the equal Html
+def _plain_token(text: Html) -> Html:
+    return template("token_template.html").fill(attributes=NOTHING, text=text)
 
 
 @cache  # the levels have two decimals, so there are not many
