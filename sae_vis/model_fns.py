@@ -104,13 +104,14 @@ class AutoEncoder(nn.Module):
     def encode(self, x: Float[Tensor, "... d_in"], features: Tensor | None = None) -> Float[Tensor, "... n"]:
         """Activations of the given features (None: all), sliced before the product, so that few features cost little.
 
-        The heads of ``hook_z`` (``[..., n_heads, d_head]``) are flattened.
+        The heads of ``hook_z`` (``[rows, seq, n_heads, d_head]``) are flattened.
         """
         weight: Tensor = self.W_enc
         bias: Tensor = self.b_enc
         if features is not None:
             weight, bias = weight[:, features], bias[features]
-        x = x if x.shape[-1] == self.d_in else rearrange(x, "... head d_head -> ... (head d_head)")
+        in_heads = x.shape[-1] != self.d_in or (x.ndim == 4 and x.shape[2] == 1)  # one head is as wide as all
+        x = rearrange(x, "... head d_head -> ... (head d_head)") if in_heads else x
         x = x.to(weight)
         if self.cfg.apply_b_dec_to_input:
             x = x - self.b_dec
