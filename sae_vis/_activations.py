@@ -401,8 +401,8 @@ class _Round:
         everything = len(self.encoded_features) == self.encoder.d_hidden
         acts = encode(self.encoder, x, None if everything else self.encoded_features)
         check_finite(acts, "The encoder's activations", first_row)
-        self.signed = self.signed or bool(acts.amin() < 0)
-        acts = acts.clamp_min_(0.0)
+        acts, signed = _clamped(acts)
+        self.signed = self.signed or signed
         columns = SparseColumns.of(acts[counted.to(acts.device)].to(self.device))
         asked = columns.select(torch.searchsorted(self.encoded_features, self.features).to(self.device))
         if self.with_neurons is not None:
@@ -412,7 +412,7 @@ class _Round:
         if self.with_b is not None and self.encoder_b is not None:
             acts_b = encode(self.encoder_b, x, None)
             check_finite(acts_b, "The activations of encoder_B", first_row)
-            acts_b = acts_b.clamp_min_(0.0)
+            acts_b, _ = _clamped(acts_b)
             self.with_b.add(asked, SparseColumns.of(acts_b[counted.to(acts_b.device)].to(self.device)))
         self.parts.append(_stored(asked, self.features, counted, first_row))
         while len(self.features) > 1 and self._stored_bytes() > self.plan.memory_bytes // 2:
@@ -434,6 +434,12 @@ class _Round:
         for moments in (self.with_neurons, self.with_features, self.with_b):
             if moments is not None:
                 moments.keep_x(n)
+
+
+def _clamped(acts: Tensor) -> tuple[Tensor, bool]:
+    """The activations without negative ones, and whether there were any. Not in place: they may be the encoder's own."""
+    signed = bool(acts.amin() < 0)
+    return (acts.clamp_min(0.0) if signed else acts), signed
 
 
 def _stored(
