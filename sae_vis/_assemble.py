@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,12 @@ def activations_data(acts: FeatureActivations, n_bins: int) -> ActivationsData:
 
 
 def logits_data(weights: Any, fvp: FeatureVisParams, shown_ids: list[int]) -> LogitsData:
+    """The logit panels of one feature, from its weights ``[d_vocab]``; equal ones in the order of the token ids."""
     by_value = np.lexsort((np.arange(len(weights)), weights))
     bottom, top = by_value[: fvp.n_logits], np.lexsort((np.arange(len(weights)), -weights))[: fvp.n_logits]
 
     def stored(ids: Any) -> list[float]:
-        return [round_significant(float(weights[i]), STORED_DIGITS) for i in ids]
+        return list(stored_logits(ids, weights[ids]).values())
 
     edges, heights = histogram(weights, fvp.n_bins)
     edges = [round_significant(edge, 8) for edge in edges]
@@ -73,9 +74,17 @@ def logits_data(weights: Any, fvp: FeatureVisParams, shown_ids: list[int]) -> Lo
         stored(top),
         bottom.tolist(),
         stored(bottom),
-        dict(zip(shown_ids, stored(shown_ids), strict=True)),
+        stored_logits(shown_ids, weights[shown_ids]),
         HistogramData(edges, heights, ticks(edges[0], edges[-1])),
     )
+
+
+def stored_logits(token_ids: Iterable[int], weights: Iterable[float]) -> dict[int, float]:
+    """The logit weight of each token, rounded for storing."""
+    return {
+        int(token): round_significant(float(weight), STORED_DIGITS)
+        for token, weight in zip(token_ids, weights, strict=True)
+    }
 
 
 def feature_token_ids(data: FeatureData) -> Iterator[int]:

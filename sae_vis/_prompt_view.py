@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +12,14 @@ import torch
 from torch import Tensor
 
 from sae_vis._activations import check_finite, check_width, encode
-from sae_vis._assemble import sequence_data, sequence_token_ids
+from sae_vis._assemble import STORED_DIGITS, sequence_data, sequence_token_ids, stored_logits
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
 from sae_vis._run import Run, check_features, tails_of
 from sae_vis._shown import ShownFeature, Window, measure
 from sae_vis._statistics import FeatureActivations
 from sae_vis._vocabulary import token_texts
-from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData, PromptData, SequenceGroupData
+from sae_vis.data_storing_fns import LogitsData, MultiFeatureData, MultiPromptData, PromptData, SequenceGroupData
+from sae_vis.utils_fns import round_significant
 
 
 class PromptFetcher:
@@ -27,7 +30,8 @@ class PromptFetcher:
         self.asked = torch.tensor(list(features), dtype=torch.int64)
         self.acts = self._activations()
         self.path = run.check_fit(ids)
-        self.seen, self.measured = self._measure()
+        self.shown_ids = sorted(set(ids[0].tolist()))
+        self.logits, self.seen, self.measured = self._measure()
 
     def _activations(self) -> list[FeatureActivations]:
         """The features' activations on the prompt, rounded to the same steps as on the corpus."""
@@ -50,15 +54,22 @@ class PromptFetcher:
             result.append(own)
         return result
 
-    def _measure(self) -> tuple[list[ShownFeature], bool]:
+    def _measure(self) -> tuple[dict[int, dict[int, float]], list[ShownFeature], bool]:
+        """Each feature's logit weights of the prompt's tokens, what is shown of it, and whether effects were measured."""
         whole = [Window(0, 0, self.ids.shape[1], 0)]
-        tail = None
+        formula, tail = None, None
         if len(self.asked):
             rows = self.run.encoder.decoder_rows(self.asked).detach().float().flatten(1)
-            _, tail = tails_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
+            formula, tail = tails_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
+        logits: dict[int, dict[int, float]] = {}
+        if formula is not None:
+            weights = formula.logit_weights()[:, self.shown_ids].tolist()
+            for feature, row in zip(self.asked.tolist(), weights, strict=True):
+                logits[feature] = stored_logits(self.shown_ids, row)
+        self.logit_weights = None if formula is None else formula.logit_weights().cpu()
         windows = [whole for _ in self.acts]
         seen = measure(self.run.model, tail, self.ids, self.acts, windows, self.run.fvp.n_changes, 1)
-        return seen, tail is not None
+        return logits, seen, tail is not None
 
     def _scores(self) -> dict[Any, list[Ranking]]:
         n = self.ids.shape[1]
@@ -94,8 +105,8 @@ class PromptFetcher:
         scores = self._scores()
         ranked = {feature for rankings in scores.values() for ranking in rankings for feature, _ in ranking}
         columns = {
-            own.feature: self._column(own.feature, seen)
-            for own, seen in zip(self.acts, self.seen, strict=True)
+            own.feature: self._column(index, own.feature, seen)
+            for index, (own, seen) in enumerate(zip(self.acts, self.seen, strict=True))
             if own.feature in ranked
         }
         n_active = np.zeros(self.ids.shape[1], dtype=np.int64)
@@ -122,7 +133,7 @@ class PromptFetcher:
             scores,
         )
 
-    def _column(self, feature: int, seen: ShownFeature) -> PromptData:
+    def _column(self, index: int, feature: int, seen: ShownFeature) -> PromptData:
         data = self.features[feature]
         token_ids = self.ids[0].tolist()
         sequence = sequence_data(
@@ -130,7 +141,15 @@ class PromptFetcher:
         )
         groups = data.sequences.groups
         top = groups[0] if groups else SequenceGroupData("TOP ACTIVATIONS", 0.0, 0.0, None, [])
-        return PromptData(feature, sequence, data.activations, data.logits, top, data.label)
+        return PromptData(feature, sequence, data.activations, self._logits(feature, data.logits, top), top, data.label)
+
+    def _logits(self, feature: int, stored: LogitsData | None, top: SequenceGroupData) -> LogitsData | None:
+        """The stored panel, with the logit weights of the tokens that this column shows: the prompt's and the examples'."""
+        if stored is None:
+            return None
+        of_examples = {token for sequence in top.sequences for token in sequence.token_ids}
+        shown = {token: stored.shown_logits[token] for token in of_examples} | self.logits.get(feature, {})
+        return dataclasses.replace(stored, shown_logits=dict(sorted(shown.items())))
 
 
 def _column_token_ids(column: PromptData) -> Iterator[int]:
