@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 
 from sae_vis._activations import check_finite, check_width, encode
-from sae_vis._assemble import STORED_DIGITS, sequence_data, sequence_token_ids, stored_logits
+from sae_vis._assemble import sequence_data, sequence_token_ids, stored_logits
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
 from sae_vis._run import Run, check_features, tails_of
 from sae_vis._shown import ShownFeature, Window, measure
 from sae_vis._statistics import FeatureActivations
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import LogitsData, MultiFeatureData, MultiPromptData, PromptData, SequenceGroupData
-from sae_vis.utils_fns import round_significant
 
 
 class PromptFetcher:
@@ -66,7 +64,6 @@ class PromptFetcher:
             weights = formula.logit_weights()[:, self.shown_ids].tolist()
             for feature, row in zip(self.asked.tolist(), weights, strict=True):
                 logits[feature] = stored_logits(self.shown_ids, row)
-        self.logit_weights = None if formula is None else formula.logit_weights().cpu()
         windows = [whole for _ in self.acts]
         seen = measure(self.run.model, tail, self.ids, self.acts, windows, self.run.fvp.n_changes, 1)
         return logits, seen, tail is not None
@@ -105,8 +102,8 @@ class PromptFetcher:
         scores = self._scores()
         ranked = {feature for rankings in scores.values() for ranking in rankings for feature, _ in ranking}
         columns = {
-            own.feature: self._column(index, own.feature, seen)
-            for index, (own, seen) in enumerate(zip(self.acts, self.seen, strict=True))
+            own.feature: self._column(own.feature, seen)
+            for own, seen in zip(self.acts, self.seen, strict=True)
             if own.feature in ranked
         }
         n_active = np.zeros(self.ids.shape[1], dtype=np.int64)
@@ -133,7 +130,7 @@ class PromptFetcher:
             scores,
         )
 
-    def _column(self, index: int, feature: int, seen: ShownFeature) -> PromptData:
+    def _column(self, feature: int, seen: ShownFeature) -> PromptData:
         data = self.features[feature]
         token_ids = self.ids[0].tolist()
         sequence = sequence_data(
