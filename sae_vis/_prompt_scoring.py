@@ -15,14 +15,14 @@ Ranking = list[tuple[int, float]]
 
 
 def act_quantile(activation: float, knot_values: list[float], ranks: list[int], n_counted: int) -> float:
-    """The share (0 to 1) of counted corpus positions with a smaller activation, with as many digits as the knots justify.
+    """The share (0 to 1) of counted corpus positions with a smaller activation.
 
-    The tail above it is known to 3 %, so two significant digits of the tail are kept.
+    The tail above it is known to 3 %; the digits kept of it add nothing to that, and ``format_quantile`` shows fewer.
     """
     if n_counted == 0:
         return 0.0
     tail = count_at_least(activation, knot_values, ranks) / n_counted
-    return 1.0 - round_significant(tail, 2)
+    return 1.0 - round_significant(tail, 4)
 
 
 def rank_by_score(
