@@ -198,6 +198,12 @@ def check_same_run(run: Run, provenance: Provenance) -> None:
             raise InputError(
                 f"The features were fetched with {name} {then!r}, but this call has {now!r}. Fetch them again."
             )
+    digest = _encoder_digest(run.encoder)
+    if provenance.digests.get("encoder", digest) != digest:
+        raise InputError(
+            "The features were fetched with another encoder of the same shape: its weights differ from this one's (or their "
+            "type does). Pass the encoder that they were fetched with, or fetch them again."
+        )
 
 
 def prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepend_bos: bool | None) -> Tensor:
@@ -211,12 +217,8 @@ def prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepen
     if not ids:
         raise InputError("The prompt is empty: give a text or token ids with at least one token.")
     bos = getattr(model.tokenizer, "bos_token_id", None)
-    first = provenance.first_token_id if provenance.first_token_id is not None else bos
-    wanted = (
-        (first is not None and first == bos and provenance.first_token_id == bos)
-        if prepend_bos is None
-        else prepend_bos
-    )
+    first = provenance.first_token_id if bos is None else bos  # the rows of a corpus of one row begin with any word
+    wanted = (bos is not None and provenance.first_token_id == bos) if prepend_bos is None else prepend_bos
     if wanted and first is None:
         raise InputError(
             "prepend_bos=True, but the tokenizer has no BOS token and the rows do not begin with one token."
