@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 SIGNIFICANT_DIGITS = 4
+LARGEST_EXACT_POWER = 22  # powers of ten up to this one are exact in float64, so products and quotients round once
 EXACT_KNOTS = 32
 KNOT_RATIO = 1.06  # the square root of it is 1.03: the tail is known to 3 %
 CORRELATION_DECIMALS = 6
@@ -35,16 +36,19 @@ class Step(NamedTuple):
 
     @classmethod
     def for_maximum(cls, maximum: float) -> Step:
-        """The step that gives this maximum four significant digits."""
-        return cls(math.floor(math.log10(maximum)) - SIGNIFICANT_DIGITS + 1)
+        """The step that gives this maximum four significant digits once it is rounded (9.9999 becomes 10.00)."""
+        return cls(int(f"{maximum:.{SIGNIFICANT_DIGITS - 1}e}".partition("e")[2]) - SIGNIFICANT_DIGITS + 1)
 
     def steps(self, values: npt.NDArray[np.floating]) -> Ints:
         """Each activation as a whole number of steps; an active one is never rounded to zero."""
-        scaled = values.astype(np.float64) * 10.0**-self.exponent
+        exact = values.astype(np.float64)
+        scaled = exact / 10.0**self.exponent if self.exponent > 0 else exact * 10.0**-self.exponent
         return np.maximum(np.rint(scaled), 1.0).astype(np.int64)
 
     def value(self, counts: Ints) -> Floats:
         """The numbers that so many steps stand for, each the float closest to its decimal form."""
+        if abs(self.exponent) > LARGEST_EXACT_POWER:
+            return np.array([float(f"{count}e{self.exponent}") for count in counts.tolist()], dtype=np.float64)
         numbers = counts.astype(np.float64)
         return numbers * 10.0**self.exponent if self.exponent >= 0 else numbers / 10.0**-self.exponent
 
