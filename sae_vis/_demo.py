@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -68,7 +69,8 @@ def _load_model(folder: Path, config: dict[str, Any]) -> Any:
 
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
         boot: Any = TransformerBridge
-        model = boot.boot_native(TransformerBridgeConfig(**config, init_weights=False), tokenizer=tokenizer)
+        with torch.random.fork_rng(devices=[]):  # torch draws first weights, which are replaced below
+            model = boot.boot_native(TransformerBridgeConfig(**config, init_weights=False), tokenizer=tokenizer)
     model.load_state_dict({name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()})
     model.cfg.model_name = NAME
     return model.eval()
