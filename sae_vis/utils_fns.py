@@ -9,6 +9,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 MINUS = "\u2212"  # as wide as a plus sign, unlike the hyphen
+SMALLEST_SPAN = 1e-300  # of an axis; below, floats have too few digits for round steps
 
 # --- axis ticks and rounding -------------------------------------------------------------------------------------
 
@@ -18,13 +19,16 @@ def ticks(low: float, high: float, at_most: int = 7) -> list[float]:
     span = high - low
     if not (math.isfinite(span) and span > 0):
         return [low] if math.isfinite(low) else []
+    if span < SMALLEST_SPAN:
+        return [0.0] if low <= 0 <= high else []
     exponent = math.floor(math.log10(span / at_most))
     for power in range(exponent, exponent + 3):
         for multiple in (1, 2, 5):
             step = multiple * 10.0**power
             first, last = math.ceil(low / step), math.floor(high / step)
             if last - first < at_most:
-                return [round_significant(index * step, 12) for index in range(first, last + 1)]
+                numbers = dict.fromkeys(round_significant(index * step, 12) for index in range(first, last + 1))
+                return [number for number in numbers if low <= number <= high]
     return []
 
 
