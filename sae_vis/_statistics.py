@@ -7,6 +7,7 @@ ranked, counted or shown uses the rounded values; so neither the batch size nor 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 SIGNIFICANT_DIGITS = 4
 LARGEST_EXACT_POWER = 22  # powers of ten up to this one are exact in float64, so products and quotients round once
 EXACT_KNOTS = 32
+FLOAT32_DIGITS = 9  # enough to tell any two float32 numbers apart
 KNOT_RATIO = 1.06  # the square root of it is 1.03: the tail is known to 3 %
 CORRELATION_DECIMALS = 6
 
@@ -143,7 +145,7 @@ def quantile_knots(raw: Floats) -> tuple[list[float], list[int]]:
     falling = np.sort(raw)[::-1]
     ranks = knot_ranks(len(raw))
     values = [
-        float(falling[rank - 1]) if rank <= EXACT_KNOTS else round_significant(float(falling[rank - 1]), 6)
+        float(falling[rank - 1]) if rank <= EXACT_KNOTS else round_significant(float(falling[rank - 1]), FLOAT32_DIGITS)
         for rank in ranks
     ]
     for i in range(1, len(values)):  # rounding must not lift a value above the exact ones before it
@@ -161,7 +163,9 @@ def knot_ranks(n_active: int) -> list[int]:
 
 def count_at_least(value: float, knot_values: list[float], ranks: list[int]) -> float:
     """How many activations are ``>= value``: exact where knots lie side by side, else within 3 %."""
-    at_least = sum(1 for knot in knot_values if knot >= value)
+    # Rounded alike: many positions may share one activation, and a knot rounded away from it would lose them all.
+    wanted = -round_significant(value, FLOAT32_DIGITS)
+    at_least = bisect_right(knot_values, wanted, key=lambda knot: -round_significant(knot, FLOAT32_DIGITS))
     if at_least == 0:
         return 0.0
     lowest = ranks[at_least - 1]
