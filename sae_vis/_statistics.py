@@ -229,7 +229,7 @@ def interval_examples(
     if not len(acts.values) or n_groups == 0:
         return []
     maximum = acts.maximum
-    edges = np.array([maximum * i / n_groups for i in range(n_groups + 1)])
+    edges = np.array([*(maximum * i / n_groups for i in range(n_groups)), maximum])  # max * n / n may be another float
     interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 1)
     by_interval = np.argsort(interval_of, kind="stable")
     ends = np.searchsorted(interval_of[by_interval], np.arange(n_groups + 1))
