@@ -6,7 +6,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const MARGIN = 8;
   const panels = new WeakMap(); // panel of sequences -> its parsed data
-  let tip, vocab, current = null;
+  let tip, vocab, current = null, shownAt;
 
   /* --- the data --- */
 
@@ -119,7 +119,7 @@
   /* --- placing: below the token, above it where there is no room, never outside the window --- */
 
   const placeBeside = (token) => {
-    const box = token.getClientRects()[0];
+    const box = (shownAt = token.getClientRects()[0]);
     tip.style.transform = "none";
     const { width, height } = tip.getBoundingClientRect();
     const left = Math.max(MARGIN, Math.min(box.left - 12, innerWidth - width - MARGIN));
@@ -186,6 +186,12 @@
   };
   saeVis.hideHover = hide;
 
+  /* Scrolling takes the token away from its hover text; what had scrolled before, to bring the token here, does not. */
+  const scrolled = () => {
+    const box = current?.getClientRects()[0];
+    if (box && (box.left !== shownAt.left || box.top !== shownAt.top)) hide();
+  };
+
   /* --- keyboard --- */
 
   const speak = () => {
@@ -225,6 +231,7 @@
       if (token) show(token);
     });
     document.addEventListener("pointerout", (event) => {
+      if (event.pointerType === "touch") return; // a lifted finger leaves what it showed
       if (tokenOf(event.target) && !event.relatedTarget?.closest?.(".seq > *")) hide();
     });
     document.addEventListener("pointerdown", (event) => {
@@ -233,7 +240,7 @@
     document.addEventListener("focusin", focusin);
     document.addEventListener("focusout", (event) => event.target.closest(".seq") && hide());
     document.addEventListener("keydown", keydown);
-    document.addEventListener("scroll", hide, { capture: true, passive: true });
+    document.addEventListener("scroll", scrolled, { capture: true, passive: true });
   };
 
   document.addEventListener("DOMContentLoaded", start);
