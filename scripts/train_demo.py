@@ -18,9 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("corpus", "tokenizer", "lm", "sae", "export", "report", "all"))
     parser.add_argument("--work", type=Path, required=True, help="folder for downloads, checkpoints and logs")
-    parser.add_argument(
-        "--minutes", type=float, help="end the language model's schedule after this long if that is sooner"
-    )
+    parser.add_argument("--minutes", type=float, help="end the schedule of the model, or of each SAE, after this long")
     parser.add_argument(
         "--out", type=Path, default=DEMO_DATA, help="where export and report write (default: the package)"
     )
@@ -36,7 +34,7 @@ def main() -> None:
         lm.train_lm(args.work, minutes=args.minutes, threads=args.threads)
     if args.stage in ("sae", "all"):
         for name in [args.only] if args.only else SAES:
-            sae.train_sae(args.work, name, SAES[name], threads=args.threads)
+            sae.train_sae(args.work, name, SAES[name], minutes=args.minutes, threads=args.threads)
     if args.stage in ("export", "all"):
         export.export(args.work, args.out)
     if args.stage in ("report", "all"):

@@ -61,7 +61,6 @@ SOURCES: tuple[Source, ...] = (
         include=("django/", "docs/", "tests/"),
         exclude=(
             "locale/",
-            "conf/locale",
             "tests/gis_tests/",
             "/vendor/",
             "tests/i18n/",
@@ -155,17 +154,17 @@ class SaeSettings:
     d_hidden: int
     seed: int
     l1: float
-    token_budget: int = 20_000_000
-    batch_tokens: int = 4096
+    token_budget: int = 12_000_000
+    batch_tokens: int = 2048
     learning_rate: float = 1e-3
-    l1_warmup_fraction: float = 0.1
+    l1_warmup_fraction: float = 0.05
     lr_decay_fraction: float = 0.2
     resample_fractions: tuple[float, ...] = (0.12, 0.25, 0.4)
-    buffer_rows: int = 2048
+    buffer_rows: int = 1024
 
 
 MODEL = ModelSettings()
 SAES: dict[str, SaeSettings] = {
-    "sae": SaeSettings(d_hidden=2048, seed=0, l1=1.0),
-    "sae_b": SaeSettings(d_hidden=512, seed=1, l1=1.0),
+    "sae": SaeSettings(d_hidden=2048, seed=0, l1=3.5),
+    "sae_b": SaeSettings(d_hidden=512, seed=1, l1=3.5),
 }
