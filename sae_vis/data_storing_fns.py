@@ -55,7 +55,8 @@ def _check_finite(where: object, **values: Sequence[float | None] | float | None
     """No NaN and no infinity, which JSON cannot hold and no page can show."""
     for name, value in values.items():
         items = value if isinstance(value, Sequence) else (value,)
-        if math.isfinite(sum(filter(None, items))):  # files hold millions of numbers, and only a finite sum rules both out
+        # Files hold millions of numbers, and only a finite sum rules both out.
+        if math.isfinite(sum(filter(None, items))):
             continue
         for index, item in enumerate(items):
             if item is not None and not math.isfinite(item):
