@@ -1,7 +1,7 @@
 """Stage ``lm``: a one-layer transformer, trained as plain PyTorch and loaded into TransformerLens by name.
 
-``TwinModel`` computes what TransformerLens' native model computes and names its parameters the same way, without the
-hooks: about a third faster on a CPU. ``bridge_of`` puts the weights into a ``TransformerBridge``.
+``TwinModel`` computes what TransformerLens' native model computes and names its parameters alike, without the hooks;
+``export`` renames them for a ``TransformerBridge`` and compares the logits.
 """
 
 from __future__ import annotations
