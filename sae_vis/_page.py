@@ -129,7 +129,8 @@ def effect_numbers(at: Sequence[int], ids: Sequence[list[int]], logprobs: Sequen
     is raised and what is lowered. Log-probabilities become steps from one to the next, downwards where they are raised
     and upwards where they are lowered: small numbers.
     """
-    decimals = min(LOSS_DECIMALS, decimals_for(largest(values[0] for values in logprobs if values), 3))
+    # Three at least: beside the largest change of a feature stand many that are a hundred times smaller.
+    decimals = min(LOSS_DECIMALS, max(3, decimals_for(largest(values[0] for values in logprobs if values), 3)))
     steps: list[int] = []
     for which, values in enumerate(logprobs):
         scale = -(10**decimals) if which % 2 else 10**decimals

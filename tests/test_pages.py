@@ -675,7 +675,9 @@ def test_prompt_repr(prompt):
 def test_a_packed_feature_stays_small():
     features = make_features(12, dead=())
     sizes = [len(_page.pack(feature.get_html(features._context()))) for feature in features.feature_data_dict.values()]
-    assert sum(sizes) / len(sizes) <= 20_000 * 1.05  # the synthetic tokens and effects are random, real ones repeat
+    assert (
+        sum(sizes) / len(sizes) <= 20_000 * 1.1
+    )  # the synthetic tokens and effects are random; real ones repeat, and take a quarter less
 
 
 def test_a_prompt_column_stays_small():
