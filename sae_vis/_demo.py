@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,11 +79,13 @@ def _load_model(folder: Path, config: dict[str, Any]) -> Any:
 
 @contextmanager
 def _quiet_imports() -> Iterator[None]:
-    """TransformerLens and transformers log advice on import that has nothing to do with the demo."""
+    """TransformerLens and transformers log and warn on import, of things that have nothing to do with the demo."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(before)
 
