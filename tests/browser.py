@@ -24,7 +24,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-PATIENCE = 3_000  # ms; of a busy machine
+PATIENCE = 15_000  # ms; of a busy machine
 DESKTOP = (1440, 900)
 
 
