@@ -709,7 +709,9 @@ RUNNING = [
 
 TEXTS = [*RUNNING, *HOSTILE.values()]
 TINY = {"first_group_size": 1, "n_groups": 0, "n_bins": 4, "n_logits": 4}
-LOADED = "document.querySelectorAll('script:not([type]), style, link, base, meta, img, iframe, object, embed, form').length"
+LOADED = (
+    "document.querySelectorAll('script:not([type]), style, link, base, meta, img, iframe, object, embed, form').length"
+)
 RAN = "globalThis.alert = () => console.error('it ran')"
 
 
