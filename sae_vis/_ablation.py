@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_vis.model_fns import MIN_PRODUCT_ROWS, FinalNorm, LanguageModel, soft_cap
+from sae_vis.model_fns import FinalNorm, LanguageModel, soft_cap, steady_product
 
 FORMULA_TOLERANCE = 1e-3
 ROUNDINGS = 4  # in the model's number format between its last norm and its logits, where it caps them
@@ -85,9 +85,7 @@ class FormulaTail:
         return x - x.mean(-1, keepdim=True) if self.norm.centres else x
 
     def _product(self, centred: Float[Tensor, "p d_model"]) -> Float[Tensor, "p d_vocab"]:
-        n, padding = len(centred), max(0, MIN_PRODUCT_ROWS - len(centred))
-        padded = torch.cat([centred, centred[:1].expand(padding, -1)]) if padding and n else centred
-        return (padded * self.norm.gain @ self.weight)[:n]
+        return steady_product(centred * self.norm.gain, self.weight)
 
     def _scale(self, centred: Tensor) -> Tensor:
         if not self.norm.scales:

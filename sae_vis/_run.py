@@ -19,7 +19,7 @@ from sae_vis._errors import InputError, ModelError
 from sae_vis._params import FeatureVisParams
 from sae_vis._sae_adapters import as_encoder
 from sae_vis.data_storing_fns import Provenance
-from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, WritePath, digest_tensors
+from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, WritePath, digest_tensors, steady_product
 
 
 class Run(NamedTuple):
@@ -147,7 +147,7 @@ def tails_of(
         raise ModelError(
             f"The decoder writes vectors of width {rows.shape[1]}, but {run.hook_point.name!r} takes {expected}."
         )
-    directions = rows if path.matrix is None else rows @ path.matrix
+    directions = rows if path.matrix is None else steady_product(rows, path.matrix)
     formula = FormulaTail(run.model, norm, directions)
     return formula, None if run.fvp.ablation is None else choose_tail(run.model, formula, directions, checked)
 

@@ -25,6 +25,9 @@ from sae_vis._params import nearest
 # Products of at least this many rows give each row the same bits whatever the other rows are; smaller ones do not.
 MIN_PRODUCT_ROWS = 32
 MIN_PRODUCT_COLUMNS = 16
+# In rows of a multiple of so many tokens, attention and activation functions give the same bits wherever the row stands in
+# its batch; in others the matrices of attention begin at odd addresses, and vector instructions leave remainders.
+ROW_MULTIPLE = 8
 
 DIGEST_SAMPLE = 4096
 
@@ -299,7 +302,8 @@ class LanguageModel:
                 f"The hook point {hook_point!r} exists on {self.name!r} but never fired in a forward pass. Some need to be "
                 "switched on (e.g. model.set_use_attn_result(True)); otherwise choose another."
             )
-        return captured[0][: len(tokens)]
+        n_rows, seq_len = tokens.shape
+        return captured[0][:n_rows, :seq_len].contiguous()
 
     def final_residual(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_model"]:
         """The residual stream after the last block."""
@@ -311,11 +315,12 @@ class LanguageModel:
         return logits.float()
 
     def _run(self, tokens: Tensor, hooks: dict[str, Callable[[Tensor], Any]], return_type: str | None = None) -> Any:
-        """A forward pass with hooks, until it ends or a hook raises ``_Reached``. Hooks may see padding rows at the end."""
+        """A forward pass with hooks, until it ends or a hook raises ``_Reached``.
+
+        Hooks may see padding rows at the end, and padding tokens behind each row.
+        """
         n_rows, seq_len = tokens.shape
-        padding = -(-MIN_PRODUCT_ROWS // seq_len) - n_rows
-        if padding > 0:  # a small product would round differently from the same rows in a large one
-            tokens = torch.cat([tokens, tokens[:1].expand(padding, -1)])
+        tokens = self._padded(tokens)
         # TransformerLens passes the hook point as a keyword; its name may be an alias, so nothing here reads it.
         fwd_hooks = [(name, lambda value, hook=None, run=run: run(value)) for name, run in hooks.items()]
         try:
@@ -326,7 +331,20 @@ class LanguageModel:
             if not str(error).startswith("Cannot add hook"):
                 raise
             raise ModelError(f"The hook point {' or '.join(hooks)} has to be switched on: {error}") from None
-        return result[:n_rows] if isinstance(result, Tensor) else result
+        return result[:n_rows, :seq_len] if isinstance(result, Tensor) else result
+
+    def _padded(self, tokens: Int[Tensor, "rows seq"]) -> Int[Tensor, "more_rows more_seq"]:
+        """More rows and longer rows, so that a row's own numbers have the same bits in every batch.
+
+        Where each token sees those before it only, what stands behind the row changes nothing in it.
+        """
+        causal = getattr(self.cfg, "attention_dir", None) == "causal"
+        longer = -(-tokens.shape[1] // ROW_MULTIPLE) * ROW_MULTIPLE
+        if causal and longer <= self.n_ctx:
+            tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, longer - tokens.shape[1])], 1)
+        n_rows, seq_len = tokens.shape
+        missing = -(-MIN_PRODUCT_ROWS // seq_len) - n_rows
+        return torch.cat([tokens, tokens[:1].expand(missing, -1)]) if missing > 0 else tokens
 
     # -- from the residual stream to the logits --
 
@@ -431,10 +449,12 @@ class LanguageModel:
         captured: list[Tensor] = []
 
         def add(value: Tensor) -> Tensor:
-            return value + change.expand(value.shape).to(value.dtype)
+            changed = value.clone()
+            changed[:, : change.shape[1]] += change.to(value.dtype)
+            return changed
 
         def keep_and_stop(value: Tensor) -> None:
-            captured.append(value.detach()[:1].float())
+            captured.append(value.detach()[:1, : row.shape[1]].float())
             raise _Reached
 
         self._run(row, {hook_point: add, read_at: keep_and_stop})
@@ -464,6 +484,13 @@ class LanguageModel:
     def digest(self) -> str:
         """A digest of a sample of every parameter."""
         return digest_tensors((name, weight) for name, weight in self.model.named_parameters())
+
+
+def steady_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
+    """``a @ b``, each row with the same bits whatever the other rows are."""
+    n = len(a)
+    missing = MIN_PRODUCT_ROWS - n if n else 0
+    return (torch.cat([a, a[:1].expand(missing, -1)]) @ b)[:n] if missing > 0 else a @ b
 
 
 def soft_cap(logits: Tensor, cap: float) -> Tensor:
