@@ -17,6 +17,8 @@ def as_encoder(obj: object, name: str = "encoder") -> Encoder:
     Raises:
         ModelError: if it does not, with what is missing.
     """
+    if isinstance(obj, type):
+        raise ModelError(f"{name} is a class, {obj.__name__}: give an object of it, with its weights.")
     if isinstance(obj, Encoder):
         return obj
     missing = [member for member in _PROTOCOL if not hasattr(obj, member)]
