@@ -204,7 +204,7 @@ def test_a_round_that_outgrows_its_budget_drops_features_on_the_way():
     order = torch.tensor([0] * 16 + [1] * 16)  # dense only at the end
     acts, tokens = two_rows[order], tokens[order]
     wrapped = LanguageModel(model)
-    plan = dataclasses.replace(PLAN, memory_bytes=9000, correlate=None, neurons=False)
+    plan = dataclasses.replace(PLAN, memory_bytes=9000)
     with wrapped.as_for_inference():
         counted = torch.ones_like(tokens, dtype=torch.bool)
         rounds = list(
@@ -213,6 +213,12 @@ def test_a_round_that_outgrows_its_budget_drops_features_on_the_way():
     assert any(later[2] < earlier[2] for earlier, later in pairwise(told) if later[0] > earlier[0])
     assert torch.equal(torch.cat([dense(one.store) for one in rounds], -1), acts)
     assert all(done <= total == 32 for done, total, _ in told)
+    whole = run_once(encoder, model, tokens)
+    for name in ("with_neurons", "with_features"):
+        parts, expected = [getattr(one, name) for one in rounds], getattr(whole, name)
+        assert torch.equal(torch.cat([part.products for part in parts]), expected.products)
+        assert torch.equal(torch.cat([part.x.squares for part in parts]), expected.x.squares)
+        assert all(torch.equal(part.y.mean, expected.y.mean) for part in parts)
 
 
 def test_one_feature_a_round_is_the_least_even_if_it_does_not_fit():
