@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_vis._errors import ModelError
 from sae_vis._params import FeatureVisParams
 from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
-from sae_vis.data_storing_fns import MultiFeatureData
+from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 from sae_vis.model_fns import AutoEncoder
 
 DATA = Path(__file__).parent / "demo_data"
@@ -120,6 +120,12 @@ def label(features: MultiFeatureData, labels: dict[int, str]) -> None:
             features[feature].label = text
 
 
+def most_helped(prompt: MultiPromptData) -> int:
+    """The position of the token that some feature helps most to predict."""
+    rankings = prompt.scores["loss_effect"]
+    return min(range(len(rankings)), key=lambda position: rankings[position][0][1] if rankings[position] else 0.0)
+
+
 def run(out_dir: Path, *, features: int | None = None, quiet: bool = False) -> list[Path]:
     """Write both views of the bundled model and the JSON of the features; returns the paths."""
     demo = load_demo()
@@ -131,6 +137,6 @@ def run(out_dir: Path, *, features: int | None = None, quiet: bool = False) -> l
     prompt = get_prompt_data(demo.encoder, demo.model, PROMPT, data, fvp)
     paths = [out_dir / name for name in ("demo_feature_vis.html", "demo_prompt_vis.html", "demo_features.json")]
     data.save_html(paths[0])
-    prompt.save_html(paths[1], feature_url=f"{paths[0].name}#feature={{feature}}")
+    prompt.save_html(paths[1], most_helped(prompt), "loss_effect", feature_url=f"{paths[0].name}#feature={{feature}}")
     data.save_json(paths[2])
     return paths

@@ -14,7 +14,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from sae_vis import FeatureVisParams, get_feature_data, get_prompt_data, load_demo
-from sae_vis._demo import PROMPT, label
+from sae_vis._demo import PROMPT, label, most_helped
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 HOVERED = ".seq .b"  # the bold token of the first sequence
@@ -31,13 +31,7 @@ def write_pages(folder: Path, features: list[int]) -> None:
     everything = get_feature_data(demo.encoder, demo.model, demo.tokens, for_all)
     label(everything, demo.labels)
     prompt = get_prompt_data(demo.encoder, demo.model, PROMPT, everything, num_top_features=5)
-    prompt.save_html(folder / "prompt.html", seq_pos=prompt_position(prompt), score_name="loss_effect")
-
-
-def prompt_position(prompt: object) -> int:
-    """The token that some feature helps most."""
-    scores = prompt.scores["loss_effect"]  # type: ignore[attr-defined]
-    return min(range(len(scores)), key=lambda position: scores[position][0][1] if scores[position] else 0.0)
+    prompt.save_html(folder / "prompt.html", seq_pos=most_helped(prompt), score_name="loss_effect")
 
 
 def open_page(browser: Browser, path: Path, address: str, width: int, height: int) -> Page:
