@@ -231,6 +231,7 @@ def logits_tables(negative: Html, positive: Html) -> Html:
 
 # The geometry of a plot, in the units of its viewBox; middle_plots.html draws the axis to fit.
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 6.0, 306.0, 14.0, 82.0
+PIN_SLACK = 1e-3  # of the axis: the value and the axis were rounded apart
 
 
 def middle_plot(
@@ -268,10 +269,13 @@ def plot_x(value: float, low: float, high: float) -> float:
 
 
 def plot_pin(value: float, text: str, low: float, high: float) -> Html:
-    """A line with a label that marks a value on a plot; nothing if the value is not on its axis."""
-    if not low <= value <= high:
-        return NOTHING
-    x = plot_x(value, low, high)
+    """A line with a label that marks a value on a plot; one beyond the axis stands at its end, with an arrow.
+
+    ``js/tooltip.js`` draws the same lines on hover.
+    """
+    slack = (high - low) * PIN_SLACK
+    text = f"← {text}" if value < low - slack else f"{text} →" if value > high + slack else text
+    x = plot_x(min(high, max(low, value)), low, high)
     anchor = "end" if x > (PLOT_LEFT + PLOT_RIGHT) / 2 else "start"
     label_x = _short_place(x - 3 if anchor == "end" else x + 3)
     return template("plot_pin.html").fill(x=_short_place(x), label_x=label_x, anchor=anchor, label=text)

@@ -125,9 +125,13 @@ def test_a_pin_keeps_its_label_inside(value, anchor):
     assert "pin" in plot([0.0, 1.0], [1], pin=pin)[0]
 
 
-def test_a_pin_off_the_axis_is_not_drawn():
-    assert html_fns.plot_pin(2.0, "2", 0.0, 1.0) == ""
-    assert html_fns.plot_pin(float("nan"), "", 0.0, 1.0) == ""
+def test_a_pin_beyond_the_axis_stands_at_its_end_with_an_arrow():
+    assert html_fns.plot_pin(2.0, "2", 0.0, 1.0) == html_fns.plot_pin(1.0, "2 →", 0.0, 1.0)
+    assert html_fns.plot_pin(-2.0, "−2", 0.0, 1.0) == html_fns.plot_pin(0.0, "← −2", 0.0, 1.0)
+
+
+def test_a_pin_that_rounding_put_past_the_end_has_no_arrow():
+    assert html_fns.plot_pin(1.0005, "1", 0.0, 1.0) == html_fns.plot_pin(1.0, "1", 0.0, 1.0)
 
 
 # --- tables and the rest -----------------------------------------------------------------------------------------
