@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_vis._activations import check_finite, check_width, encode
+from sae_vis._activations import check_finite, encode
 from sae_vis._assemble import sequence_data, sequence_token_ids, stored_logits
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
 from sae_vis._run import Run, check_features, tails_of
@@ -26,8 +26,8 @@ class PromptFetcher:
     def __init__(self, run: Run, ids: Tensor, features: MultiFeatureData, size: int) -> None:
         self.run, self.ids, self.features, self.size = run, ids, features, size
         self.asked = torch.tensor(list(features), dtype=torch.int64)
-        self.acts = self._activations()
         self.path = run.check_fit(ids)
+        self.acts = self._activations()
         self.shown_ids = sorted(set(ids[0].tolist()))
         self.logits, self.seen, self.measured = self._measure()
 
@@ -37,7 +37,6 @@ class PromptFetcher:
             return []
         x = self.run.model.activations(self.ids, self.run.hook_point.name)
         check_finite(x, f"The activations at {self.run.hook_point.name!r}", 0)
-        check_width(self.run.encoder, x, self.run.hook_point.name, "The encoder")
         check_features(self.asked.tolist(), self.run.encoder)
         acts = encode(self.run.encoder, x, self.asked)[0].clamp_min(0.0).cpu()
         check_finite(acts[None], "The encoder's activations", 0)
@@ -136,8 +135,8 @@ class PromptFetcher:
         sequence = sequence_data(
             0, 0, 0, token_ids, range(len(token_ids)), seen, self.measured, self.run.model.padding_id()
         )
-        groups = data.sequences.groups
-        top = groups[0] if groups else SequenceGroupData("TOP ACTIVATIONS", 0.0, 0.0, None, [])
+        tops = [group for group in data.sequences.groups if group.share is None]  # none with first_group_size=0
+        top = tops[0] if tops else SequenceGroupData("TOP ACTIVATIONS", 0.0, data.activations.max or 0.0, None, [])
         return PromptData(feature, sequence, data.activations, self._logits(feature, data.logits, top), top, data.label)
 
     def _logits(self, feature: int, stored: LogitsData | None, top: SequenceGroupData) -> LogitsData | None:

@@ -231,6 +231,15 @@ def test_every_token_that_is_named_has_a_text():
     assert all(data.vocab[i] == WORDS[i] for i in named)
 
 
+def test_without_a_top_group_no_interval_takes_its_place():
+    prompt = prompted(features=fetched(first_group_size=0))
+    assert prompt.prompt_data_dict
+    for column in prompt.prompt_data_dict.values():
+        assert (column.top_group.title, column.top_group.share) == ("TOP ACTIVATIONS", None)
+        assert column.top_group.sequences == []
+    assert "INTERVAL" not in prompt.get_html()
+
+
 def test_the_features_object_is_not_touched():
     features = fetched()
     before = copy.deepcopy(dataclasses.asdict(features))
