@@ -265,7 +265,7 @@ def middle_plot(
 
 def plot_x(value: float, low: float, high: float) -> float:
     """Where a value lies on a plot's axis."""
-    return PLOT_LEFT + (PLOT_RIGHT - PLOT_LEFT) * (value - low) / (high - low)
+    return PLOT_LEFT + (PLOT_RIGHT - PLOT_LEFT) * ((value - low) / (high - low))
 
 
 def plot_pin(value: float, text: str, low: float, high: float) -> Html:
