@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
 import json
 import re
 
 import numpy as np
 import pytest
+import torch
 from page_reading import parse
 
-from sae_vis import FileFormatError, HistogramData, InputError, MultiFeatureData
+from sae_vis import (
+    Column,
+    Component,
+    FeatureVisParams,
+    FileFormatError,
+    HistogramData,
+    InputError,
+    Layout,
+    MultiFeatureData,
+    TemplateError,
+    _params,
+)
 from sae_vis._statistics import histogram
+from sae_vis._templates import Template, template
 from sae_vis.data_storing_fns import TokenEffect
 from sae_vis.html_fns import plot_x
 from sae_vis.utils_fns import format_fixed
+
+
+def type_name(value):
+    return type(value).__name__
 
 
 def reloaded(data, path, change):
@@ -113,3 +133,91 @@ def test_equal_values_of_any_size_are_one_bin(value):
     edges, heights = histogram(np.full(3, value), 40)
     assert heights == [3]
     assert HistogramData(edges, heights, []).bar_edges[0] < value < edges[1]
+
+
+# --- options -----------------------------------------------------------------------------------------------------------
+
+
+class Raising:
+    """An object of the user's whose own code fails."""
+
+    def fail(self, *args):
+        raise RuntimeError("the user's own fault")
+
+    __index__ = __iter__ = __eq__ = __bool__ = __repr__ = __len__ = fail
+    __hash__ = None
+
+
+@pytest.mark.parametrize("name", [option.name for option in dataclasses.fields(FeatureVisParams)])
+@pytest.mark.parametrize(
+    "value", [Raising(), 10**5000, torch.ones(2, device="meta"), np.array([1, 2]), float("nan")], ids=type_name
+)
+def test_no_value_of_an_option_gives_a_foreign_error(name, value):
+    with contextlib.suppress(InputError):
+        kept = getattr(FeatureVisParams(**{name: value}), name)
+        assert kept == (1, 2)  # the array is fine where a list or a pair of ints is
+
+
+def test_a_list_that_never_ends_is_refused(monkeypatch):
+    monkeypatch.setattr(_params, "MOST_ITEMS", 1000)
+    with pytest.raises(InputError, match="at most 1,000; got more"):
+        FeatureVisParams(features=itertools.count())
+
+
+def test_an_error_in_the_users_generator_is_told():
+    with pytest.raises(InputError, match=r"must be an int, a sequence of ints or None, got .*ZeroDivisionError"):
+        FeatureVisParams(features=(1 // i for i in (1, 0)))
+
+
+@pytest.mark.parametrize("budget", ["9" * 400, 2**63, "1e30", 10**400, "1e300GB"])
+def test_a_budget_beyond_any_memory_is_refused(budget):
+    with pytest.raises(InputError, match="memory_budget must be"):
+        FeatureVisParams(memory_budget=budget)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "blocks.0\n", "a\x00"])
+def test_a_hook_point_that_no_file_can_hold_is_refused(name):
+    with pytest.raises(InputError, match="must be a name"):
+        FeatureVisParams(hook_point=name)
+
+
+def test_texts_and_ints_of_other_classes_become_plain_ones(feature_data, tmp_path):
+    text, number = type("Text", (str,), {}), type("Int", (int,), {})
+    layout = Layout([Column(Component(text("sequences"), {"examples": number(2)}), width=number(50))], number(200))
+    params = FeatureVisParams(hook_point=text("a.b"), correlate_features=text("all"), seed=number(3), layout=layout)
+    assert {type(value) for value in (params.hook_point, params.correlate_features)} == {str}
+    saved = dataclasses.replace(feature_data, params=params)
+    saved.save_json(tmp_path / "a.json")
+    assert MultiFeatureData.load_json(tmp_path / "a.json") == saved
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Column(3),
+        lambda: Column([["sequences"]]),
+        lambda: Column("sequences", width=10**5000),
+        lambda: Component(["sequences"]),
+        lambda: Component("sequences", None),
+        lambda: Component("sequences", {1: 2}),
+        lambda: Component("sequences", {"examples": 10**5000}),
+        lambda: Layout(None),
+        lambda: Layout([Column("sequences")], height=True),
+        lambda: Layout([Column("sequences")], height=Raising()),
+    ],
+)
+def test_parts_of_a_layout_that_are_none_are_refused(make):
+    with pytest.raises(InputError):
+        make()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**5000, Raising()], ids=type_name)
+def test_what_is_no_number_is_no_value_of_a_template(value):
+    with pytest.raises(TemplateError, match="str, int or float expected"):
+        Template("html/test.html", "{{ a }}").fill(a=value)
+
+
+@pytest.mark.parametrize("name", ["../sae_vis/__init__.py", "/etc/passwd", "x" * 5000 + ".html", "a\x00.html"])
+def test_no_file_outside_of_the_templates_is_read(name):
+    with pytest.raises(TemplateError, match="is not the name of a template file"):
+        template(name)
