@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sae_vis._ablation import FormulaTail, Tail
 from sae_vis._activations import Collected, CollectPlan, collect
+from sae_vis._activations import decoder_rows as written_by
 from sae_vis._assemble import activations_data, feature_token_ids, logits_data, sequence_data
 from sae_vis._run import Run, tails_of
 from sae_vis._shown import ShownFeature, Window, measure
@@ -119,7 +120,7 @@ class FeatureFetcher:
             )
             chosen.append(_Chosen(acts, self._groups(acts)))
         tables = self._correlations(collected)
-        decoder_rows = self.run.encoder.decoder_rows(store.features).detach().float().flatten(1)
+        decoder_rows = written_by(self.run.encoder, store.features)
         formula, tail = self._tails(decoder_rows)
         shown = self._measure(tail, chosen)
         weights = None if formula is None else formula.logit_weights().cpu().numpy().astype(np.float64)

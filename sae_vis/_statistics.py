@@ -130,8 +130,7 @@ def histogram(values: Floats, n_bins: int) -> tuple[list[float], list[int]]:
         return [], []
     low, high = float(values.min()), float(values.max())
     if low == high:
-        half = max(0.5, abs(low) * 1e-15)  # beside a huge number, 0.5 is nothing
-        return [low - half, high + half], [len(values)]
+        return [low - 0.5, high + 0.5], [len(values)]
     counts, edges = np.histogram(values, bins=n_bins, range=(low, high))
     return edges.tolist(), counts.tolist()
 

@@ -9,7 +9,6 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 MINUS = "\u2212"  # as wide as a plus sign, unlike the hyphen
-HUGE = 1e21  # from here on numbers have an exponent, here and in js/tooltip.js
 SMALLEST_SPAN = 1e-300  # of an axis; below, floats have too few digits for round steps
 
 # --- axis ticks and rounding -------------------------------------------------------------------------------------
@@ -54,8 +53,8 @@ def decimals_for(scale: float, digits: int = 4) -> int:
 
 
 def format_fixed(value: float, decimals: int) -> str:
-    """A number with so many decimals and a true minus sign; no minus before a zero. A huge one as scripts write it."""
-    text = f"{value:.{decimals}f}" if abs(value) < HUGE else repr(float(value))
+    """A number with so many decimals and a true minus sign; no minus before a zero."""
+    text = f"{value:.{decimals}f}"
     if text.startswith("-"):
         text = MINUS + text[1:] if text.strip("-0.") else text[1:]
     return text
