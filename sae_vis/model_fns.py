@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_vis._errors import InputError, ModelError, shown
+from sae_vis._errors import InputError, ModelError, cut, shown
 from sae_vis._params import nearest
 
 # Products of at least this many rows give each row the same bits whatever the other rows are; smaller ones do not.
@@ -169,7 +169,7 @@ class AutoEncoder(nn.Module):
             raise InputError(f"weights must be a dict of the tensors {', '.join(names)}, got {type(weights).__name__}.")
         if set(weights) != set(names):
             given = ", ".join(sorted(str(name) for name in weights)) or "none"
-            raise InputError(f"An AutoEncoder needs the tensors {', '.join(names)}; got {given}.")
+            raise InputError(f"An AutoEncoder needs the tensors {', '.join(names)}; got {cut(given)}.")
         for name, weight in weights.items():
             if not isinstance(weight, Tensor) or not weight.is_floating_point():
                 got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
@@ -182,7 +182,9 @@ class AutoEncoder(nn.Module):
             if tuple(weights[name].shape) != shape:
                 raise InputError(f"{name} must have shape {shape} to fit W_enc, got {tuple(weights[name].shape)}.")
             if weights[name].is_meta or weights[name].layout != torch.strided:
-                raise InputError(f"{name} must be a dense tensor, got {weights[name].layout} on {weights[name].device}.")
+                raise InputError(
+                    f"{name} must be a dense tensor, got {weights[name].layout} on {weights[name].device}."
+                )
         encoder = cls(AutoEncoderConfig(d_in, d_hidden, apply_b_dec_to_input))
         encoder.to(device=weights["W_enc"].device, dtype=weights["W_enc"].dtype)
         encoder.load_state_dict(weights)
