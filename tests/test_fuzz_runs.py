@@ -441,7 +441,7 @@ def test_any_model_is_refused_or_used(part, table, encoder):
         assert hooks == {name: dict(part._forward_hooks) for name, part in odd.named_modules()}
         return answer
 
-    answers = survey(f"models {part}", 600, lambda random: Case(**odd_model(random)), check)
+    answers = survey(f"models {part}", 500, lambda random: Case(**odd_model(random)), check)
     assert answers["fetched"] > 0.02 * answers.total()
     assert answers["the user's own error"]
     assert answers["refused"] > 0.2 * answers.total()
