@@ -12,11 +12,12 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_vis._ablation import FormulaTail, Tail
+from sae_vis._ablation import FormulaTail
 from sae_vis._activations import Collected, CollectPlan, collect
 from sae_vis._assemble import activations_data, feature_token_ids, logits_data, sequence_data
-from sae_vis._run import Run, tails_of
-from sae_vis._shown import ShownFeature, Window, measure
+from sae_vis._measure import Methods, measure
+from sae_vis._run import Run, methods_of
+from sae_vis._shown import ShownFeature, Window
 from sae_vis._statistics import (
     Correlated,
     FeatureActivations,
@@ -120,14 +121,12 @@ class FeatureFetcher:
             chosen.append(_Chosen(acts, self._groups(acts)))
         tables = self._correlations(collected)
         decoder_rows = self.run.encoder.decoder_rows(store.features).detach().float().flatten(1)
-        formula, tail = self._tails(decoder_rows)
-        shown = self._measure(tail, chosen)
+        formula, methods = self._methods(decoder_rows)
+        shown = self._measure(methods, chosen)
         weights = None if formula is None else formula.logit_weights().cpu().numpy().astype(np.float64)
         for index, (one, seen) in enumerate(zip(chosen, shown, strict=True)):
             row = decoder_rows[index].cpu().numpy().astype(np.float64)
-            yield self._feature(
-                one, seen, index, row, None if weights is None else weights[index], tables, tail is not None
-            )
+            yield self._feature(one, seen, index, row, None if weights is None else weights[index], tables)
 
     def _note_signed(self, signed: bool) -> None:
         note = "The encoder gives negative activations; they are clamped at 0 here."
@@ -171,18 +170,18 @@ class FeatureFetcher:
 
     # -- measure --
 
-    def _tails(self, decoder_rows: Tensor) -> tuple[FormulaTail | None, Tail | None]:
-        """The closed form, which also gives the logit weights, and the way to measure effects; None where there is none."""
-        formula, tail = tails_of(self.run, self.path, self.norm, decoder_rows, self.tokens[:CHECKED_ROWS])
-        if formula is not None and tail is None and self.fvp.ablation is not None:
+    def _methods(self, decoder_rows: Tensor) -> tuple[FormulaTail | None, Methods]:
+        """The closed form, which also gives the logit weights, and what measures the effects."""
+        formula, methods = methods_of(self.run, self.path, self.norm, decoder_rows, self.tokens[:CHECKED_ROWS])
+        if formula is not None and methods.direct is None and "direct" in self.fvp.ablations:
             self.provenance.direct_effect = "none"
             self.provenance.direct_effect_reason = (
                 "the model's logits are not its unembedding of the final norm, so the direct effect cannot be computed"
             )
-        return formula, tail
+        return formula, methods
 
-    def _measure(self, tail: Tail | None, chosen: Sequence[_Chosen]) -> list[ShownFeature]:
-        with _progress("Measuring effects", "row", self.fvp.verbose and tail is not None) as bar:
+    def _measure(self, methods: Methods, chosen: Sequence[_Chosen]) -> list[ShownFeature]:
+        with _progress("Measuring effects", "row", self.fvp.verbose and bool(methods.names)) as bar:
 
             def on_rows(done: int, total: int) -> None:
                 bar.total = total
@@ -190,7 +189,8 @@ class FeatureFetcher:
 
             return measure(
                 self.run.model,
-                tail,
+                methods,
+                self.run.written,
                 self.tokens,
                 [one.acts for one in chosen],
                 [one.windows() for one in chosen],
@@ -209,11 +209,10 @@ class FeatureFetcher:
         decoder_row: Any,
         weights: Any,
         tables: _Tables,
-        measured: bool,
     ) -> FeatureData:
         groups = []
         for group, windows in one.groups:
-            sequences = [self._sequence(window, seen, measured) for window in windows]
+            sequences = [self._sequence(window, seen) for window in windows]
             groups.append(dataclasses.replace(group, sequences=sequences))
         shown_ids = sorted({token for group in groups for sequence in group.sequences for token in sequence.token_ids})
         values, ranks = quantile_knots(one.acts.raw)
@@ -241,11 +240,11 @@ class FeatureFetcher:
             correlated(tables.b_features),
         )
 
-    def _sequence(self, window: Window, seen: ShownFeature, measured: bool) -> SequenceData:
+    def _sequence(self, window: Window, seen: ShownFeature) -> SequenceData:
         token_ids = self.tokens[window.row, window.start : window.stop].tolist()
         places = range(window.row * self.seq_len + window.start, window.row * self.seq_len + window.stop)
         return sequence_data(
-            window.row, window.start, window.bold - window.start, token_ids, places, seen, measured, self.padding
+            window.row, window.start, window.bold - window.start, token_ids, places, seen, self.padding
         )
 
     def assemble(self, features: dict[int, FeatureData]) -> MultiFeatureData:

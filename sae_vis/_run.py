@@ -9,13 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_vis import __version__
-from sae_vis._ablation import FormulaTail, Tail, choose_tail
+from sae_vis._ablation import FormulaTail, choose_tail
 from sae_vis._activations import check_width
 from sae_vis._errors import InputError, ModelError
+from sae_vis._full_ablation import FullAblation
+from sae_vis._measure import Methods, Written
 from sae_vis._params import FeatureVisParams
 from sae_vis._sae_adapters import as_encoder
 from sae_vis.data_storing_fns import Provenance
@@ -23,13 +25,14 @@ from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, Writ
 
 
 class Run(NamedTuple):
-    """The checked arguments of one call."""
+    """The checked arguments of one call. ``write_point`` is where the features are written, mostly where they are read."""
 
     model: LanguageModel
     encoder: Encoder
     encoder_b: Encoder | None
     fvp: FeatureVisParams
     hook_point: HookPoint
+    write_point: HookPoint
 
     @classmethod
     def prepare(cls, encoder: Any, model: Any, fvp: FeatureVisParams, encoder_b: Any) -> Run:
@@ -43,7 +46,16 @@ class Run(NamedTuple):
             raise InputError(
                 "No hook point: give FeatureVisParams(hook_point='blocks.0.mlp.hook_post') or an encoder that has one."
             )
-        return cls(wrapped, adapted, adapted_b, fvp, wrapped.check_hook_point(name))
+        read_at = wrapped.check_hook_point(name)
+        elsewhere = getattr(adapted, "hook_point_out", None)
+        return cls(
+            wrapped, adapted, adapted_b, fvp, read_at, wrapped.check_hook_point(elsewhere) if elsewhere else read_at
+        )
+
+    @property
+    def written(self) -> Written:
+        """How much of its direction an activation writes."""
+        return Written(self.encoder, self.hook_point.name)
 
     def features(self) -> Tensor:
         """The feature ids asked for, in rising order."""
@@ -63,7 +75,7 @@ class Run(NamedTuple):
         check_width(self.encoder, x, self.hook_point.name, "The encoder")
         if self.encoder_b is not None:
             check_width(self.encoder_b, x, self.hook_point.name, "encoder_B")
-        return self.model.write_path(self.hook_point, tokens)
+        return self.model.write_path(self.write_point, tokens)
 
     def provenance(self, tokens: Tensor, counted: Tensor, path: WritePath, ignored: list[int]) -> Provenance:
         """What was run on what."""
@@ -78,6 +90,7 @@ class Run(NamedTuple):
         return Provenance(
             model=self.model.name,
             hook_point=self.hook_point.name,
+            hook_point_out=None if self.write_point == self.hook_point else self.write_point.name,
             d_in=self.encoder.d_in,
             d_hidden=self.encoder.d_hidden,
             n_rows=len(tokens),
@@ -132,24 +145,36 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def tails_of(
+def methods_of(
     run: Run, path: WritePath, norm: FinalNorm, decoder_rows: Tensor, checked: Int[Tensor, "rows seq"]
-) -> tuple[FormulaTail | None, Tail | None]:
+) -> tuple[FormulaTail | None, Methods]:
     """The closed form for these features, and what measures their effects, chosen by a check on some rows.
 
-    Both are None where there is no way to the residual stream; the second also without ablation.
+    The closed form, and with it the direct effect, is None where there is no way to the residual stream.
     """
+    model, asked = run.model, run.fvp.ablations
+    rows = decoder_rows.to(model.device)
+    directions = rows.new_zeros(0, model.d_model) if path.missing_because else _directions(run, path, rows)
+    formula = FormulaTail(model, norm, directions)
+    tail = choose_tail(model, formula, directions, checked) if asked else None
+    full = None
+    if "full" in asked:
+        full = FullAblation(
+            model, run.write_point, rows, tail, checked, run.fvp.minibatch_size_tokens, run.fvp.n_changes
+        )
     if path.missing_because:
-        return None, None
-    rows = decoder_rows.to(run.model.device)
+        return None, Methods(None, full)
+    return formula, Methods(tail if "direct" in asked else None, full)
+
+
+def _directions(run: Run, path: WritePath, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d_model"]:
+    """What one unit of each feature adds to the residual stream."""
     expected = run.model.d_model if path.matrix is None else len(path.matrix)
     if rows.shape[1] != expected:
         raise ModelError(
-            f"The decoder writes vectors of width {rows.shape[1]}, but {run.hook_point.name!r} takes {expected}."
+            f"The decoder writes vectors of width {rows.shape[1]}, but {run.write_point.name!r} takes {expected}."
         )
-    directions = rows if path.matrix is None else steady_product(rows, path.matrix)
-    formula = FormulaTail(run.model, norm, directions)
-    return formula, None if run.fvp.ablation is None else choose_tail(run.model, formula, directions, checked)
+    return rows if path.matrix is None else steady_product(rows, path.matrix)
 
 
 # --- tokens and prompts ------------------------------------------------------------------------------------------

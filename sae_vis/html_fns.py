@@ -111,7 +111,7 @@ class TokenPrinter:
 # --- sequences ---------------------------------------------------------------------------------------------------
 
 
-def token(text: Html, activation: float, effect: float, bold: bool, ignored: bool) -> Html:
+def token(text: Html, activation: float, effect: float, bold: bool, ignored: bool, full_effect: float = 0.0) -> Html:
     """One token of a sequence, coloured.
 
     Args:
@@ -120,10 +120,11 @@ def token(text: Html, activation: float, effect: float, bold: bool, ignored: boo
         effect: -1 to 1 of the feature's largest effect on the loss, for the underline; negative lowers the loss.
         bold: whether this is the token that the sequence was chosen for.
         ignored: whether the token's position is left out of every number.
+        full_effect: like ``effect``, of the full ablation, where both are there.
     """
-    if not (activation or effect or bold or ignored):
+    if not (activation or effect or full_effect or bold or ignored):
         return _plain_token(text)
-    attributes = _token_attributes(activation, effect, bold, ignored)
+    attributes = _token_attributes(activation, effect, full_effect, bold, ignored)
     return template("token_template.html").fill(attributes=attributes, text=text)
 
 
@@ -133,10 +134,12 @@ def _plain_token(text: Html) -> Html:
 
 
 @cache  # the levels have two decimals, so there are not many
-def _token_attributes(activation: float, effect: float, bold: bool, ignored: bool) -> Html:
+def _token_attributes(activation: float, effect: float, full_effect: float, bold: bool, ignored: bool) -> Html:
     styles = [f"--a:{_short(activation)}"] if activation else []
     if effect:
         styles.append(f"--{'h' if effect < 0 else 'r'}:{_short(abs(effect))}")
+    if full_effect:
+        styles.append(f"--{'fh' if full_effect < 0 else 'fr'}:{_short(abs(full_effect))}")
     names = " ".join(name for name, given in (("b", bold), ("x", ignored)) if given)
     attributes = f' class="{names}"' if names else ""
     return Html(f'{attributes} style="{";".join(styles)}"' if styles else attributes)
@@ -166,9 +169,19 @@ def legend(largest: str, loss: Html) -> Html:
     return template("legend.html").fill(largest=largest, loss=loss)
 
 
-def loss_key(how: str) -> Html:
-    """What the underlines mean, and which effect on the loss they show."""
-    return template("loss_key.html").fill(how=how)
+def loss_key(ablations: Sequence[str], hows: Sequence[str]) -> Html:
+    """What the underlines mean, and which effect on the loss they show: a choice where there are two.
+
+    ``ablations`` are "direct", "full" or both, ``hows`` says of each in a few words what it is.
+    """
+    if len(ablations) == 1:
+        return template("loss_key.html").fill(how=template("loss_how.html").fill(how=hows[0]))
+    choice = template("loss_choice.html")
+    choices = [
+        choice.fill(ablation=ablation, how=how, checked="true" if first else "false", tab=0 if first else -1)
+        for ablation, how, first in zip(ablations, hows, (True, False), strict=True)
+    ]
+    return template("loss_key.html").fill(how=template("loss_switch.html").fill(choices=join(choices)))
 
 
 def hover_data(json: Html) -> Html:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -203,6 +203,12 @@ class HookPoint(NamedTuple):
         match = _HOOK_POINT.fullmatch(name)
         return cls(name, int(match[1]), match[2]) if match else cls(name, None, None)
 
+    @property
+    def block(self) -> int | None:
+        """The transformer block that it lies in, whatever its kind."""
+        match = re.match(r"blocks\.(\d+)\.", self.name)
+        return int(match[1]) if match else None
+
 
 class WritePath(NamedTuple):
     """How the hook point writes to the residual stream: a matrix (None: as it is), or the reason why there is no map."""
@@ -223,6 +229,10 @@ class FinalNorm(NamedTuple):
     gain: Tensor
     bias: Tensor
     eps: float
+
+
+Change = Callable[[Tensor], Tensor]  # of the activations at a hook point
+NO_CHANGES: Mapping[str, Change] = {}
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass at the hook
@@ -290,28 +300,52 @@ class LanguageModel:
         Raises:
             ModelError: if the hook point never fires.
         """
-        captured: list[Tensor] = []
+        return self.capture(tokens, [hook_point])[hook_point]
 
-        def keep_and_stop(value: Tensor) -> None:
-            captured.append(value.detach())
-            raise _Reached
+    def capture(
+        self, tokens: Int[Tensor, "rows seq"], names: Sequence[str], changes: Mapping[str, Change] = NO_CHANGES
+    ) -> dict[str, Float[Tensor, "rows seq *d"]]:
+        """The activations at some hook points, with some changed on the way; nothing after the last of them is run.
 
-        self._run(tokens, {hook_point: keep_and_stop})
-        if not captured:
+        A change gets the activations ``[rows or more, seq or longer, *d]`` and gives what goes on in their place.
+
+        Raises:
+            ModelError: if one of the hook points never fires.
+        """
+        n_rows, seq_len = tokens.shape
+        captured: dict[str, Tensor] = {}
+
+        def hook_at(name: str) -> Callable[[Tensor], Tensor | None]:
+            def run(value: Tensor) -> Tensor | None:
+                changed = changes[name](value) if name in changes else None
+                if name in names:
+                    kept = (value if changed is None else changed).detach()[:n_rows, :seq_len].contiguous()
+                    captured[name] = kept
+                    if len(captured) == len(set(names)):
+                        raise _Reached
+                    captured[name] = kept.clone()  # the model runs on, and may write over it
+                return changed
+
+            return run
+
+        self._run(tokens, {name: hook_at(name) for name in dict.fromkeys([*changes, *names])})
+        missing = [name for name in names if name not in captured]
+        if missing:
             raise ModelError(
-                f"The hook point {hook_point!r} exists on {self.name!r} but never fired in a forward pass. Some need to be "
+                f"The hook point {missing[0]!r} exists on {self.name!r} but never fired in a forward pass. Some need to be "
                 "switched on (e.g. model.set_use_attn_result(True)); otherwise choose another."
             )
-        n_rows, seq_len = tokens.shape
-        return captured[0][:n_rows, :seq_len].contiguous()
+        return captured
 
     def final_residual(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_model"]:
         """The residual stream after the last block."""
         return self.activations(tokens, self.final_hook)
 
-    def logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
-        """The model's own logits, in float32."""
-        logits: Tensor = self._run(tokens, {}, return_type="logits")
+    def logits(
+        self, tokens: Int[Tensor, "rows seq"], changes: Mapping[str, Change] = NO_CHANGES
+    ) -> Float[Tensor, "rows seq d_vocab"]:
+        """The model's own logits, in float32, with some activations changed on the way."""
+        logits: Tensor = self._run(tokens, dict(changes), return_type="logits")
         return logits.float()
 
     def _run(self, tokens: Tensor, hooks: dict[str, Callable[[Tensor], Any]], return_type: str | None = None) -> Any:
@@ -333,15 +367,24 @@ class LanguageModel:
             raise ModelError(f"The hook point {' or '.join(hooks)} has to be switched on: {error}") from None
         return result[:n_rows, :seq_len] if isinstance(result, Tensor) else result
 
+    @property
+    def causal(self) -> bool:
+        """Whether each token sees only those before it."""
+        return getattr(self.cfg, "attention_dir", None) == "causal"
+
+    def padded_length(self, seq_len: int) -> int:
+        """How long rows of this many tokens are when they are run."""
+        longer = -(-seq_len // ROW_MULTIPLE) * ROW_MULTIPLE
+        return longer if self.causal and longer <= self.n_ctx else seq_len
+
     def _padded(self, tokens: Int[Tensor, "rows seq"]) -> Int[Tensor, "more_rows more_seq"]:
         """More rows and longer rows, so that a row's own numbers have the same bits in every batch.
 
         Where each token sees those before it only, what stands behind the row changes nothing in it.
         """
-        causal = getattr(self.cfg, "attention_dir", None) == "causal"
-        longer = -(-tokens.shape[1] // ROW_MULTIPLE) * ROW_MULTIPLE
-        if causal and longer <= self.n_ctx:
-            tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, longer - tokens.shape[1])], 1)
+        missing = self.padded_length(tokens.shape[1]) - tokens.shape[1]
+        if missing:
+            tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, missing)], 1)
         n_rows, seq_len = tokens.shape
         missing = -(-MIN_PRODUCT_ROWS // seq_len) - n_rows
         return torch.cat([tokens, tokens[:1].expand(missing, -1)]) if missing > 0 else tokens
@@ -446,19 +489,14 @@ class LanguageModel:
             return float("inf")
         change *= (before.norm() / expected().norm().clamp_min(1e-12)).clamp_min(1e-3)
         change = change.to(plain.dtype).float()
-        captured: list[Tensor] = []
 
         def add(value: Tensor) -> Tensor:
             changed = value.clone()
             changed[:, : change.shape[1]] += change.to(value.dtype)
             return changed
 
-        def keep_and_stop(value: Tensor) -> None:
-            captured.append(value.detach()[:1, : row.shape[1]].float())
-            raise _Reached
-
-        self._run(row, {hook_point: add, read_at: keep_and_stop})
-        return float((captured[0] - before - expected()).norm() / expected().norm().clamp_min(1e-12))
+        after = self.capture(row, [read_at], {hook_point: add})[read_at].float()
+        return float((after - before - expected()).norm() / expected().norm().clamp_min(1e-12))
 
     def writes_centred(self) -> bool:
         """Whether the first MLP's output weights have mean zero over the residual stream, as processing leaves them."""

@@ -21,7 +21,9 @@ BY_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 BRIDGE = ["__init__", "__main__", "_demo", "data_fetching_fns", "_feature_view", "_prompt_view", "_assemble", "_run"]
 UPPER = [
     "_prompt_scoring",
+    "_measure",
     "_shown",
+    "_full_ablation",
     "_ablation",
     "_statistics",
     "_activations",
