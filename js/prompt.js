@@ -18,6 +18,7 @@
     saeVis.radioGroup(strip, (button, place) => go({ ...state, position: place }));
     saeVis.radioGroup(metrics, (button) => go({ ...state, metric: button.dataset.metric }));
     window.addEventListener("hashchange", followHash);
+    if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
     followHash();
   };
 

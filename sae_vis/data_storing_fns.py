@@ -938,7 +938,7 @@ _METRICS: dict[str, tuple[str, str]] = {
     ),
     "loss_effect_full": (
         "Full loss effect",
-        "The same with the feature taken out at the hook point, at every position, and everything later computed again.",
+        "Like the loss effect, but with the feature taken out at the hook point and everything later computed again.",
     ),
 }
 
