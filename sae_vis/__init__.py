@@ -32,6 +32,7 @@ __all__ = [
     "FileFormatError",
     "HistogramData",
     "InputError",
+    "Interrupted",
     "Layout",
     "LogitsData",
     "ModelError",
@@ -55,7 +56,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from sae_vis._demo import load_demo
-    from sae_vis._errors import FileFormatError, InputError, ModelError, SaeVisError, TemplateError
+    from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
     from sae_vis._params import Column, Component, FeatureVisParams, Layout
     from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
     from sae_vis.data_storing_fns import (
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "FileFormatError": "_errors",
     "InputError": "_errors",
+    "Interrupted": "_errors",
     "ModelError": "_errors",
     "SaeVisError": "_errors",
     "TemplateError": "_errors",

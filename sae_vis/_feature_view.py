@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import Collected, CollectPlan, collect
 from sae_vis._assemble import activations_data, feature_token_ids, logits_data, sequence_data
+from sae_vis._errors import Interrupted
 from sae_vis._measure import Methods, measure
 from sae_vis._run import Run, methods_of
 from sae_vis._shown import ShownFeature, Window
@@ -75,16 +76,29 @@ class FeatureFetcher:
         self.norm = run.model.final_norm()
         self.padding = run.model.padding_id()
         self.seq_len = tokens.shape[1]
+        self.doing = "getting ready"
 
-    def fetch(self) -> dict[int, FeatureData]:
-        """All features, round by round."""
+    def fetch(self) -> MultiFeatureData:
+        """All features, round by round.
+
+        Raises:
+            Interrupted: on Ctrl-C, with what was finished.
+        """
         features: dict[int, FeatureData] = {}
         asked = self.run.features()
-        with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
-            for collected in self._collect(asked, bar):
-                for data in self._one_round(collected):
-                    features[data.feature_idx] = data
-        return features
+        try:
+            with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
+                for collected in self._collect(asked, bar):
+                    for data in self._one_round(collected):
+                        features[data.feature_idx] = data
+        except KeyboardInterrupt:
+            told = f"Interrupted while {self.doing}: {len(features):,} of {len(asked):,} features are finished"
+            if not features:
+                raise Interrupted(f"{told}.") from None
+            raise Interrupted(
+                f"{told}. The attribute `finished` of this exception holds them.", self._assemble(features)
+            ) from None
+        return self._assemble(features)
 
     def _collect(self, asked: Tensor, bar: Any) -> Iterator[Collected]:
         tables = self.fvp.include_left_tables
@@ -101,6 +115,7 @@ class FeatureFetcher:
             bar.total = total
             bar.set_postfix_str(f"{n_features} of {len(asked)} features", refresh=False)
             bar.update(done - bar.n)
+            self.doing = f"collecting activations ({done:,} of {total:,} rows)"
 
         encoder_b = self.run.encoder_b if tables else None
         yield from collect(
@@ -186,6 +201,7 @@ class FeatureFetcher:
             def on_rows(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
+                self.doing = f"measuring effects ({done:,} of {total:,} rows)"
 
             return measure(
                 self.run.model,
@@ -247,7 +263,7 @@ class FeatureFetcher:
             window.row, window.start, window.bold - window.start, token_ids, places, seen, self.padding
         )
 
-    def assemble(self, features: dict[int, FeatureData]) -> MultiFeatureData:
+    def _assemble(self, features: dict[int, FeatureData]) -> MultiFeatureData:
         """The features with the texts of all tokens that occur, and the rows that are shown."""
         rows: dict[int, list[int]] = {}
         for sequence in (s for f in features.values() for g in f.sequences.groups for s in g.sequences):

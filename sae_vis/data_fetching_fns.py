@@ -37,6 +37,7 @@ def get_feature_data(
     Raises:
         InputError: if tokens, features or options cannot be used.
         ModelError: if model or encoder do not fit together, or give NaN or infinity.
+        Interrupted: on Ctrl-C; its ``finished`` holds the features that were done.
     """
     run = Run.prepare(encoder, model, fvp or FeatureVisParams(), encoder_B)
     token_ids = check_tokens(tokens, run.model)
@@ -52,8 +53,7 @@ def get_feature_data(
         provenance = run.provenance(token_ids, counted, path, ignored)
         warn_of_processed_weights(run, provenance)
         fetcher = FeatureFetcher(run, token_ids, counted, path, provenance)
-        features = fetcher.fetch()
-    return fetcher.assemble(features)
+        return fetcher.fetch()
 
 
 def get_prompt_data(
