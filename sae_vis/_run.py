@@ -105,18 +105,33 @@ class Run(NamedTuple):
         )
 
 
-_READS_NEURONS = {"mlp.hook_pre", "mlp.hook_post"}  # processing leaves these as they are
+_ITS_OWN_VARIANT = "an encoder must be run on the variant of the model that it was trained on."
 _CENTRED_NOTE = (
-    "The model's writing weights are centred, as TransformerLens leaves them after processing; an encoder must be run on the "
-    "variant of the model that it was trained on."
+    "The model's writing weights are centred, as TransformerLens leaves them after processing; " + _ITS_OWN_VARIANT
+)
+_FOLDED_NOTE = (
+    "The model's value biases are zero and its attention's output biases are not, as TransformerLens leaves them after "
+    "processing; " + _ITS_OWN_VARIANT
 )
 
 
 def warn_of_processed_weights(run: Run, provenance: Provenance) -> None:
-    """Processing changes what an encoder of the residual stream of a LayerNorm model reads; nobody notices by looking."""
-    if run.hook_point.kind not in _READS_NEURONS and run.model.final_norm().centres and run.model.writes_centred():
-        provenance.notes.append(_CENTRED_NOTE)
-        warnings.warn(_CENTRED_NOTE, UserWarning, stacklevel=3)
+    """Processing changes what an encoder reads at some hook points; nobody notices by looking.
+
+    It leaves ``mlp.hook_pre`` as it is, and ``mlp.hook_post`` but for a norm behind the neurons; the rest of the residual
+    stream only where the norms centre it, and else only ``attn.hook_z``, from which it takes the value biases.
+    """
+    kind, model = run.hook_point.kind, run.model
+    if kind == "mlp.hook_pre" or (kind == "mlp.hook_post" and not model.neurons_end_in_a_norm()):
+        return
+    if model.final_norm().centres and model.writes_centred():
+        note = _CENTRED_NOTE
+    elif kind == "attn.hook_z" and model.value_biases_folded():
+        note = _FOLDED_NOTE
+    else:
+        return
+    provenance.notes.append(note)
+    warnings.warn(note, UserWarning, stacklevel=3)
 
 
 def check_features(features: Sequence[int], encoder: Encoder) -> None:

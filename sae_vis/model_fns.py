@@ -242,20 +242,29 @@ class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass 
 class LanguageModel:
     """A TransformerLens model: run to a hook point, final residual stream, unembedding, tokenizer.
 
-    Works with ``TransformerBridge``; whatever has ``cfg``, ``hook_dict``, ``run_with_hooks``, ``ln_final``, ``unembed``
-    and ``W_U`` will do.
+    Works with ``HookedTransformer`` and its subclasses (TransformerLens 2 and 3) and ``TransformerBridge`` (3 and 4);
+    whatever has ``cfg``, ``hook_dict``, ``run_with_hooks``, ``ln_final``, ``unembed`` and ``W_U`` will do.
 
     Raises:
-        ModelError: if the object lacks one of these.
+        ModelError: if the object lacks one of these, or has SAEs of SAELens attached to it.
     """
 
     def __init__(self, model: Any) -> None:
-        needed = ("cfg", "hook_dict", "run_with_hooks", "ln_final", "unembed", "W_U", "blocks")
-        missing = [name for name in needed if not hasattr(model, name)]
+        needed = {"cfg", "hook_dict", "run_with_hooks", "ln_final", "unembed", "W_U", "blocks"}
+        if getattr(getattr(model, "cfg", None), "normalization_type", "") is None:
+            needed.remove("ln_final")  # a HookedTransformer without norms has none
+        missing = sorted(name for name in needed if not hasattr(model, name))
         if missing:
             raise ModelError(
                 f"{type(model).__name__} is not a TransformerLens model: it has no {', '.join(missing)}. Wrap it with "
-                "TransformerBridge.boot_transformers(name, hf_model=your_model) first."
+                "TransformerBridge.boot_transformers(name, hf_model=your_model) first (TransformerLens 3 and 4), or load it "
+                "with HookedTransformer.from_pretrained(name) (2 and 3)."
+            )
+        attached = getattr(model, "acts_to_saes", None)  # of sae_lens' HookedSAETransformer
+        if attached:
+            raise ModelError(
+                f"{type(model).__name__} has SAEs attached at {', '.join(attached)}: they replace the activations there by "
+                "their reconstructions. Take them off with model.reset_saes(), then pass the model."
             )
         self.model = model
         self.cfg = model.cfg
@@ -266,7 +275,8 @@ class LanguageModel:
         self.name = str(getattr(self.cfg, "model_name", None) or type(model).__name__)
         self.device = model.W_U.device
         self.soft_cap = float(getattr(self.cfg, "output_logits_soft_cap", None) or 0.0)
-        self.parallel = bool(getattr(self.cfg, "parallel_attn_mlp", False))
+        # Whether what attention writes reaches the end of its block as it is, with no MLP that reads it on the way.
+        self.parallel = any(bool(getattr(self.cfg, name, False)) for name in ("parallel_attn_mlp", "attn_only"))
         self.final_hook = f"blocks.{self.n_layers - 1}.hook_resid_post"
 
     # -- running --
@@ -384,7 +394,9 @@ class LanguageModel:
         """
         missing = self.padded_length(tokens.shape[1]) - tokens.shape[1]
         if missing:
-            tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, missing)], 1)
+            # No padding token: where the tokenizer pads on the left, HookedTransformer masks those that begin a row.
+            behind = torch.full((len(tokens), missing), int(self.padding_id() == 0)).to(tokens)
+            tokens = torch.cat([tokens, behind], 1)
         n_rows, seq_len = tokens.shape
         missing = -(-MIN_PRODUCT_ROWS // seq_len) - n_rows
         return torch.cat([tokens, tokens[:1].expand(missing, -1)]) if missing > 0 else tokens
@@ -421,8 +433,11 @@ class LanguageModel:
 
     def _apply_norm(self, x: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
         dtype = self.model.W_U.dtype
-        result: Tensor = self.model.ln_final(x.to(dtype)[None, None])
-        return result.detach()[0, 0].float()
+        return self._normed(x.to(dtype)[None, None]).detach()[0, 0].float()
+
+    def _normed(self, residual: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "rows seq d_model"]:
+        norm = getattr(self.model, "ln_final", None)
+        return residual if norm is None else norm(residual)
 
     def unembedding(self) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
         """``W_U`` and ``b_U`` (zeros where there is none), in float32."""
@@ -433,7 +448,7 @@ class LanguageModel:
     def logits_from_residual(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
         """The model's own norm and unembedding, with the soft cap that some models put behind them; float32."""
         dtype = self.model.W_U.dtype
-        logits: Tensor = self.model.unembed(self.model.ln_final(residual.to(dtype)[None]))[0].float()
+        logits: Tensor = self.model.unembed(self._normed(residual.to(dtype)[None]))[0].float()
         return soft_cap(logits, self.soft_cap)
 
     # -- from the hook point to the residual stream --
@@ -499,12 +514,26 @@ class LanguageModel:
         return float((after - before - expected()).norm() / expected().norm().clamp_min(1e-12))
 
     def writes_centred(self) -> bool:
-        """Whether the first MLP's output weights have mean zero over the residual stream, as processing leaves them."""
-        weight = getattr(getattr(self.model.blocks[0], "mlp", None), "W_out", None)
+        """Whether what the first block writes has mean zero over the residual stream, as processing leaves it."""
+        block = self.model.blocks[0]
+        weight = getattr(getattr(block, "mlp", None), "W_out", None)
+        if not isinstance(weight, Tensor):  # a block without an MLP
+            weight = getattr(getattr(block, "attn", None), "W_O", None)
         if not isinstance(weight, Tensor):
             return False
         weight = weight.detach().float()
         return bool(weight.mean(-1).abs().max() < 1e-5 * weight.std())
+
+    def value_biases_folded(self) -> bool:
+        """Whether the first block's value biases are zero and its output bias is not, as processing leaves them."""
+        attention = getattr(self.model.blocks[0], "attn", None)
+        biases = [getattr(attention, name, None) for name in ("b_V", "b_O")]
+        value, output = (bool(b.detach().any()) if isinstance(b, Tensor) else None for b in biases)
+        return value is False and output is True
+
+    def neurons_end_in_a_norm(self) -> bool:
+        """Whether ``mlp.hook_post`` lies behind a norm (``act_fn="solu_ln"``), whose weights processing folds away."""
+        return str(getattr(self.cfg, "act_fn", "")).endswith("_ln")
 
     # -- identity --
 
