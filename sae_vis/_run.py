@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae_vis import __version__
-from sae_vis._ablation import FormulaTail, Tail, choose_tail
+from sae_vis._ablation import CHUNK_BYTES, COPIES, FormulaTail, Tail, choose_tail
 from sae_vis._activations import check_width
 from sae_vis._errors import InputError, ModelError
 from sae_vis._params import FeatureVisParams
@@ -115,6 +115,17 @@ def check_features(features: Sequence[int], encoder: Encoder) -> None:
         )
 
 
+def check_feature_rows(rows: Tensor, features: Sequence[int], what: str) -> None:
+    """Raise ``ModelError`` naming the first feature whose row of ``rows [n, ...]`` holds NaN or infinity."""
+    finite = torch.isfinite(rows).all(-1)
+    if not bool(finite.all()):
+        feature = features[int((~finite).nonzero()[0])]
+        raise ModelError(
+            f"{what} of feature {feature} hold NaN or infinity. Check W_dec and its number format; "
+            "FeatureVisParams(features=...) can leave the feature out."
+        )
+
+
 def _encoder_digest(encoder: Encoder) -> str:
     if isinstance(encoder, torch.nn.Module):
         return digest_tensors(encoder.named_parameters())
@@ -149,7 +160,11 @@ def tails_of(
         )
     directions = rows if path.matrix is None else steady_product(rows, path.matrix)
     formula = FormulaTail(run.model, norm, directions)
-    return formula, None if run.fvp.ablation is None else choose_tail(run.model, formula, directions, checked)
+    if run.fvp.ablation is None:
+        return formula, None
+    # Of a large vocabulary, the logits of two rows of a thousand tokens would take gigabytes.
+    positions = max(1, CHUNK_BYTES // (4 * run.model.d_vocab * COPIES) // len(checked))
+    return formula, choose_tail(run.model, formula, directions, checked[:, :positions])
 
 
 # --- tokens and prompts ------------------------------------------------------------------------------------------
