@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_vis._ablation import Effects, Pairs, Tail, direct_effects
+from sae_vis._errors import ModelError
 from sae_vis._statistics import Example, FeatureActivations, Ints
 from sae_vis.model_fns import LanguageModel
 from sae_vis.utils_fns import round_significant
@@ -87,6 +88,7 @@ def measure(
         some_rows = rows[start : start + rows_a_batch]
         in_batch = np.flatnonzero(np.isin(place_of_pair // seq_len, some_rows))
         effects = _effects_of(model, tail, tokens, some_rows, place_of_pair[in_batch], pairs, in_batch, n_changes)
+        _check_effects(effects, place_of_pair[in_batch], seq_len)
         for feature, place, effect in zip(
             pairs.feature[in_batch].tolist(), place_of_pair[in_batch].tolist(), rounded(effects), strict=True
         ):
@@ -149,6 +151,20 @@ def _effects_of(
         pairs.next_token[chosen].to(device),
     )
     return direct_effects(tail, residual, some, n_changes, model.d_vocab)
+
+
+def _check_effects(effects: Effects, places: Ints, seq_len: int) -> None:
+    """Raise ``ModelError`` naming row and position of the first effect that is NaN or infinite."""
+    finite = torch.isfinite(effects.loss)
+    for changes in (effects.raised, effects.lowered):
+        finite &= torch.isfinite(changes).all(-1)
+    if not bool(finite.all()):
+        row, position = divmod(int(places[int((~finite).nonzero()[0])]), seq_len)
+        raise ModelError(
+            f"The effects on the prediction made at row {row}, position {position} of the tokens are NaN or infinity: the final "
+            "residual stream or a feature's share of it is too large there (float16 overflows above 65504; bfloat16 and float32 "
+            "do not). Check the model's number format, or leave effects out with FeatureVisParams(ablation=None)."
+        )
 
 
 def rounded(effects: Effects) -> list[EffectAt]:
