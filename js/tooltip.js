@@ -77,7 +77,15 @@
 
   /* --- numbers as Python writes them --- */
 
-  const fixed = ({ value, decimals }) => value.toFixed(decimals).replace(/^-(?=[0.]*$)/, "").replace("-", "\u2212");
+  const fixed = ({ value, decimals }) => {
+    const plain = decimals >= 0 && decimals <= 8 && Math.abs(value) < 1e12;
+    return (plain ? value.toFixed(decimals).replace(/^-(?=[0.]*$)/, "") : powerOfTen(value, decimals)).replaceAll("-", "\u2212");
+  };
+  const powerOfTen = (value, decimals) => {
+    if (!value) return "0";
+    const digits = Math.floor(Math.log10(Math.abs(value))) + decimals;
+    return value.toExponential(Math.min(3, Math.max(0, digits))).replace(/(?<=e[+-])(?=\d$)/, "0");
+  };
   const signed = (number) => (number.value > 0 && /[1-9]/.test(fixed(number)) ? "+" : "") + fixed(number);
   saeVis.fixed = fixed;
   saeVis.signed = signed;

@@ -17,12 +17,11 @@ from sae_vis._activations import Collected, CollectPlan, collect
 from sae_vis._assemble import activations_data, feature_token_ids, logits_data, sequence_data
 from sae_vis._errors import Interrupted
 from sae_vis._measure import Methods, measure
-from sae_vis._run import Run, methods_of
+from sae_vis._run import Run, check_feature_rows, methods_of
 from sae_vis._shown import ShownFeature, Window
 from sae_vis._statistics import (
     Correlated,
     FeatureActivations,
-    Step,
     aligned_neurons,
     interval_examples,
     most_correlated,
@@ -43,6 +42,7 @@ from sae_vis.data_storing_fns import (
     SequenceMultiGroupData,
 )
 from sae_vis.model_fns import Encoder, WritePath
+from sae_vis.utils_fns import decimals_for, format_fixed
 
 CHECKED_ROWS = 2
 
@@ -136,7 +136,10 @@ class FeatureFetcher:
             chosen.append(_Chosen(acts, self._groups(acts)))
         tables = self._correlations(collected)
         decoder_rows = self.run.encoder.decoder_rows(store.features).detach().float().flatten(1)
+        check_feature_rows(decoder_rows, ids, "The decoder weights")
         formula, methods = self._methods(decoder_rows)
+        if formula is not None:
+            check_feature_rows(formula.logit_weights(), ids, "The logit weights")
         shown = self._measure(methods, chosen)
         weights = None if formula is None else formula.logit_weights().cpu().numpy().astype(np.float64)
         for index, (one, seen) in enumerate(zip(chosen, shown, strict=True)):
@@ -154,7 +157,7 @@ class FeatureFetcher:
         if not len(acts.values):
             return []
         fvp = self.fvp
-        decimals = max(0, -Step.for_maximum(acts.maximum).exponent)
+        decimals = decimals_for(acts.maximum)
         top = top_examples(acts, fvp.first_group_size, fvp.buffer, fvp.allow_overlap)
         groups = (
             [(SequenceGroupData("TOP ACTIVATIONS", 0.0, acts.maximum, None, []), top)] if fvp.first_group_size else []
@@ -162,7 +165,7 @@ class FeatureFetcher:
         for interval in interval_examples(
             acts, fvp.n_groups, fvp.other_groups_size, fvp.seed, fvp.buffer, fvp.allow_overlap
         ):
-            title = f"INTERVAL {interval.lower:.{decimals}f} – {interval.upper:.{decimals}f}"
+            title = f"INTERVAL {format_fixed(interval.lower, decimals)} – {format_fixed(interval.upper, decimals)}"
             group = SequenceGroupData(title, interval.lower, interval.upper, interval.share, [])
             groups.append((group, interval.examples))
         return [

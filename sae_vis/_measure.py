@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_vis._ablation import Pairs, Tail, direct_effects
+from sae_vis._ablation import Effects, Pairs, Tail, direct_effects
+from sae_vis._errors import ModelError
 from sae_vis._full_ablation import FullAblation, RowAblation
 from sae_vis._params import Ablation
 from sae_vis._shown import EffectAt, ShownFeature, Window, rounded, shown_activations, shown_places
@@ -159,8 +160,9 @@ def _direct(
         batch.tokens.reshape(-1)[torch.from_numpy(place + 1)],
     )
     pairs = Pairs(*(values.to(residual.device) for values in pairs))
-    effects = rounded(direct_effects(tail, residual, pairs, n_changes, model.d_vocab))
-    for index, at, effect in zip(owner.tolist(), place.tolist(), effects, strict=True):
+    effects = direct_effects(tail, residual, pairs, n_changes, model.d_vocab)
+    _check_finite(effects, place, batch)
+    for index, at, effect in zip(owner.tolist(), place.tolist(), rounded(effects), strict=True):
         yield index, batch.place_among_all(at) + 1, effect  # stored at the token that is predicted
 
 
@@ -172,6 +174,7 @@ def _full(full: FullAblation, batch: _Batch, features: Sequence[FeatureActivatio
         for one in _ablations(index, batch, acts, visible, causal=full.model.causal)
     ]
     for one, effects in full.effects(batch.tokens, work):
+        _check_finite(effects, one.row * batch.seq_len + one.predicted.numpy() - 1, batch)
         for position, effect in zip(one.predicted.tolist(), rounded(effects), strict=True):
             yield one.feature, batch.place_among_all(one.row * batch.seq_len + position), effect
 
@@ -198,3 +201,17 @@ def _ablations(
                 torch.from_numpy(predicted),
                 torch.from_numpy(listed),
             )
+
+
+def _check_finite(effects: Effects, places: Ints, batch: _Batch) -> None:
+    """Raise ``ModelError`` naming row and position of the first effect that is NaN or infinite."""
+    finite = torch.isfinite(effects.loss)
+    for changes in (effects.raised, effects.lowered):
+        finite &= torch.isfinite(changes).all(-1)
+    if not bool(finite.all()):
+        row, position = divmod(batch.place_among_all(int(places[int((~finite).nonzero()[0])])), batch.seq_len)
+        raise ModelError(
+            f"The effects on the prediction made at row {row}, position {position} of the tokens are NaN or infinity: the final "
+            "residual stream or a feature's share of it is too large there (float16 overflows above 65504; bfloat16 and float32 "
+            "do not). Check the model's number format, or leave effects out with FeatureVisParams(ablation=None)."
+        )

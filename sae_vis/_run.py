@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_vis import __version__
-from sae_vis._ablation import FormulaTail, choose_tail
+from sae_vis._ablation import FormulaTail, choose_tail, chunk_size
 from sae_vis._activations import check_width
 from sae_vis._errors import InputError, ModelError
 from sae_vis._full_ablation import FullAblation
@@ -143,6 +143,17 @@ def check_features(features: Sequence[int], encoder: Encoder) -> None:
         )
 
 
+def check_feature_rows(rows: Tensor, features: Sequence[int], what: str) -> None:
+    """Raise ``ModelError`` naming the first feature whose row of ``rows [n, ...]`` holds NaN or infinity."""
+    finite = torch.isfinite(rows).all(-1)
+    if not bool(finite.all()):
+        feature = features[int((~finite).nonzero()[0])]
+        raise ModelError(
+            f"{what} of feature {feature} hold NaN or infinity. Check W_dec and its number format; "
+            "FeatureVisParams(features=...) can leave the feature out."
+        )
+
+
 def _encoder_digest(encoder: Encoder) -> str:
     if isinstance(encoder, torch.nn.Module):
         return digest_tensors(encoder.named_parameters())
@@ -171,7 +182,9 @@ def methods_of(
     rows = decoder_rows.to(model.device)
     directions = rows.new_zeros(0, model.d_model) if path.missing_because else _directions(run, path, rows)
     formula = FormulaTail(model, norm, directions)
-    tail = choose_tail(model, formula, directions, checked) if asked else None
+    # Of a large vocabulary, the logits of two rows of a thousand tokens would take gigabytes.
+    few = checked[:, : max(1, chunk_size(model.d_vocab) // len(checked))]
+    tail = choose_tail(model, formula, directions, few) if asked else None
     full = None
     if "full" in asked:
         full = FullAblation(

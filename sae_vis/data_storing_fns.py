@@ -96,7 +96,7 @@ class PageContext:
         largest_act = max((max(sequence.feat_acts) for sequence in shown), default=0.0)
         return dataclasses.replace(
             self,
-            act_max=max(activations.max or 0.0, largest_act),
+            act_max=activations.max or largest_act,  # a prompt may exceed it: its colours are as strong as can be
             loss_max=largest(loss for sequence in shown for loss in sequence.loss_contribution),
             full_loss_max=largest(loss for sequence in shown for loss in sequence.full_losses()),
             shown_logits=logits.shown_logits if logits else {},
@@ -175,11 +175,12 @@ class NeuronAlignmentData:
 
     def get_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
         """The table, with at most ``rows`` rows."""
+        most = largest(self.values)
         return html_fns.left_table(
             "Neuron alignment",
             ["Index", "Value", "% of L1"],
             [str(index) for index in self.indices[:rows]],
-            [format_signed(value) for value in self.values[:rows]],
+            [format_signed(value, decimals_for(most, 3) if 0 < most < 0.01 else 3) for value in self.values[:rows]],
             [format_percent(share, 2) for share in self.share_of_l1[:rows]],
         )
 
@@ -261,8 +262,9 @@ class ActivationsData:
         """The histogram of the active activations, or a sentence where the feature never fires."""
         summary = f"density {format_percent(self.density)}"
         if self.max is None or not self.histogram.bar_heights:
-            counted = f"the {page.provenance.n_counted:,} counted" if page and page.provenance else "these"
-            text = f"This feature never fires on {counted} tokens."
+            counted = page.provenance.n_counted if page and page.provenance else None
+            where = "these tokens" if counted is None else f"the {_count(counted, 'counted token')}"
+            text = f"This feature never fires on {where}."
             return html_fns.activations_histogram(summary, html_fns.empty(text))
         summary += f", max {format_fixed(self.max, decimals_for(self.max, 3))}"
         pin_text = "" if pin is None else format_fixed(pin, decimals_for(page.act_max if page else self.max))
@@ -319,7 +321,7 @@ class LogitsData:
             return html_fns.logits_histogram("", html_fns.empty("There are no logit weights to count."))
         pin_text = "" if pin is None else format_signed(pin, page.logit_decimals if page else 3)
         plot = self.histogram.get_html(page, kind="logits", pin=pin, pin_text=pin_text)
-        return html_fns.logits_histogram(f"of {sum(self.histogram.bar_heights):,} tokens", plot)
+        return html_fns.logits_histogram(f"of {_count(sum(self.histogram.bar_heights), 'token')}", plot)
 
 
 @dataclass
@@ -448,7 +450,9 @@ class SequenceGroupData:
         else:
             detail = f"{format_percent(self.share)} of tokens"
         sequences = [sequence.get_html(page) for sequence in self.sequences[:examples]]
-        return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty("No example.")])
+        somewhere = self.upper if self.share is None else self.share
+        nothing = "No example shown." if somewhere else "No example."
+        return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty(nothing)])
 
 
 @dataclass
@@ -461,9 +465,10 @@ class SequenceMultiGroupData:
         """All groups with at most so many examples each, the legend, and the numbers for the hover text."""
         page = page or PageContext(act_max=max((group.upper for group in self.groups), default=0.0))
         shown = [sequence for group in self.groups for sequence in group.sequences[:examples]]
-        if not shown:
-            nothing = html_fns.empty("No examples: the feature is active nowhere.")
-            return html_fns.sequence_multi_group(NOTHING, [nothing], NOTHING)
+        if not self.groups:
+            asked = page.params.first_group_size or page.params.n_groups
+            nothing = "No examples: the feature is active nowhere." if asked else "No examples were asked for."
+            return html_fns.sequence_multi_group(NOTHING, [html_fns.empty(nothing)], NOTHING)
         legend = html_fns.legend(format_fixed(page.act_max, decimals_for(page.act_max, 3)), _loss_key(page))
         groups = [group.get_html(page, examples=examples) for group in self.groups]
         return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
@@ -873,8 +878,8 @@ def _footer(page: PageContext) -> str:
     if told is None:
         return "sae_vis"
     parts = [
-        f"{told.n_rows:,} rows of {told.seq_len:,} tokens, {told.n_counted:,} positions counted",
-        f"{told.d_hidden:,} features on {told.d_in:,} dimensions",
+        f"{_count(told.n_rows, 'row')} of {_count(told.seq_len, 'token')}, {_count(told.n_counted, 'position')} counted",
+        f"{_count(told.d_hidden, 'feature')} on {_count(told.d_in, 'dimension')}",
         ", ".join(f"{name} {version}" for name, version in sorted(told.versions.items())),
         ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(told.digests.items())),
     ]

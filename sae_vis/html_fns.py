@@ -6,6 +6,7 @@ is. Numbers become text here, so that there is one place that says how a number 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 
@@ -13,8 +14,8 @@ from sae_vis._templates import Html, escape, join, template
 from sae_vis.utils_fns import (
     Piece,
     decimals_for,
-    format_general,
     format_signed,
+    format_ticks,
     join_bytes,
     level,
     printable,
@@ -203,6 +204,7 @@ def left_table(
     """A small table of an index and two numbers; ``heads`` are the titles of its three columns."""
     row = template("left_table_row.html")
     rows = [row.fill(index=i, first=a, second=b) for i, a, b in zip(indices, first, second, strict=True)]
+    rows = rows or [row.fill(index="none", first="", second="")]
     index_head, first_head, second_head = heads
     return template("left_table.html").fill(
         title=title, index=index_head, first=first_head, second=second_head, rows=join(rows)
@@ -227,7 +229,8 @@ def outside_link(feature: int, url: str) -> Html:
 def logits_table(title: str, kind: str, tokens: Sequence[Html], values: Sequence[float], largest: float) -> Html:
     """Tokens with their logit weights, shaded by size; ``kind`` is "negative" or "positive"."""
     row = template("logits_row.html")
-    decimals = min(4, decimals_for(largest, 3))
+    decimals = decimals_for(largest, 3)
+    decimals = min(4, decimals) if decimals < 6 else decimals  # four, unless they say nothing of the largest
     rows = [
         row.fill(level=_short(abs(level(value, largest))) or "0", token=shown, value=format_signed(value, decimals))
         for shown, value in zip(tokens, values, strict=True)
@@ -244,6 +247,7 @@ def logits_tables(negative: Html, positive: Html) -> Html:
 
 # The geometry of a plot, in the units of its viewBox; middle_plots.html draws the axis to fit.
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 6.0, 306.0, 14.0, 82.0
+PLOT_CHARACTER = 6.0  # the width of a digit, about
 PIN_SLACK = 1e-3  # of the axis: the value and the axis were rounded apart
 
 
@@ -258,6 +262,7 @@ def middle_plot(
     low, high = edges[0], edges[-1]
     inside = [tick for tick in tick_vals if low <= tick <= high]
     places = [_short_place(plot_x(tick, low, high)) for tick in inside]
+    labels = format_ticks(inside)
     tick = template("plot_tick.html")
     below = [2 * index + 1 for index in range(len(heights)) if edges[index] + edges[index + 1] < 0]
     split = len(below)  # edges rise, so the bars below zero come first
@@ -269,11 +274,18 @@ def middle_plot(
         lower=_bars(heights, 0, split),
         upper=_bars(heights, split, len(heights)),
         tick_lines="".join(f"M{place} 82v3.5" for place in places),
-        tick_labels=join(
-            tick.fill(x=place, label=format_general(value)) for place, value in zip(places, inside, strict=True)
-        ),
+        tick_labels=join(tick.fill(x=places[i], label=labels[i]) for i in _with_room(places, labels)),
         pin=pin,
     )
+
+
+def _with_room(places: Sequence[str], labels: Sequence[str]) -> range:
+    """Which ticks get their label: all, or every second or third one where they would touch; zero among them."""
+    if len(labels) < 2:
+        return range(len(labels))
+    widest = max(map(len, labels)) * PLOT_CHARACTER + PLOT_CHARACTER
+    step = math.ceil(widest / (float(places[1]) - float(places[0])))
+    return range(labels.index("0") % step if "0" in labels else 0, len(labels), step)
 
 
 def plot_x(value: float, low: float, high: float) -> float:

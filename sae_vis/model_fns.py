@@ -555,9 +555,13 @@ class LanguageModel:
 
 def steady_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
     """``a @ b``, each row with the same bits whatever the other rows are."""
-    n = len(a)
+    n, m = len(a), b.shape[1]
     missing = MIN_PRODUCT_ROWS - n if n else 0
-    return (torch.cat([a, a[:1].expand(missing, -1)]) @ b)[:n] if missing > 0 else a @ b
+    if missing > 0:
+        a = torch.cat([a, a[:1].expand(missing, -1)])
+    if m < MIN_PRODUCT_COLUMNS:
+        b = nn.functional.pad(b, (0, MIN_PRODUCT_COLUMNS - m))
+    return (a @ b)[:n, :m].contiguous()
 
 
 def soft_cap(logits: Tensor, cap: float) -> Tensor:

@@ -77,7 +77,10 @@ def test_numbers_look_right(text, expected):
     assert text == expected
 
 
-@pytest.mark.parametrize(("largest", "expected"), [(0.0, 3), (3.21, 3), (0.0321, 5), (123.4, 1), (1e9, 0), (1e-30, 12)])
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [(0.0, 3), (3.21, 3), (0.0321, 5), (123.4, 1), (1e9, 0), (1e-30, 33), (9e11, 0), (1e12, -9), (1e30, -27)],
+)
 def test_decimals_follow_the_scale(largest, expected):
     assert decimals_for(largest) == expected
 
