@@ -116,6 +116,9 @@ def check_features(features: Sequence[int], encoder: Encoder) -> None:
 
 
 def _encoder_digest(encoder: Encoder) -> str:
+    digest = getattr(encoder, "digest", None)
+    if callable(digest):
+        return str(digest())
     if isinstance(encoder, torch.nn.Module):
         return digest_tensors(encoder.named_parameters())
     rows = encoder.decoder_rows(torch.arange(min(64, encoder.d_hidden)))
