@@ -8,6 +8,7 @@ to the features that are asked for. An object is tried on a few vectors: where i
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -536,8 +537,13 @@ class _Own:
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "rows seq d_in"]) -> Float[Tensor, "rows seq d_hidden"]:
         with _left_as_it_was(self.sae):
+            return self._encode(x).detach()
+
+    def _encode(self, x: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse invariant")  # of torch, for some TopK in training
             acts: Tensor = self.sae.encode(x[..., None, :] if self.in_heads else x)
-        return (acts.to_dense() if acts.is_sparse else acts).detach()
+            return acts.to_dense() if acts.is_sparse else acts
 
     @torch.no_grad()
     def decode_both(self, x: Tensor, acts: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -545,7 +551,7 @@ class _Own:
         decoded = []
         for one in (acts, other):
             with _left_as_it_was(self.sae):
-                self.sae.encode(x[..., None, :] if self.in_heads else x)
+                self._encode(x)
                 decoded.append(self.sae.decode(one).flatten(2))
         return decoded[0], decoded[1]
 

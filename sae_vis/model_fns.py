@@ -188,8 +188,6 @@ class AutoEncoder(nn.Module):
                 f"{path} (checkpoint {version!r} of {_HUB}) is damaged, or no file of tensors "
                 f"({type(error).__name__}). Remove it and load it again."
             ) from None
-        if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
-            raise InputError(f"{path} must hold the tensors of an AutoEncoder by name, got {_shown_type(weights)}.")
         try:
             return cls.from_weights(weights).to(place)
         except InputError as error:
@@ -203,8 +201,15 @@ class AutoEncoder(nn.Module):
             InputError: if a tensor is missing, one is too many, or a shape does not fit.
         """
         names = ("W_enc", "b_enc", "W_dec", "b_dec")
+        if not isinstance(weights, dict):
+            raise InputError(f"weights must be a dict of the tensors {', '.join(names)}, got {type(weights).__name__}.")
         if set(weights) != set(names):
-            raise InputError(f"An AutoEncoder needs the tensors {', '.join(names)}; got {', '.join(sorted(weights))}.")
+            given = ", ".join(sorted(str(name) for name in weights)) or "none"
+            raise InputError(f"An AutoEncoder needs the tensors {', '.join(names)}; got {given}.")
+        for name, weight in weights.items():
+            if not isinstance(weight, Tensor) or not weight.is_floating_point():
+                got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+                raise InputError(f"{name} must be a tensor of floating-point numbers, got {got}.")
         if weights["W_enc"].ndim != 2:
             raise InputError(f"W_enc must be [d_in, d_hidden], got shape {tuple(weights['W_enc'].shape)}.")
         d_in, d_hidden = weights["W_enc"].shape
@@ -224,12 +229,6 @@ _HUB_RUNS = {"run1": "25", "run2": "47"}  # the files are named by checkpoint
 
 def _known_runs() -> str:
     return " or ".join(f'"{name}"' for name in _HUB_RUNS)
-
-
-def _shown_type(weights: object) -> str:
-    if not isinstance(weights, dict):
-        return type(weights).__name__
-    return "a dict of " + ", ".join(sorted({type(weight).__name__ for weight in weights.values()}))
 
 
 def _from_hub(version: str | int, file: str) -> str:
