@@ -51,6 +51,13 @@ def vectors(*shape: int, seed: int = 1, size: float = 2.0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size + 0.5
 
 
+def large_and_small(rows: int, seq: int) -> torch.Tensor:
+    """Vectors that normalising makes much of: every other one varies so little that its epsilon counts."""
+    x = vectors(rows, seq, D_IN)
+    x[:, 1::2] = vectors(rows, seq, D_IN, size=0.01)[:, 1::2]
+    return x
+
+
 def configuration(case: str, **changes: Any) -> dict[str, Any]:
     """The configuration as SAELens 6 writes it."""
     return {
@@ -154,7 +161,8 @@ def encoded_by_loops(config: dict[str, Any], tensors: dict[str, torch.Tensor], v
 
 
 def all_by_loops(config: dict[str, Any], tensors: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    return torch.tensor([[encoded_by_loops(config, tensors, vector) for vector in row] for row in x.flatten(2)])
+    acts = [[encoded_by_loops(config, tensors, vector) for vector in row] for row in x.flatten(2)]
+    return torch.tensor(acts, dtype=torch.float64)
 
 
 def decoded_by_loops(config: dict[str, Any], tensors: dict[str, torch.Tensor], vector: Any, acts: Any) -> list[float]:
@@ -178,22 +186,22 @@ def decoded_by_loops(config: dict[str, Any], tensors: dict[str, torch.Tensor], v
 @BY_CASE
 @BY_NORMALIZATION
 def test_a_folder_encodes_as_plain_loops_do(tmp_path, case, normalization):
-    encoder, config, tensors = hand_made(tmp_path / "sae", case, normalize_activations=normalization)
-    x = vectors(2, 3, D_IN)
+    encoder, config, tensors = hand_made(tmp_path / "sae", case, normalize_activations=normalization, dtype="float64")
+    x = large_and_small(2, 3)
     expected = all_by_loops(config, tensors, x)
     assert 0.05 < float((expected != 0).double().mean()) < 0.8
     assert float((expected < 0).double().mean()) > 0 or case != "abstopk"
-    torch.testing.assert_close(encoder.encode(x), expected.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encoder.encode(x), expected, rtol=1e-9, atol=1e-9)
     for features in ([3], [39, 0, 7], list(range(D_SAE))):
         sliced = encoder.encode(x, torch.tensor(features))
-        torch.testing.assert_close(sliced, expected[..., features].float(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sliced, expected[..., features], rtol=1e-9, atol=1e-9)
 
 
 @BY_CASE
 @BY_NORMALIZATION
 def test_what_a_feature_writes_is_what_decoding_loses_without_it(tmp_path, case, normalization):
     encoder, config, tensors = hand_made(tmp_path / "sae", case, normalize_activations=normalization)
-    x = vectors(1, 3, D_IN)
+    x = large_and_small(1, 3)
     acts, scale, rows = encoder.encode(x)[0], encoder.write_scale(x)[0], encoder.decoder_rows(torch.arange(D_SAE))
     assert scale.dtype == rows.dtype == torch.float32
     for position in range(3):
@@ -266,6 +274,20 @@ def test_few_features_cost_few_columns(tmp_path, monkeypatch):
         widths.clear()
         encoder.encode(vectors(1, 2, D_IN), torch.tensor([0, 1, 2]))
         assert widths == expected
+
+
+def test_exactly_at_its_threshold_a_feature_is_silent(tmp_path):
+    """Planted: the product of each feature is the first number of the vector."""
+    tensors = {"W_enc": torch.zeros(D_IN, D_SAE), "W_dec": torch.ones(D_SAE, D_IN), "b_dec": torch.zeros(D_IN)}
+    tensors["W_enc"][0] = 1.0
+    zeros, halves, x = torch.zeros(D_SAE), torch.full((D_SAE,), 0.5), torch.zeros(1, 3, D_IN)
+    x[0, :, 0] = torch.tensor([0.25, 0.5, 0.75])
+    jump = {**tensors, "b_enc": zeros, "threshold": halves}
+    acts = load_sae_lens(write_folder(tmp_path / "jump", configuration("jumprelu"), jump)).encode(x)
+    assert acts[0, :, 0].tolist() == [0.0, 0.0, 0.75]
+    gated = {**tensors, "b_gate": -halves, "r_mag": zeros, "b_mag": halves}
+    acts = load_sae_lens(write_folder(tmp_path / "gated", configuration("gated"), gated)).encode(x)
+    assert acts[0, :, 0].tolist() == [0.0, 0.0, 1.25]
 
 
 FLAT = {
@@ -616,7 +638,7 @@ OBJECTS_ONLY = {
 @BY_NORMALIZATION
 def test_an_object_encodes_as_it_does_itself(lens, case, normalization):
     sae = make(lens, case, normalize_activations=normalization)
-    encoder, x = as_encoder(sae), vectors(3, 5, D_IN)
+    encoder, x = as_encoder(sae), large_and_small(3, 5)
     expected = own_encode(sae, x)
     assert 0.05 < float((expected != 0).double().mean()) < 0.8
     assert encoder.own_encode is None  # by the formula, sliced
@@ -650,7 +672,7 @@ def test_an_object_is_computed_in_its_own_number_format(lens, case, dtype, norma
 def test_what_a_feature_writes_is_what_the_objects_decode_loses_without_it(lens, case, normalization):
     options = {**OBJECTS_ONLY.get(case, {}), "normalize_activations": normalization}
     sae = make(lens, case, **options)
-    encoder, x = as_encoder(sae), vectors(2, 5, D_IN)
+    encoder, x = as_encoder(sae), large_and_small(2, 5)
 
     @torch.no_grad()
     def decoded(acts: torch.Tensor) -> torch.Tensor:
