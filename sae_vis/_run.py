@@ -155,6 +155,9 @@ def check_feature_rows(rows: Tensor, features: Sequence[int], what: str) -> None
 
 
 def _encoder_digest(encoder: Encoder) -> str:
+    digest = getattr(encoder, "digest", None)
+    if callable(digest):
+        return str(digest())
     if isinstance(encoder, torch.nn.Module):
         return digest_tensors(encoder.named_parameters())
     rows = encoder.decoder_rows(torch.arange(min(64, encoder.d_hidden)))

@@ -28,7 +28,7 @@ def get_feature_data(
     """Everything that the feature-centric view shows of the features asked for.
 
     Args:
-        encoder: an ``AutoEncoder`` or anything that follows the ``Encoder`` protocol.
+        encoder: an ``AutoEncoder``, a SAELens object or the path of its folder, or what follows the ``Encoder`` protocol.
         model: a TransformerLens model.
         tokens: integer token ids ``[rows, seq]`` (tensor, array or nested lists).
         fvp: the options; ``FeatureVisParams.help()`` explains them.

@@ -39,7 +39,14 @@ DIGEST_SAMPLE = 4096
 class Encoder(Protocol):
     """What the library needs of a sparse autoencoder; adapt your own by giving it these.
 
-    Optional, read with ``getattr``: ``hook_point`` (where it reads), ``hook_point_out`` (where it writes, if elsewhere).
+    Optional, read with ``getattr``:
+
+    - ``hook_point: str``, where it reads, used where ``FeatureVisParams`` names none.
+    - ``hook_point_out: str``, where it writes, if elsewhere (a transcoder).
+    - ``write_scale(x) -> [rows, seq]``, float32, for ``x`` as ``encode`` takes it: by what one unit of activation is
+      multiplied when it is written, so that a feature of activation ``a`` writes ``a * write_scale * decoder_row``. An
+      encoder that normalises its input and scales its output back has one (not 1) at every position.
+    - ``digest() -> str``, which tells it from others of the same shape.
     """
 
     @property
@@ -158,6 +165,35 @@ class AutoEncoder(nn.Module):
         return cls.from_weights(weights, apply_b_dec_to_input=metadata.get("apply_b_dec_to_input", "True") == "True")
 
     @classmethod
+    def load_from_hf(cls, version: str | int = "run1", device: str | torch.device = "cpu") -> AutoEncoder:
+        """One of Neel Nanda's autoencoders of the MLP of the model gelu-1l, from the Hugging Face hub or its local cache.
+
+        Args:
+            version: "run1" or "run2" (the last checkpoint of each run), or the name of another checkpoint of
+                ``NeelNanda/sparse_autoencoder``, such as 25.
+            device: where the weights go.
+
+        Raises:
+            InputError: if it cannot be had (no network, no such file), or is not what it should be.
+        """
+        if not isinstance(version, str | int) or isinstance(version, bool) or not str(version).strip():
+            raise InputError(f"version must be {_known_runs()} or another checkpoint's name, got {version!r}.")
+        place = checked_device(device)
+        file = f"{_HUB_RUNS.get(str(version), version)}.pt"
+        path = _from_hub(version, file)
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - a damaged archive or pickle raises almost anything
+            raise InputError(
+                f"{path} (checkpoint {version!r} of {_HUB}) is damaged, or no file of tensors "
+                f"({type(error).__name__}). Remove it and load it again."
+            ) from None
+        try:
+            return cls.from_weights(weights).to(place)
+        except InputError as error:
+            raise InputError(f"{path} (checkpoint {version!r} of {_HUB}): {error}") from None
+
+    @classmethod
     def from_weights(cls, weights: dict[str, Tensor], apply_b_dec_to_input: bool = True) -> AutoEncoder:
         """An encoder of tensors named ``W_enc, b_enc, W_dec, b_dec`` (shapes as in the class).
 
@@ -165,8 +201,15 @@ class AutoEncoder(nn.Module):
             InputError: if a tensor is missing, one is too many, or a shape does not fit.
         """
         names = ("W_enc", "b_enc", "W_dec", "b_dec")
+        if not isinstance(weights, dict):
+            raise InputError(f"weights must be a dict of the tensors {', '.join(names)}, got {type(weights).__name__}.")
         if set(weights) != set(names):
-            raise InputError(f"An AutoEncoder needs the tensors {', '.join(names)}; got {', '.join(sorted(weights))}.")
+            given = ", ".join(sorted(str(name) for name in weights)) or "none"
+            raise InputError(f"An AutoEncoder needs the tensors {', '.join(names)}; got {given}.")
+        for name, weight in weights.items():
+            if not isinstance(weight, Tensor) or not weight.is_floating_point():
+                got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+                raise InputError(f"{name} must be a tensor of floating-point numbers, got {got}.")
         if weights["W_enc"].ndim != 2:
             raise InputError(f"W_enc must be [d_in, d_hidden], got shape {tuple(weights['W_enc'].shape)}.")
         d_in, d_hidden = weights["W_enc"].shape
@@ -178,6 +221,33 @@ class AutoEncoder(nn.Module):
         encoder.to(device=weights["W_enc"].device, dtype=weights["W_enc"].dtype)
         encoder.load_state_dict(weights)
         return encoder
+
+
+_HUB = "NeelNanda/sparse_autoencoder"
+_HUB_RUNS = {"run1": "25", "run2": "47"}  # the files are named by checkpoint
+
+
+def _known_runs() -> str:
+    return " or ".join(f'"{name}"' for name in _HUB_RUNS)
+
+
+def _from_hub(version: str | int, file: str) -> str:
+    """Where the file of the hub lies on this machine, downloaded if it has to be; every failure is one sentence."""
+    wanted = f"The autoencoder {version!r} (file {file} of {_HUB}, known are {_known_runs()})"
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise InputError(f"{wanted} needs the package huggingface_hub: pip install huggingface_hub.") from None
+    try:
+        return str(huggingface_hub.hf_hub_download(_HUB, file))
+    except Exception as error:  # noqa: BLE001 - each version has an HTTP client with exceptions of its own
+        names = {one.__name__ for one in type(error).__mro__}
+        if "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names:
+            raise InputError(f"{wanted} is not there: the repository has no such file.") from None
+        raise InputError(
+            f"{wanted} could not be had from the Hugging Face hub ({type(error).__name__}): it needs network access, or the "
+            "file in the hub's local cache."
+        ) from None
 
 
 # --- hook points -------------------------------------------------------------------------------------------------
@@ -551,6 +621,18 @@ class LanguageModel:
     def digest(self) -> str:
         """A digest of a sample of every parameter."""
         return digest_tensors((name, weight) for name, weight in self.model.named_parameters())
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device, if something can be put there.
+
+    Raises:
+        InputError: if it is none, or is not there.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # by device, and by how torch was built
+        raise InputError(f"The device {device!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
 
 
 def steady_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:

@@ -28,6 +28,7 @@ UPPER = [
     "_statistics",
     "_activations",
     "_sae_adapters",
+    "_sae_lens",
     "model_fns",
     "_vocabulary",
 ]
@@ -51,6 +52,7 @@ THIRD_PARTY = {
     "_demo": {*ARRAYS, "safetensors", "transformer_lens", "transformers", "tokenizers"},
     **{module: {*ARRAYS, "tqdm"} for module in BRIDGE[3:]},
     **dict.fromkeys(UPPER, ARRAYS),
+    "_sae_lens": {*ARRAYS, "safetensors"},
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
     "_page": {"msgspec"},
     "_json": {"msgspec"},
