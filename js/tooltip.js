@@ -150,7 +150,7 @@
     const [low, high, left, right] = plot.dataset.scale.split(" ").map(Number);
     const slack = (high - low) * 1e-3; // the value and the axis were rounded apart
     const beyond = value < low - slack ? `\u2190 ${text}` : value > high + slack ? `${text} \u2192` : text;
-    const x = left + ((right - left) * (Math.min(high, Math.max(low, value)) - low)) / (high - low);
+    const x = left + (right - left) * ((Math.min(high, Math.max(low, value)) - low) / (high - low));
     const atEnd = x > (left + right) / 2;
     const line = svg("path", { d: `M${x.toFixed(1)} 12V82` });
     const label = svg("text", { x: (atEnd ? x - 3 : x + 3).toFixed(1), y: 9, "text-anchor": atEnd ? "end" : "start" });

@@ -8,6 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 
+def shown(value: object, at_most: int = 200) -> str:
+    """A value in a message: its ``repr``, cut where it is long; its type where it has none (a user's object may raise)."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - the value's own code
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= at_most else f"{text[: at_most // 2]} … {text[-at_most // 4 :]}"
+
+
 class SaeVisError(Exception):
     """Base class of every error that sae_vis raises on purpose."""
 

@@ -54,6 +54,7 @@ _LARGEST = 1.7976931348623157e308
 _Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]  # NaN passes neither comparison
 _encode = msgspec.json.Encoder().encode
 _BLOCK = 2**22
+_LONGEST_MESSAGE = 1000
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError)
 
 
@@ -206,7 +207,7 @@ def load_any(classes: Sequence[type], path: PathLike, *, max_bytes: int = MAX_BY
         with _garbage_collection_paused():
             return _load(kinds, data)
     except _WrongFileError as wrong:
-        raise FileFormatError(f"{os.fspath(path)}: {wrong}.") from None
+        raise FileFormatError(f"{os.fspath(path)}: {_shortened(str(wrong))}.") from None
 
 
 class _WrongFileError(Exception):
@@ -392,6 +393,11 @@ def _reason(error: BaseException, where: str) -> str:
     if path.startswith("key` in `"):
         path, message = path.removeprefix("key` in `"), f"a key: {message}"
     return f"{where}{path.removeprefix('$').rstrip('`')}: {message}"
+
+
+def _shortened(message: str) -> str:
+    """A message without the middle of what is too long to read: it may quote a key of a foreign file."""
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:200]} … {message[-200:]}"
 
 
 def _shown(value: object) -> str:

@@ -87,6 +87,8 @@ def notebook_frame(document: Html, title: str, height: int) -> Html:
 # --- the numbers behind the tokens -------------------------------------------------------------------------------
 
 LOSS_DECIMALS = 4
+_WHOLE_BELOW = 2.0**53  # larger numbers are their own integers in a script, and beyond 64 bits none in JSON
+_LARGEST_STEP = 8e307  # the difference of two such is a finite number still
 
 
 def hover_numbers(
@@ -112,21 +114,22 @@ def hover_numbers(
     the ids occur. ``effects`` comes from ``effect_numbers``. What is called full is empty unless both effects
     are there; where one is, ``only`` says which ("direct" or "full").
     """
+    loss_decimals = _decimals_at_most(LOSS_DECIMALS, max(largest(losses), largest(full_losses)))
     value: dict[str, object] = {
-        "decimals": [act_decimals, LOSS_DECIMALS, logit_decimals],
+        "decimals": [act_decimals, loss_decimals, logit_decimals],
         "rows": rows,
         "starts": starts,
         "lengths": lengths,
         "ids": ids,
         "acts": _integers(acts, act_decimals),
         "only": only,
-        "losses": _losses(losses),
+        "losses": _losses(losses, loss_decimals),
         "logits": _integers(logits, logit_decimals),
         "effects": effects,
     }
     if full_losses:
         del value["only"]
-        value["full"] = {"losses": _losses(full_losses), "effects": full_effects}
+        value["full"] = {"losses": _losses(full_losses, loss_decimals), "effects": full_effects}
     return Html(msgspec.json.encode(value).decode())  # nothing but numbers: there is nothing to escape
 
 
@@ -138,11 +141,12 @@ def effect_numbers(at: Sequence[int], ids: Sequence[list[int]], logprobs: Sequen
     and upwards where they are lowered: small numbers.
     """
     # Three at least: beside the largest change of a feature stand many that are a hundred times smaller.
-    decimals = min(LOSS_DECIMALS, max(3, decimals_for(largest(values[0] for values in logprobs if values), 3)))
-    steps: list[int] = []
+    strongest = largest(itertools.chain.from_iterable(logprobs))
+    decimals = _decimals_at_most(min(LOSS_DECIMALS, max(3, decimals_for(strongest, 3))), strongest)
+    steps: list[int | float] = []
     for which, values in enumerate(logprobs):
         scale = -(10**decimals) if which % 2 else 10**decimals
-        whole = [round(value * scale) for value in values]
+        whole = [_whole(value * scale) for value in values]
         steps += whole[:1]
         steps += map(operator.sub, whole, whole[1:])
     return {
@@ -154,10 +158,22 @@ def effect_numbers(at: Sequence[int], ids: Sequence[list[int]], logprobs: Sequen
     }
 
 
-def _losses(losses: Sequence[float | None]) -> list[int | None]:
-    return _integers(losses, LOSS_DECIMALS) if any(loss is not None for loss in losses) else []
+def _losses(losses: Sequence[float | None], decimals: int) -> list[int | float | None]:
+    return _integers(losses, decimals) if any(loss is not None for loss in losses) else []
 
 
-def _integers(values: Sequence[float | None], decimals: int) -> list[int | None]:
+def _integers(values: Sequence[float | None], decimals: int) -> list[int | float | None]:
     scale = 10**decimals
-    return [round(value * scale) if value else value if value is None else 0 for value in values]
+    return [_whole(value * scale) if value else value if value is None else 0 for value in values]
+
+
+def _whole(scaled: float) -> int | float:
+    """The nearest integer; a float where that is too large for one, as only a broken model's numbers are."""
+    if abs(scaled) < _WHOLE_BELOW:
+        return round(scaled)
+    return max(-_LARGEST_STEP, min(_LARGEST_STEP, scaled))
+
+
+def _decimals_at_most(decimals: int, scale: float) -> int:
+    """So many decimals, none where the numbers are so large that a float has none."""
+    return decimals if scale * 10**decimals < _WHOLE_BELOW else 0

@@ -12,10 +12,10 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Literal
 
-from sae_vis._errors import InputError
+from sae_vis._errors import InputError, shown
 
 Correlate = Literal["all", "asked"]
 Ablation = Literal["direct", "full"]
@@ -23,6 +23,30 @@ ABLATIONS: tuple[Ablation, ...] = ("direct", "full")
 OptionValue = int | float | bool | str | None
 
 BYTES_PER_UNIT = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+MOST_ITEMS = 2**24  # of a list of features or tokens: a generator may never end
+
+
+def _index(value: Any) -> int | None:
+    """The plain int that a value stands for, None if for none. A user's object may raise anything."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return int(operator.index(value))
+    except Exception:  # noqa: BLE001 - the value's own code
+        return None
+
+
+def _items(value: Any, what: str) -> list[Any]:
+    """What an iterable gives."""
+    try:
+        items = list(islice(iter(value), MOST_ITEMS + 1))
+    except Exception as error:  # noqa: BLE001 - the value's own code
+        raise InputError(f"{what}, got {shown(value)}, which raises {shown(error)}.") from None
+    if len(items) > MOST_ITEMS:
+        raise InputError(f"{what}, at most {MOST_ITEMS:,}; got more.")
+    return items
 
 
 def _option(default: Any, help_text: str) -> Any:
@@ -106,17 +130,24 @@ class Component:
     options: dict[str, OptionValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        spec = COMPONENTS.get(self.name)
+        spec = COMPONENTS.get(self.name) if isinstance(self.name, str) else None
         if spec is None:
-            raise InputError(f"Unknown component {self.name!r}. Known: {', '.join(COMPONENTS)}.")
+            raise InputError(f"Unknown component {shown(self.name)}. Known: {', '.join(COMPONENTS)}.")
+        if not isinstance(self.options, dict):
+            raise InputError(f"Component {self.name!r}: options must be a dict, got {shown(self.options)}.")
+        options: dict[str, OptionValue] = {}
         for option, value in self.options.items():
-            if option not in spec.options:
+            if not isinstance(option, str) or option not in spec.options:
                 known = ", ".join(spec.options) or "none"
-                raise InputError(f"Component {self.name!r} has no option {option!r}. Its options: {known}.")
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+                raise InputError(f"Component {self.name!r} has no option {shown(option)}. Its options: {known}.")
+            number = _index(value)
+            if value is not None and (number is None or not 0 <= number < 2**31):
                 raise InputError(
-                    f"Component {self.name!r}: option {option!r} must be an int >= 0 or None, got {value!r}."
+                    f"Component {self.name!r}: option {option!r} must be an int >= 0 or None, got {shown(value)}."
                 )
+            options[option] = number
+        object.__setattr__(self, "name", str.__str__(self.name))
+        object.__setattr__(self, "options", options)
 
 
 @dataclass(frozen=True, init=False)
@@ -135,7 +166,8 @@ class Column:
     def __init__(self, *components: str | Component | Iterable[str | Component], width: int | None = None) -> None:
         flat: list[str | Component] = []
         for item in components:  # an iterable too, so that a column decoded from JSON builds by keyword
-            flat.extend([item] if isinstance(item, str | Component) else item)
+            what = "A Column takes names of components, Component objects and lists of them"
+            flat.extend([item] if isinstance(item, str | Component) else _items(item, what))
         as_components = tuple(item if isinstance(item, Component) else Component(item) for item in flat)
         object.__setattr__(self, "components", as_components)
         object.__setattr__(self, "width", width)
@@ -144,9 +176,14 @@ class Column:
     def __post_init__(self) -> None:  # called by __init__, and by the decoder of JSON, which does not call that
         if not self.components:
             raise InputError("A Column needs at least one component.")
-        width = self.width
-        if width is not None and (not isinstance(width, int) or isinstance(width, bool) or not 40 <= width <= 10_000):
-            raise InputError(f"Column width must be an int from 40 to 10000 (CSS pixels) or None, got {width!r}.")
+        object.__setattr__(self, "width", _pixels("Column width", self.width, 40, 10_000))
+
+
+def _pixels(what: str, value: object, low: int, high: int) -> int | None:
+    number = _index(value)
+    if value is not None and (number is None or not low <= number <= high):
+        raise InputError(f"{what} must be an int from {low} to {high} (CSS pixels) or None, got {shown(value)}.")
+    return number
 
 
 @dataclass(frozen=True)
@@ -157,13 +194,12 @@ class Layout:
     height: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", tuple(self.columns))
-        if not self.columns or not all(isinstance(column, Column) for column in self.columns):
-            raise InputError("A Layout needs a list of at least one Column, e.g. Layout([Column('sequences')]).")
-        if self.height is not None and (not isinstance(self.height, int) or not 100 <= self.height <= 100_000):
-            raise InputError(
-                f"Layout height must be an int from 100 to 100000 (CSS pixels) or None, got {self.height!r}."
-            )
+        what = "A Layout needs a list of at least one Column, e.g. Layout([Column('sequences')])"
+        columns = _items(self.columns, what)
+        if not columns or not all(isinstance(column, Column) for column in columns):
+            raise InputError(f"{what}.")
+        object.__setattr__(self, "columns", tuple(columns))
+        object.__setattr__(self, "height", _pixels("Layout height", self.height, 100, 100_000))
 
     def components(self) -> tuple[Component, ...]:
         """All components, column by column."""
@@ -305,30 +341,30 @@ class FeatureVisParams:
 
 def parse_bytes(value: str | int) -> int:
     """A number of bytes from ``4_000_000`` or ``"4GB"`` (KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024)."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        amount: float = value
-    else:
-        text = str(value).strip().upper()
-        unit = next((u for u in sorted(BYTES_PER_UNIT, key=len, reverse=True) if text.endswith(u)), None)
-        try:
-            amount = float(text[: -len(unit)]) * BYTES_PER_UNIT[unit] if unit else float(text)
-        except ValueError:
-            amount = -1.0
-    if not 1 <= amount < float("inf"):
-        raise InputError(f"memory_budget must be a number of bytes or a text like '4GB' or '500MiB', got {value!r}.")
+    try:
+        amount = _bytes_of_text(value) if isinstance(value, str) else 0.0 if isinstance(value, bool) else float(value)
+    except Exception:  # noqa: BLE001 - the value's own code
+        amount = 0.0
+    if not 1 <= amount < 2**63:
+        raise InputError(
+            f"memory_budget must be a number of bytes or a text like '4GB' or '500MiB', got {shown(value)}."
+        )
     return int(amount)
+
+
+def _bytes_of_text(value: str) -> float:
+    text = value.strip().upper()
+    unit = next((u for u in sorted(BYTES_PER_UNIT, key=len, reverse=True) if text.endswith(u)), None)
+    return float(text[: -len(unit)]) * BYTES_PER_UNIT[unit] if unit else float(text)
 
 
 # --- one cleaner per option: the value in its canonical form, or an InputError ------------------------------------
 
 
 def _as_int(name: str, value: object, low: int, high: int) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]  # the error is the check
-    except TypeError:
-        number = None
-    if isinstance(value, bool) or number is None or not low <= number <= high:
-        raise InputError(f"FeatureVisParams.{name} must be an int from {low} to {high}, got {value!r}.")
+    number = _index(value)
+    if number is None or not low <= number <= high:
+        raise InputError(f"FeatureVisParams.{name} must be an int from {low} to {high}, got {shown(value)}.")
     return number
 
 
@@ -342,15 +378,18 @@ def _optional(clean: Any) -> Any:
 
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise InputError(f"FeatureVisParams.{name} must be True or False, got {value!r}.")
+        raise InputError(f"FeatureVisParams.{name} must be True or False, got {shown(value)}.")
     return value
 
 
 def _one_of(*allowed: object) -> Any:
     def clean(name: str, value: object) -> object:
-        if value not in allowed:
-            raise InputError(f"FeatureVisParams.{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-        return value
+        known = str.__str__(value) if isinstance(value, str) else value
+        if (known is not None and not isinstance(known, str)) or known not in allowed:
+            raise InputError(
+                f"FeatureVisParams.{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}."
+            )
+        return known
 
     return clean
 
@@ -368,22 +407,33 @@ def _ablation(name: str, value: Any) -> Ablation | tuple[Ablation, ...] | None:
 
 
 def _hook_point(name: str, value: object) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value.strip()):
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise InputError(
             f"FeatureVisParams.{name} must be a name such as 'blocks.0.mlp.hook_post', or None for the encoder's own, "
-            f"got {value!r}."
+            f"got {shown(value)}."
         )
-    return value
+    return str.__str__(value)
 
 
 def _int_list(name: str, value: Any) -> tuple[int, ...]:
     """Ints in the order given; one int, a sequence, a range, an array or a tensor of ints."""
-    if hasattr(value, "tolist"):  # numpy arrays and tensors, without importing either
-        value = value.tolist()
-    items = [value] if isinstance(value, int) else value
-    if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
-        raise InputError(f"FeatureVisParams.{name} must be an int, a sequence of ints or None, got {value!r}.")
+    what = f"FeatureVisParams.{name} must be an int, a sequence of ints or None"
+    if isinstance(value, str | bytes | bytearray | memoryview | Mapping):
+        raise InputError(f"{what}, got {shown(value)}.")
+    listed = _plain_list(value)
+    number = _index(listed)
+    items = _items(listed, what) if number is None else [number]
     return tuple(_as_int(name, item, 0, 2**31 - 1) for item in items)
+
+
+def _plain_list(value: Any) -> Any:
+    """Arrays and tensors as lists of plain numbers, without importing either library; anything else as it is."""
+    try:
+        return value.tolist() if hasattr(value, "tolist") else value
+    except Exception:  # noqa: BLE001 - e.g. a tensor without data
+        return value
 
 
 def _features(name: str, value: Any) -> tuple[int, ...] | None:
@@ -410,14 +460,14 @@ def _buffer(name: str, value: Any) -> tuple[int, int] | None:
     items = _int_list(name, value)
     if len(items) != 2:
         raise InputError(
-            f"FeatureVisParams.buffer must be two ints (before, after) or None for whole rows, got {value!r}."
+            f"FeatureVisParams.buffer must be two ints (before, after) or None for whole rows, got {shown(value)}."
         )
     return items[0], items[1]
 
 
 def _memory_budget(name: str, value: Any) -> str | int:
-    parse_bytes(value)
-    return value if isinstance(value, str) else int(value)
+    amount = parse_bytes(value)
+    return str.__str__(value) if isinstance(value, str) else amount
 
 
 def _layout(name: str, value: object) -> Layout | None:

@@ -9,6 +9,7 @@ may declare the files that its markup needs, ``<!-- needs: css/tables.css js/too
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -17,13 +18,14 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Self
 
-from sae_vis._errors import TemplateError
+from sae_vis._errors import TemplateError, shown
 
 Value = str | int | float  # bool is left out on purpose: "True" on a page is a mistake
 
 _NO_NEEDS: frozenset[str] = frozenset()
 _HOLE = re.compile(r"\{\{ *([a-z_][a-z0-9_]*) *\}\}")
 _NEEDS = re.compile(r"\A<!-- needs: ([a-z0-9_./ -]+?) -->\n")
+_FILE = re.compile(r"(css|html|js)/[a-z0-9_]{1,80}\.(css|html|js)")
 _ASSET_ENDS = {"css": re.compile("</style", re.IGNORECASE), "js": re.compile("</script|<!--", re.IGNORECASE)}
 # What HTML cannot hold, what could reorder the page and what cannot be seen: controls, line separators, bidi and zero-width
 # characters, surrogates, noncharacters, the replacement character.
@@ -80,7 +82,7 @@ class Template:
         left_over = next((piece for piece in pieces[::2] if "{{" in piece or "}}" in piece), None)
         if left_over is not None:
             raise TemplateError(
-                f"Template {name}: '{{{{' or '}}}}' outside of a hole such as {{{{ name }}}}: {left_over!r}."
+                f"Template {name}: '{{{{' or '}}}}' outside of a hole such as {{{{ name }}}}: {shown(left_over)}."
             )
         self._pieces = pieces
         self._holes = [(index, pieces[index]) for index in range(1, len(pieces), 2)]
@@ -104,17 +106,29 @@ class Template:
                 pieces[index] = value
             elif isinstance(value, str):
                 pieces[index] = escape(value)
-            elif isinstance(value, int | float) and not isinstance(value, bool):
-                pieces[index] = str(value)
+            elif (number := _number(value)) is not None:
+                pieces[index] = number
             else:
-                raise TemplateError(f"Template {self.name}, hole {name!r}: str, int or float expected, got {value!r}.")
+                raise TemplateError(
+                    f"Template {self.name}, hole {name!r}: str, int or float expected, got {shown(value)}."
+                )
         return Html("".join(pieces), needs)
+
+
+def _number(value: object) -> str | None:
+    """A finite number as text; None for anything else, and for an int that Python will not write out."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return str(value) if math.isfinite(value) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _mismatch(template: str, names: Iterable[str], given: Iterable[str]) -> str:
     missing, surplus = sorted(set(names) - set(given)), sorted(set(given) - set(names))
-    told = [f"no value for hole {', '.join(map(repr, missing))}"] if missing else []
-    told += [f"no hole for value {', '.join(map(repr, surplus))}"] if surplus else []
+    told = [f"no value for hole {', '.join(map(shown, missing))}"] if missing else []
+    told += [f"no hole for value {', '.join(map(shown, surplus))}"] if surplus else []
     return f"Template {template}: {'; '.join(told)}."
 
 
@@ -147,6 +161,10 @@ def folder(kind: str) -> Traversable:
 
 def _read(name: str) -> str:
     kind, _, file = name.partition("/")
+    if not _FILE.fullmatch(name):
+        raise TemplateError(
+            f"{shown(name)} is not the name of a template file, such as html/page.html or css/general.css."
+        )
     place = folder(kind) / file
     if not place.is_file():
         raise TemplateError(f"Template file {name!r} was not found in {folder(kind)}. Is the installation complete?")

@@ -44,12 +44,44 @@ def _check(condition: bool, where: object, message: str) -> None:
         raise InputError(f"{type(where).__name__}: {message}")
 
 
+def _check_hex(where: object, vocab_bytes: Mapping[int, str]) -> None:
+    """The bytes of tokens are texts of hexadecimal digits."""
+    for token_id, text in vocab_bytes.items():
+        try:
+            bytes.fromhex(text)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{type(where).__name__}: vocab_bytes[{token_id}] must be bytes as hexadecimal digits, got {str(text)[:40]!r}."
+            ) from None
+
+
 def _check_same_length(where: object, **lists: Sized | None) -> None:
     """All the lists that are there have one length; the error names them."""
     if len({len(items) for items in lists.values() if items is not None}) > 1:
         lengths = {name: len(items) for name, items in lists.items() if items is not None}
         told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise InputError(f"{type(where).__name__}: lists of one length expected, but {told}.")
+
+
+MOST = 2**63 - 1  # of anything that is counted: more than a corpus can hold, and JSON allows numbers of any length
+
+
+def _check_counts(where: object, **counts: Sequence[int]) -> None:
+    """Nothing is negative, nor larger than anything can be."""
+    for name, values in counts.items():
+        for index, value in enumerate(values):
+            _check(0 <= value <= MOST, where, f"{name}[{index}] must be from 0 to {MOST}, got {_short_int(value)}.")
+
+
+def _check_feature_idx(where: object, feature_idx: int) -> None:
+    _check(
+        0 <= feature_idx < 2**31, where, f"feature_idx must be from 0 to {2**31 - 1}, got {_short_int(feature_idx)}."
+    )
+
+
+def _short_int(value: int) -> str:
+    text = repr(value)
+    return text if len(text) < 40 else f"{text[:20]}… ({len(text)} digits)"
 
 
 def _check_finite(where: object, **values: Sequence[float | None] | float | None) -> None:
@@ -143,8 +175,16 @@ class HistogramData:
             self,
             f"{len(self.bar_heights)} bars need {expected} edges, got {len(self.bar_edges)}.",
         )
-        _check(all(height >= 0 for height in self.bar_heights), self, "a bar height is negative.")
+        _check_counts(self, bar_heights=self.bar_heights)
         _check_finite(self, bar_edges=self.bar_edges, tick_vals=self.tick_vals)
+        if self.bar_edges:
+            low, high = self.bar_edges[0], self.bar_edges[-1]
+            _check(
+                low < high and math.isfinite(high - low),
+                self,
+                f"bar_edges must rise over a finite range, got {low!r} to {high!r}.",
+            )
+            _check(sorted(self.bar_edges) == self.bar_edges, self, "bar_edges must not fall.")
 
     def get_html(
         self,
@@ -253,7 +293,7 @@ class ActivationsData:
 
     def __post_init__(self) -> None:
         _check(0.0 <= self.density <= 1.0, self, f"density must be from 0 to 1, got {self.density!r}.")
-        _check(self.n_active >= 0, self, f"n_active must not be negative, got {self.n_active!r}.")
+        _check_counts(self, n_active=[self.n_active])
         _check_finite(
             self, max=self.max, mean=self.mean, variance=self.variance, skewness=self.skewness, kurtosis=self.kurtosis
         )
@@ -560,7 +600,7 @@ class FeatureData:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        _check(self.feature_idx >= 0, self, f"feature_idx must not be negative, got {self.feature_idx!r}.")
+        _check_feature_idx(self, self.feature_idx)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_context"}
@@ -703,6 +743,7 @@ class MultiFeatureData:
         self.feature_data_dict = dict(sorted(self.feature_data_dict.items()))
         for index, feature in self.feature_data_dict.items():
             _check(index == feature.feature_idx, self, f"key {index} holds feature {feature.feature_idx}.")
+        _check_hex(self, self.vocab_bytes)
 
     def __getitem__(self, feature: int) -> FeatureData:
         try:
@@ -756,9 +797,13 @@ class MultiFeatureData:
         _json.save(self, path)
 
     @classmethod
-    def load_json(cls, path: str | os.PathLike[str]) -> MultiFeatureData:
-        """Read what ``save_json`` wrote; neither the model nor torch is needed."""
-        return _json.load(cls, path)
+    def load_json(cls, path: str | os.PathLike[str], *, max_bytes: int = _json.MAX_BYTES) -> MultiFeatureData:
+        """Read what ``save_json`` wrote; neither the model nor torch is needed.
+
+        Raises:
+            FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
+        """
+        return _json.load(cls, path, max_bytes=max_bytes)
 
     def _repr_html_(self) -> str:
         shown = list(self)[: _page.NOTEBOOK_FEATURES]
@@ -960,7 +1005,7 @@ class PromptData:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        _check(self.feature_idx >= 0, self, f"feature_idx must not be negative, got {self.feature_idx!r}.")
+        _check_feature_idx(self, self.feature_idx)
 
     def get_html(self, page: PageContext | None = None, *, rank: str = "", score: str = "") -> Html:
         """The feature's column. With a position on the page, its token is bold and the histograms have their lines."""
@@ -1031,6 +1076,7 @@ class MultiPromptData:
     def __post_init__(self) -> None:
         self.prompt_data_dict = dict(sorted(self.prompt_data_dict.items()))
         _check_same_length(self, prompt_token_ids=self.prompt_token_ids, n_active=self.n_active)
+        _check_counts(self, n_active=self.n_active)
         n_tokens = len(self.prompt_token_ids)
         for name, positions in self.scores.items():
             _check(name in SCORE_NAMES, self, f"unknown score {name!r}; known: {', '.join(SCORE_NAMES)}.")
@@ -1047,6 +1093,7 @@ class MultiPromptData:
             _check(feature == data.feature_idx, self, f"key {feature} holds feature {data.feature_idx}.")
             shown = len(data.sequence.token_ids)
             _check(shown == n_tokens, self, f"feature {feature} shows {shown} tokens of a prompt of {n_tokens}.")
+        _check_hex(self, self.vocab_bytes)
 
     def __repr__(self) -> str:
         n_tokens, n_features = len(self.prompt_token_ids), len(self.prompt_data_dict)
@@ -1097,9 +1144,13 @@ class MultiPromptData:
         _json.save(self, path)
 
     @classmethod
-    def load_json(cls, path: str | os.PathLike[str]) -> MultiPromptData:
-        """Read what ``save_json`` wrote; neither the model nor torch is needed."""
-        return _json.load(cls, path)
+    def load_json(cls, path: str | os.PathLike[str], *, max_bytes: int = _json.MAX_BYTES) -> MultiPromptData:
+        """Read what ``save_json`` wrote; neither the model nor torch is needed.
+
+        Raises:
+            FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
+        """
+        return _json.load(cls, path, max_bytes=max_bytes)
 
     def _repr_html_(self) -> str:
         document = self.get_html()

@@ -290,7 +290,7 @@ def _with_room(places: Sequence[str], labels: Sequence[str]) -> range:
 
 def plot_x(value: float, low: float, high: float) -> float:
     """Where a value lies on a plot's axis."""
-    return PLOT_LEFT + (PLOT_RIGHT - PLOT_LEFT) * (value - low) / (high - low)
+    return PLOT_LEFT + (PLOT_RIGHT - PLOT_LEFT) * ((value - low) / (high - low))
 
 
 def plot_pin(value: float, text: str, low: float, high: float) -> Html:

@@ -1,0 +1,223 @@
+"""What fuzzing found, each once more by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from page_reading import parse
+
+from sae_vis import (
+    Column,
+    Component,
+    FeatureVisParams,
+    FileFormatError,
+    HistogramData,
+    InputError,
+    Layout,
+    MultiFeatureData,
+    TemplateError,
+    _params,
+)
+from sae_vis._statistics import histogram
+from sae_vis._templates import Template, template
+from sae_vis.data_storing_fns import TokenEffect
+from sae_vis.html_fns import plot_x
+from sae_vis.utils_fns import format_fixed
+
+
+def type_name(value):
+    return type(value).__name__
+
+
+def reloaded(data, path, change):
+    """The data as a file, with a change in its JSON, loaded again."""
+    data.save_json(path)
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    change(tree)
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    return type(data).load_json(path)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_key_of_a_megabyte_is_quoted_in_part(feature_data, tmp_path):
+    with pytest.raises(FileFormatError, match=r"unknown field xxx.* … ") as error:
+        reloaded(feature_data, tmp_path / "a.json", lambda tree: tree["header"].update({"x" * 1_000_000: 1}))
+    assert len(str(error.value)) < 1000 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("loss", [1e16, 1e30, -1e300, 1.7976931348623157e308])
+def test_effects_on_the_loss_of_any_size_are_drawn(loss, feature_data):
+    sequence = feature_data[2].sequences.groups[0].sequences[0]
+    sequence.loss_contribution[:] = [None, loss, 0.5]
+    sequence.effects[:] = [TokenEffect(1, [5], [abs(loss)], [6, 7], [-abs(loss), -0.25])]
+    numbers = hover_numbers(feature_data)
+    scale = 10 ** numbers["decimals"][1]
+    assert numbers["losses"][:3] == [None, pytest.approx(loss * scale, rel=0.6), pytest.approx(0.5 * scale, abs=0.5)]
+    changes = numbers["effects"]
+    raised, lowered, back = changes["steps"][:3]
+    assert raised / 10 ** changes["decimals"] == pytest.approx(abs(loss), rel=0.6)
+    assert lowered / 10 ** changes["decimals"] == pytest.approx(abs(loss), rel=0.6)
+    assert (lowered - back) / 10 ** changes["decimals"] == pytest.approx(0.0, abs=1.0)
+
+
+def hover_numbers(data):
+    return json.loads(parse(data.get_html()).find(".//script[@class='hover']").text)
+
+
+def test_ordinary_effects_keep_their_decimals(feature_data):
+    numbers = hover_numbers(feature_data)
+    assert numbers["decimals"][1] == 4
+    assert numbers["losses"][:3] == [None, -1250, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e20, "1" + "0" * 20), (1e21, "1e+21"), (-1.5e300, "\u22121.5e+300"), (10**22, "1e+22")]
+)
+def test_huge_numbers_have_an_exponent_as_scripts_write_it(value, text):
+    assert format_fixed(value, 0) == text
+
+
+@pytest.mark.parametrize("text", ["zz", "f", "0x12", "é"])
+def test_bytes_of_tokens_that_are_no_hexadecimal_digits_are_refused(text, feature_data, prompt_data, tmp_path):
+    for data in (feature_data, prompt_data):
+        with pytest.raises(FileFormatError, match=r"vocab_bytes\[6\] must be bytes as hexadecimal digits"):
+            reloaded(data, tmp_path / "a.json", lambda tree: tree["header"].update(vocab_bytes={"6": text}))
+
+
+@pytest.mark.parametrize("number", [10**30, -1])
+def test_counts_that_cannot_be_are_refused(number, feature_data, prompt_data, tmp_path):
+    def bars(tree):
+        tree["features"][0]["activations"]["histogram"]["bar_heights"][1] = number
+
+    def active(tree):
+        tree["header"]["n_active"][1] = number
+
+    with pytest.raises(FileFormatError, match=r"bar_heights\[1\] must be from 0 to"):
+        reloaded(feature_data, tmp_path / "a.json", bars)
+    with pytest.raises(FileFormatError, match=r"n_active\[1\] must be from 0 to"):
+        reloaded(prompt_data, tmp_path / "a.json", active)
+
+
+@pytest.mark.parametrize("number", ["9" * 400, str(2**31), "-1"])
+def test_features_beyond_what_params_can_name_are_refused(number, feature_data, tmp_path):
+    path = tmp_path / "a.json"
+    feature_data.save_json(path)
+    path.write_text(re.sub(r'"feature_idx":8', f'"feature_idx":{number}', path.read_text(encoding="utf-8")))
+    with pytest.raises(FileFormatError, match="feature_idx must be from 0 to 2147483647"):
+        MultiFeatureData.load_json(path)
+
+
+@pytest.mark.parametrize("edges", [[1.0, 1.0], [2.0, 1.0], [0.0, 2.0, 1.0], [-1.5e308, 1.5e308]])
+def test_a_histogram_over_no_range_or_an_infinite_one_is_refused(edges):
+    with pytest.raises(InputError, match="bar_edges must"):
+        HistogramData(edges, [1] * (len(edges) - 1), [])
+
+
+@pytest.mark.parametrize("span", [5e-324, 1e-300, 1e308, 1.7e308])
+def test_a_plot_of_any_range_has_its_places(span):
+    assert plot_x(span, 0.0, span) == 306.0
+    assert plot_x(0.0, 0.0, span) == 6.0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e16, 1e20, 3e38])
+def test_equal_values_of_any_size_are_one_bin(value):
+    edges, heights = histogram(np.full(3, value), 40)
+    assert heights == [3]
+    assert HistogramData(edges, heights, []).bar_edges[0] < value < edges[1]
+
+
+# --- options -----------------------------------------------------------------------------------------------------------
+
+
+class Raising:
+    """An object of the user's whose own code fails."""
+
+    def fail(self, *args):
+        raise RuntimeError("the user's own fault")
+
+    __index__ = __iter__ = __eq__ = __bool__ = __repr__ = __len__ = fail
+    __hash__ = None
+
+
+@pytest.mark.parametrize("name", [option.name for option in dataclasses.fields(FeatureVisParams)])
+@pytest.mark.parametrize(
+    "value", [Raising(), 10**5000, torch.ones(2, device="meta"), np.array([1, 2]), float("nan")], ids=type_name
+)
+def test_no_value_of_an_option_gives_a_foreign_error(name, value):
+    with contextlib.suppress(InputError):
+        kept = getattr(FeatureVisParams(**{name: value}), name)
+        assert kept == (1, 2)  # the array is fine where a list or a pair of ints is
+
+
+def test_a_list_that_never_ends_is_refused(monkeypatch):
+    monkeypatch.setattr(_params, "MOST_ITEMS", 1000)
+    with pytest.raises(InputError, match="at most 1,000; got more"):
+        FeatureVisParams(features=itertools.count())
+
+
+def test_an_error_in_the_users_generator_is_told():
+    with pytest.raises(InputError, match=r"must be an int, a sequence of ints or None, got .*ZeroDivisionError"):
+        FeatureVisParams(features=(1 // i for i in (1, 0)))
+
+
+@pytest.mark.parametrize("budget", ["9" * 400, 2**63, "1e30", 10**400, "1e300GB"])
+def test_a_budget_beyond_any_memory_is_refused(budget):
+    with pytest.raises(InputError, match="memory_budget must be"):
+        FeatureVisParams(memory_budget=budget)
+
+
+@pytest.mark.parametrize("name", ["\ud800", "blocks.0\n", "a\x00"])
+def test_a_hook_point_that_no_file_can_hold_is_refused(name):
+    with pytest.raises(InputError, match="must be a name"):
+        FeatureVisParams(hook_point=name)
+
+
+def test_texts_and_ints_of_other_classes_become_plain_ones(feature_data, tmp_path):
+    text, number = type("Text", (str,), {}), type("Int", (int,), {})
+    layout = Layout([Column(Component(text("sequences"), {"examples": number(2)}), width=number(50))], number(200))
+    params = FeatureVisParams(hook_point=text("a.b"), correlate_features=text("all"), seed=number(3), layout=layout)
+    assert {type(value) for value in (params.hook_point, params.correlate_features)} == {str}
+    saved = dataclasses.replace(feature_data, params=params)
+    saved.save_json(tmp_path / "a.json")
+    assert MultiFeatureData.load_json(tmp_path / "a.json") == saved
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Column(3),
+        lambda: Column([["sequences"]]),
+        lambda: Column("sequences", width=10**5000),
+        lambda: Component(["sequences"]),
+        lambda: Component("sequences", None),
+        lambda: Component("sequences", {1: 2}),
+        lambda: Component("sequences", {"examples": 10**5000}),
+        lambda: Layout(None),
+        lambda: Layout([Column("sequences")], height=True),
+        lambda: Layout([Column("sequences")], height=Raising()),
+    ],
+)
+def test_parts_of_a_layout_that_are_none_are_refused(make):
+    with pytest.raises(InputError):
+        make()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**5000, Raising()], ids=type_name)
+def test_what_is_no_number_is_no_value_of_a_template(value):
+    with pytest.raises(TemplateError, match="str, int or float expected"):
+        Template("html/test.html", "{{ a }}").fill(a=value)
+
+
+@pytest.mark.parametrize("name", ["../sae_vis/__init__.py", "/etc/passwd", "x" * 5000 + ".html", "a\x00.html"])
+def test_no_file_outside_of_the_templates_is_read(name):
+    with pytest.raises(TemplateError, match="is not the name of a template file"):
+        template(name)
