@@ -36,6 +36,7 @@ CASES = {
     "gated": {},
     "jumprelu": {},
     "topk": {"k": 5, "rescale_acts_by_decoder_norm": False},
+    "topk-of-many": {"architecture": "topk", "k": 30},  # of which some are below zero
     "topk-rescaled": {"architecture": "topk", "k": 5, "rescale_acts_by_decoder_norm": True},
     "abstopk": {"k": 5},
     "transcoder": {"d_out": D_OUT, "apply_b_dec_to_input": False},
@@ -256,6 +257,12 @@ def test_a_folder_is_computed_in_its_own_number_format(tmp_path, dtype, normaliz
     again = load_sae_lens(tmp_path / "sae", dtype=torch.float32)
     torch.testing.assert_close(again.encode(x), expected, rtol=1e-5, atol=1e-5)
     assert load_sae_lens(tmp_path / "sae", dtype="bfloat16").encode(x).dtype == torch.bfloat16
+
+
+def test_double_precision_is_kept(tmp_path):
+    encoder, config, tensors = hand_made(tmp_path / "sae", "standard", dtype="float64")
+    x = vectors(2, 3, D_IN).double() / 3
+    torch.testing.assert_close(encoder.encode(x), all_by_loops(config, tensors, x), rtol=1e-12, atol=1e-12)
 
 
 def test_few_features_cost_few_columns(tmp_path, monkeypatch):
@@ -825,13 +832,16 @@ def test_what_training_returns_encodes_as_it_does_itself(lens, architecture, opt
     assert not encoder.encode(x).requires_grad
 
 
-def test_a_threshold_below_zero_lets_through_what_training_lets_through(lens):
+@pytest.mark.parametrize("lowest", [-0.5, -1e-3])
+def test_a_threshold_below_zero_lets_through_what_training_lets_through(lens, lowest):
+    """However little it is, so that no trial would find it."""
     sae = in_training(lens, "jumprelu")
     with torch.no_grad():
-        sae.threshold.copy_(torch.linspace(-0.5, 0.5, D_SAE))
-    x = vectors(3, 5, D_IN)
+        sae.threshold.copy_(torch.linspace(lowest, 0.5, D_SAE))
+        x = vectors(3, 5, D_IN)
+        sae.b_enc[0] = lowest / 2 - (x[0, 0] - sae.b_dec) @ sae.W_enc[:, 0]  # feature 0 lies between the two there
     encoder, expected = as_encoder(sae), own_encode(sae, x)
-    assert float(expected.min()) < 0
+    assert float(expected[0, 0, 0]) == pytest.approx(lowest / 2, abs=1e-5)
     torch.testing.assert_close(encoder.encode(x), expected, rtol=0, atol=1e-5)
 
 
