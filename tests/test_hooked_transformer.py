@@ -19,11 +19,13 @@ from brute_force import (
 from hf_models import BOS, MAKERS, PAD, build, some_tokens
 from hooked_models import CONFIGURED, HookedTransformer, as_native, build_hooked, empty, shared_hooked
 from test_ablation import WRITING_KINDS, logit_weights, sequences_of, worst_error
+from test_full_ablation import check_against_transformer_lens
 from test_model_fns import KINDS, applied, arrived, hooks_of
 
 from sae_vis import FeatureVisParams, get_feature_data, get_prompt_data, load_demo
 from sae_vis._ablation import FormulaTail, choose_tail
 from sae_vis._errors import ModelError
+from sae_vis._full_ablation import Start
 from sae_vis.model_fns import FinalNorm, HookPoint, LanguageModel
 
 if HookedTransformer is None:
@@ -224,6 +226,26 @@ def test_exact_means_that_a_real_ablation_does_the_same(name, processed):
         direct[position] = torch.log_softmax(without.double(), -1) - clean[position]
         assert float(direct.abs().max()) > 0.05  # large enough to tell
         assert path.exact == bool((real - direct).abs().max() < 1e-4), hook_point
+
+
+@pytest.mark.parametrize(("name", "processed"), ALL)
+def test_full_effects_are_those_of_a_pass_for_each_feature_and_row(name, processed):
+    """With TransformerLens' own hooks on whole rows, at every hook point of the second block."""
+    model, tokens = shared_hooked(name, processed=processed), some_tokens()
+    for hook_point in hook_points(model):
+        if hook_point.startswith("blocks.1."):
+            encoder = random_encoder(width_at(model, hook_point), 3)
+            data = fetch(model, hook_point, tokens, encoder, ablation="full")
+            acts = activations(encoder, hook_values(model, tokens, hook_point))
+            acts[torch.isin(tokens, torch.tensor([0, 1, 2]))] = 0.0
+            check_against_transformer_lens(model, data, tokens, hook_point, acts, encoder, at_least=3)
+
+
+@pytest.mark.parametrize(("name", "processed"), ALL)
+def test_blocks_before_the_hook_point_are_passed_over(name, processed):
+    wrapped = LanguageModel(shared_hooked(name, processed=processed))
+    with wrapped.as_for_inference():
+        assert Start.find(wrapped, 1, some_tokens()).block == 1
 
 
 def test_attention_is_exact_at_the_last_layer_of_a_model_without_mlps():
