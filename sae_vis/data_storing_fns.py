@@ -456,8 +456,10 @@ class SequenceData:
             )
             for index, (text, token_id, act, loss, full) in enumerate(shown)
         ]
-        value = format_fixed(self.feat_acts[bold_idx], decimals_for(act_max, 3))
-        return html_fns.sequence(tokens, value)
+        act, decimals = self.feat_acts[bold_idx], decimals_for(act_max, 3)
+        if 0 < act < 0.5 * 10.0**-decimals:  # three digits would make it a zero; a fourth tells it from one
+            decimals = decimals_for(act_max)
+        return html_fns.sequence(tokens, format_fixed(act, decimals))
 
     def full_losses(self) -> list[float | None]:
         """The loss contributions of the full ablation, where both are stored."""
