@@ -3,7 +3,8 @@
 ``python scripts/mutation_check.py`` applies each mutant of ``scripts/mutants.py`` in a copy of the repository in a
 temporary folder, runs the tests that should catch it, and writes which test did to ``docs/mutants.md``. With ``--auto`` it
 also makes mutants itself: it swaps comparisons and arithmetic, moves constants by one, negates conditions and drops ``not``
-in the modules of ``mutants.AUTOMATIC``. ``--only PATTERN`` runs the mutants of these names and writes nothing.
+in the modules of ``mutants.AUTOMATIC``. ``--only PATTERN`` runs the mutants of these names, and leaves the others in the
+report as they are.
 
 The exit status is 1 if a mutant survives: then a test is missing.
 """
@@ -26,6 +27,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,36 +214,37 @@ class _Places:
         return at, at + len(text)
 
 
-def _changes(node: ast.AST, places: _Places) -> Iterator[tuple[Span, str]]:
-    """The ways to break a node: what to replace, by what."""
+def _of_operators(node: ast.AST, places: _Places) -> Iterator[tuple[Span, str]]:
+    """Operators swapped, or dropped where they stand before their operand: what to replace, by what."""
+    swaps: list[tuple[ast.expr, ast.expr, tuple[str, list[str]]]] = []
     if isinstance(node, ast.Compare):
-        for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
-            text, others = COMPARISONS[type(op)]
-            yield from ((places.operator(left, right, text), other) for other in others)
+        operands = [node.left, *node.comparators]
+        swaps = [(operands[i], operands[i + 1], COMPARISONS[type(op)]) for i, op in enumerate(node.ops)]
     elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
-        text, others = ARITHMETIC[type(node.op)]
-        yield from ((places.operator(node.left, node.right, text), other) for other in others)
+        swaps = [(node.left, node.right, ARITHMETIC[type(node.op)])]
     elif isinstance(node, ast.BoolOp):
-        text, others = LOGIC[type(node.op)]
-        for left, right in zip(node.values, node.values[1:], strict=False):
-            yield from ((places.operator(left, right, text), other) for other in others)
+        swaps = [(left, right, LOGIC[type(node.op)]) for left, right in pairwise(node.values)]
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
-        start, stop = places.of(node)[0], places.of(node.operand)[0]
-        yield (start, stop), ""
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield (places.of(node)[0], places.of(node.operand)[0]), ""
+    for left, right, (text, others) in swaps:
+        yield from ((places.operator(left, right, text), other) for other in others)
+
+
+def _of_values(node: ast.AST, places: _Places) -> Iterator[tuple[Span, str]]:
+    """Constants moved by one, and conditions negated."""
+    conditions: list[ast.expr] = []
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield places.of(node), str(not node.value)
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         yield from ((places.of(node), repr(node.value + step)) for step in (1, -1))
-    conditions: list[ast.expr] = []
-    if isinstance(node, ast.If | ast.IfExp | ast.While):
+    elif isinstance(node, ast.If | ast.IfExp | ast.While):
         conditions = [node.test]
     elif isinstance(node, ast.comprehension):
         conditions = node.ifs
     for test in conditions:
-        if isinstance(test, ast.Compare) or (isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)):
-            continue  # what is done to the operator is the same
-        start, stop = places.of(test)
-        yield (start, stop), f"(not ({places.source[start:stop].decode()}))"
+        if not isinstance(test, ast.Compare | ast.UnaryOp):  # of those the operator is changed, which is the same
+            start, stop = places.of(test)
+            yield (start, stop), f"(not ({places.source[start:stop].decode()}))"
 
 
 def _nodes(node: ast.AST) -> Iterator[ast.AST]:
@@ -261,7 +264,7 @@ def automatic_mutants(file: str, tests: tuple[str, ...]) -> Iterator[Mutant]:
     source = text.encode()
     places = _Places(source)
     for node in _nodes(ast.parse(source)):
-        for (start, stop), other in _changes(node, places):
+        for (start, stop), other in (*_of_operators(node, places), *_of_values(node, places)):
             new = (source[:start] + other.encode() + source[stop:]).decode()
             line = source.count(b"\n", 0, start)
             before, after = text.splitlines()[line].strip(), new.splitlines()[line].strip()
@@ -300,8 +303,15 @@ def hand_made_part(results: Sequence[Result]) -> str:
 
 def automatic_part(results: Sequence[Result]) -> str:
     """Counts for each module, what is left, and why the equivalent ones are."""
-    lines = [AUTOMATIC_TITLE, "", "`--auto` swaps comparisons and arithmetic, moves constants by one, negates conditions"]
-    lines += ["and drops `not`. A mutant that no test can catch, because it changes nothing, is listed with the reason.", ""]
+    lines = [
+        AUTOMATIC_TITLE,
+        "",
+        "`--auto` swaps comparisons and arithmetic, moves constants by one, negates conditions",
+    ]
+    lines += [
+        "and drops `not`. A mutant that no test can catch, because it changes nothing, is listed with the reason.",
+        "",
+    ]
     lines += ["| module | made | caught | equivalent | left |", "|---|---|---|---|---|"]
     survivors = [result for result in results if result.outcome != "caught"]
     for file in dict.fromkeys(result.mutant.file for result in results):
@@ -320,6 +330,15 @@ def automatic_part(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def told_before(report: str) -> Iterator[Result]:
+    """What a report tells of the mutants by hand that still break what it says."""
+    known = {(mutant.name, _cell(mutant.breaks)): mutant for mutant in MUTANTS}
+    for name, breaks, told in re.findall(r"^\| `(\S+)` \| (.*) \| (.*) \|$", report, re.MULTILINE):
+        if (name, breaks) in known:
+            outcome = told if told in ("survived", "broken") else "caught"
+            yield Result(known[name, breaks], outcome, told.strip("`") if outcome == "caught" else "")
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -336,8 +355,10 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="tests at the same time (2)")
-    parser.add_argument("--time-limit", type=float, default=300.0, help="seconds that the tests of a mutant may take (300)")
-    parser.add_argument("--only", metavar="PATTERN", action="append", help="the mutants of these names; writes no report")
+    parser.add_argument(
+        "--time-limit", type=float, default=300.0, help="seconds that the tests of a mutant may take (300)"
+    )
+    parser.add_argument("--only", metavar="PATTERN", action="append", help="only the mutants of these names")
     parser.add_argument("--auto", action="store_true", help="automatic mutants too")
     return parser.parse_args(given)
 
@@ -353,17 +374,26 @@ def passes_unbroken(runner: Runner, mutants: Iterable[Mutant]) -> bool:
     return status == 0
 
 
+def chosen(mutants: Iterable[Mutant], patterns: Sequence[str] | None) -> list[Mutant]:
+    """The mutants of these names; all without patterns."""
+    return [mutant for mutant in mutants if not patterns or any(fnmatchcase(mutant.name, p) for p in patterns)]
+
+
+def write_report(by_hand: Sequence[Result], automatic: Sequence[Result] | None) -> None:
+    """The report with what was run now; what was not run stays as it was told there."""
+    old = REPORT.read_text("utf-8") if REPORT.exists() else ""
+    told, title, rest = old.partition(AUTOMATIC_TITLE)
+    results = {result.mutant.name: result for result in [*told_before(told), *by_hand]}
+    in_order = [results[mutant.name] for mutant in MUTANTS if mutant.name in results]
+    end = title + rest if automatic is None else automatic_part(automatic)
+    REPORT.write_text(f"{hand_made_part(in_order)}\n{end}".rstrip() + "\n", "utf-8")
+
+
 def main(given: Sequence[str] | None = None) -> int:
     """Run the mutants; 0 if every one is caught."""
     options = arguments(given)
-    by_hand, automatic = list(MUTANTS), []
-    if options.auto:
-        automatic = [mutant for file, tests in AUTOMATIC.items() for mutant in automatic_mutants(file, tests)]
-    if options.only:
-        by_hand, automatic = (
-            [mutant for mutant in mutants if any(fnmatchcase(mutant.name, pattern) for pattern in options.only)]
-            for mutants in (by_hand, automatic)
-        )
+    made = (mutant for file, tests in AUTOMATIC.items() for mutant in automatic_mutants(file, tests))
+    by_hand, automatic = chosen(MUTANTS, options.only), chosen(made, options.only) if options.auto else []
     for mutant in by_hand:
         mutated((ROOT / mutant.file).read_text("utf-8"), mutant)
     started = time.monotonic()
@@ -372,12 +402,8 @@ def main(given: Sequence[str] | None = None) -> int:
         if not passes_unbroken(runner, [*by_hand, *automatic]):
             return 2
         hand_results, automatic_results = runner.check_all(by_hand), runner.check_all(automatic)
+    write_report(hand_results, automatic_results if options.auto and not options.only else None)
     left = [r for r in [*hand_results, *automatic_results] if r.outcome != "caught" and not is_equivalent(r.mutant)]
-    if not options.only:
-        old = REPORT.read_text("utf-8") if REPORT.exists() else ""
-        kept = AUTOMATIC_TITLE + old.partition(AUTOMATIC_TITLE)[2] if AUTOMATIC_TITLE in old else ""
-        end = automatic_part(automatic_results) if options.auto else kept
-        REPORT.write_text(f"{hand_made_part(hand_results)}\n{end}".rstrip() + "\n", "utf-8")
     for result in left:
         print(f"LEFT {result.mutant.name}: {result.mutant.breaks} ({result.outcome} {result.by})")
     total = len(hand_results) + len(automatic_results)

@@ -117,3 +117,18 @@ def test_the_report_lists_what_is_left_first():
     report = mutation_check.hand_made_part(results)
     assert "2 mutants by hand, 1 caught, 1 left." in report
     assert report.index("| `other` | what | survived |") < report.index("| `name` | what | `test_x.py::test_a` |")
+
+
+def test_a_report_can_be_read_again_to_keep_what_is_not_run():
+    first, second = mutants.MUTANTS[:2]
+    results = [
+        mutation_check.Result(first, "caught", "tests/test_x.py::test_a[0]"),
+        mutation_check.Result(second, "survived"),
+    ]
+    report = mutation_check.hand_made_part(results)
+    again = list(mutation_check.told_before(report))
+    assert {result.mutant.name: result[1:] for result in again} == {
+        first.name: ("caught", "test_x.py::test_a"),
+        second.name: ("survived", ""),
+    }
+    assert mutation_check.hand_made_part(again[::-1]) == report

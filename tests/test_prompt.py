@@ -124,7 +124,9 @@ def test_sizes_are_rounded_like_those_of_the_corpus_and_quantiles_are_of_the_act
     checked = 0
     for index, column in data.prompt_data_dict.items():
         n, n_active = features[index].quantiles.n, features[index].activations.n_active
-        sizes, quantiles = ([dict(ranking).get(index) for ranking in data.scores[s]] for s in ("act_size", "act_quantile"))
+        sizes, quantiles = (
+            [dict(ranking).get(index) for ranking in data.scores[s]] for s in ("act_size", "act_quantile")
+        )
         assert [size or 0.0 for size in sizes] == column.sequence.feat_acts
         found = sorted(quantile for quantile in quantiles if quantile is not None)
         assert found == pytest.approx([1 - rank / n for rank in range(n_active, 0, -1)], abs=1e-6)
