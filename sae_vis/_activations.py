@@ -258,7 +258,7 @@ def encode(
     if padding > 0:
         x = torch.cat([x, x[:1].expand(padding, *x.shape[1:])])
     n = encoder.d_hidden if features is None else len(features)
-    if n < MIN_PRODUCT_COLUMNS:
+    if n < MIN_PRODUCT_COLUMNS:  # a whole dictionary may be as narrow
         features = torch.arange(n) if features is None else features
         features = torch.cat([features, features[:1].expand(MIN_PRODUCT_COLUMNS - n)])
     acts = encoder.encode(x, features)

@@ -47,7 +47,9 @@ def test_activations_are_what_transformer_lens_caches(name):
                 hook_point = f"blocks.{layer}.{kind}"
                 with wrapped.as_for_inference():
                     ours = wrapped.activations(tokens, hook_point)
-                torch.testing.assert_close(ours, hook_values(model, tokens, hook_point), rtol=1e-5, atol=1e-5)
+                expected = hook_values(model, tokens, hook_point)  # in other batches, so the last bits may differ
+                largest = float(expected.abs().max())
+                torch.testing.assert_close(ours, expected, rtol=0.0, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 7])

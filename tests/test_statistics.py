@@ -505,6 +505,16 @@ def test_a_correlation_of_numbers_that_differ_in_the_last_bit_is_no_nonsense():
     assert found.pearson == pytest.approx([oracles.pearson(x[:, 0].tolist(), y[:, 0].double().tolist())], abs=1e-6)
 
 
+def test_a_constant_is_one_even_where_its_mean_is_rounded():
+    x = torch.tensor([[1.0], [0.0], [0.0], [2.0], [0.0], [1.0]])
+    y = torch.full((6, 2), 0.1, dtype=torch.float64)  # six times 0.1 is not 0.6
+    y[:, 1] = torch.arange(6)
+    co = CoMoments(1, 2, torch.device("cpu"))
+    co.add(SparseColumns.of(x), y)
+    assert co.y.squares[0] > 0
+    assert most_correlated(co, np.arange(2), 3)[0].indices == [1]
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(1, 30))
 def test_pearson_and_cosine_of_small_samples(seed, n):
