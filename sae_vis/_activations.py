@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_vis._errors import InputError, ModelError
-from sae_vis.model_fns import MIN_PRODUCT_COLUMNS, MIN_PRODUCT_ROWS, Encoder, LanguageModel
+from sae_vis.model_fns import MIN_PRODUCT_COLUMNS, MIN_PRODUCT_ROWS, Encoder, LanguageModel, check_tensor
 
 BYTES_PER_ACTIVATION = 4 + 4  # a float32 value, an int32 position
 
@@ -247,7 +247,7 @@ def _merged(a: Moments, b: Moments, shift: Tensor, weight: float, share: float) 
 
 
 def encode(
-    encoder: Encoder, x: Float[Tensor, "rows seq *d"], features: Int[Tensor, " n"] | None
+    encoder: Encoder, x: Float[Tensor, "rows seq *d"], features: Int[Tensor, " n"] | None, name: str = "The encoder"
 ) -> Float[Tensor, "rows seq n"]:
     """Activations in float32. Each one has the same bits whatever is encoded beside it.
 
@@ -262,7 +262,15 @@ def encode(
         features = torch.arange(n) if features is None else features
         features = torch.cat([features, features[:1].expand(MIN_PRODUCT_COLUMNS - n)])
     acts = encoder.encode(x, features)
+    check_tensor(acts, f"{name}'s encode", (*x.shape[:2], encoder.d_hidden if features is None else len(features)))
     return acts[:n_rows, :, :n].float()
+
+
+def decoder_rows(encoder: Encoder, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
+    """What one unit of each feature writes at the hook point, in float32, heads flattened."""
+    rows = encoder.decoder_rows(features)
+    check_tensor(rows, "The encoder's decoder_rows", (len(features), None))
+    return rows.detach().float().flatten(1)
 
 
 def check_finite(values: Tensor, what: str, first_row: int) -> None:
@@ -411,7 +419,7 @@ class _Round:
         if self.with_features is not None:
             self.with_features.add(asked, columns)
         if self.with_b is not None and self.encoder_b is not None:
-            acts_b = encode(self.encoder_b, x, None)
+            acts_b = encode(self.encoder_b, x, None, "encoder_B")
             check_finite(acts_b, "The activations of encoder_B", first_row)
             acts_b, _ = _clamped(acts_b)
             self.with_b.add(asked, SparseColumns.of(acts_b[counted.to(acts_b.device)].to(self.device)))

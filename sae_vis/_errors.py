@@ -14,6 +14,11 @@ def shown(value: object, at_most: int = 200) -> str:
         text = repr(value)
     except Exception:  # noqa: BLE001 - the value's own code
         return f"<{type(value).__name__}>"
+    return cut(text, at_most)
+
+
+def cut(text: str, at_most: int = 200) -> str:
+    """A text that a message quotes, without the middle where it is long: it may be a foreign file's."""
     return text if len(text) <= at_most else f"{text[: at_most // 2]} … {text[-at_most // 4 :]}"
 
 

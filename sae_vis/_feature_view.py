@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import Collected, CollectPlan, collect
+from sae_vis._activations import decoder_rows as written_by
 from sae_vis._assemble import activations_data, feature_token_ids, logits_data, sequence_data
 from sae_vis._errors import Interrupted
 from sae_vis._measure import Methods, measure
@@ -135,7 +136,7 @@ class FeatureFetcher:
             )
             chosen.append(_Chosen(acts, self._groups(acts)))
         tables = self._correlations(collected)
-        decoder_rows = self.run.encoder.decoder_rows(store.features).detach().float().flatten(1)
+        decoder_rows = written_by(self.run.encoder, store.features)
         check_feature_rows(decoder_rows, ids, "The decoder weights")
         formula, methods = self._methods(decoder_rows)
         if formula is not None:

@@ -26,6 +26,7 @@ import os
 import re
 import secrets
 import stat
+import time
 import types
 import typing
 import zlib
@@ -36,7 +37,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import msgspec
 
-from sae_vis._errors import FileFormatError, InputError
+from sae_vis._errors import FileFormatError, InputError, cut
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
@@ -54,6 +55,10 @@ _LARGEST = 1.7976931348623157e308
 _Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]  # NaN passes neither comparison
 _encode = msgspec.json.Encoder().encode
 _BLOCK = 2**22
+STALE_SECONDS = (
+    24 * 60 * 60
+)  # no save takes that long: a temporary file of that age was left behind by one that was killed
+_TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
 _LONGEST_MESSAGE = 1000
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError)
 
@@ -130,7 +135,8 @@ def write_atomic(path: PathLike, data: bytes | Iterable[bytes]) -> None:
     """Write a file so that its name never holds half of it: to a temporary file beside it, flushed, then renamed.
 
     A link stays a link, an existing file keeps its permissions, and what is not a plain file (``/dev/stdout``, a pipe)
-    is written to directly.
+    is written to directly. A save that is killed leaves its temporary file, ``.sae_vis-….tmp``, behind; the next save into
+    the folder removes those that are a day old.
 
     Raises:
         InputError: if it cannot be written; what was there before is untouched.
@@ -173,6 +179,17 @@ def _write_beside(target: Path, chunks: Iterable[bytes], mode: int | None) -> No
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+    _remove_stale(target.parent)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove the temporary files of saves that were killed, where they are old enough to be nobody's any more."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS:
+                        Path(entry.path).unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -207,7 +224,7 @@ def load_any(classes: Sequence[type], path: PathLike, *, max_bytes: int = MAX_BY
         with _garbage_collection_paused():
             return _load(kinds, data)
     except _WrongFileError as wrong:
-        raise FileFormatError(f"{os.fspath(path)}: {_shortened(str(wrong))}.") from None
+        raise FileFormatError(f"{os.fspath(path)}: {cut(str(wrong), _LONGEST_MESSAGE)}.") from None
 
 
 class _WrongFileError(Exception):
@@ -393,11 +410,6 @@ def _reason(error: BaseException, where: str) -> str:
     if path.startswith("key` in `"):
         path, message = path.removeprefix("key` in `"), f"a key: {message}"
     return f"{where}{path.removeprefix('$').rstrip('`')}: {message}"
-
-
-def _shortened(message: str) -> str:
-    """A message without the middle of what is too long to read: it may quote a key of a foreign file."""
-    return message if len(message) <= _LONGEST_MESSAGE else f"{message[:200]} … {message[-200:]}"
 
 
 def _shown(value: object) -> str:

@@ -16,7 +16,7 @@ from sae_vis._full_ablation import FullAblation, RowAblation
 from sae_vis._params import Ablation
 from sae_vis._shown import EffectAt, ShownFeature, Window, rounded, shown_activations, shown_places
 from sae_vis._statistics import FeatureActivations, Ints
-from sae_vis.model_fns import Encoder, LanguageModel
+from sae_vis.model_fns import Encoder, LanguageModel, check_tensor
 
 
 class Methods(NamedTuple):
@@ -47,6 +47,7 @@ class Written(NamedTuple):
         if write_scale is None:
             return None
         scale: Tensor = write_scale(model.activations(tokens, self.hook_point))
+        check_tensor(scale, "The encoder's write_scale", tuple(tokens.shape))
         return scale.detach().float().cpu()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_vis._activations import check_finite, encode
+from sae_vis._activations import check_finite, decoder_rows, encode
 from sae_vis._assemble import sequence_data, sequence_token_ids, stored_logits
 from sae_vis._measure import Methods, measure
 from sae_vis._params import Ablation
@@ -58,7 +58,7 @@ class PromptFetcher:
         whole = [Window(0, 0, self.ids.shape[1], 0)]
         formula, methods = None, Methods()
         if len(self.asked):
-            rows = self.run.encoder.decoder_rows(self.asked).detach().float().flatten(1)
+            rows = decoder_rows(self.run.encoder, self.asked)
             formula, methods = methods_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
         logits: dict[int, dict[int, float]] = {}
         if formula is not None:

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from sae_vis import __version__
 from sae_vis._ablation import FormulaTail, choose_tail, chunk_size
-from sae_vis._activations import check_width
-from sae_vis._errors import InputError, ModelError
+from sae_vis._activations import check_width, decoder_rows
+from sae_vis._errors import InputError, ModelError, shown
 from sae_vis._full_ablation import FullAblation
 from sae_vis._measure import Methods, Written
 from sae_vis._params import FeatureVisParams
 from sae_vis._sae_adapters import as_encoder
 from sae_vis.data_storing_fns import Provenance
 from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, WritePath, digest_tensors, steady_product
+
+MOST_FEATURES = 2**27  # of a dictionary: more would fill the memory before the first activation
 
 
 class Run(NamedTuple):
@@ -41,16 +43,20 @@ class Run(NamedTuple):
         wrapped = LanguageModel(model)
         adapted = as_encoder(encoder)
         adapted_b = None if encoder_b is None else as_encoder(encoder_b, "encoder_B")
+        for one, called in ((adapted, "encoder"), (adapted_b, "encoder_B")):
+            if one is not None:
+                check_sizes(one, called)
         name = fvp.hook_point or getattr(adapted, "hook_point", None)
         if not name:
             raise InputError(
                 "No hook point: give FeatureVisParams(hook_point='blocks.0.mlp.hook_post') or an encoder that has one."
             )
-        read_at = wrapped.check_hook_point(name)
-        elsewhere = getattr(adapted, "hook_point_out", None)
-        return cls(
-            wrapped, adapted, adapted_b, fvp, read_at, wrapped.check_hook_point(elsewhere) if elsewhere else read_at
-        )
+        elsewhere = getattr(adapted, "hook_point_out", None) or name
+        for member, value in (("hook_point", name), ("hook_point_out", elsewhere)):
+            if not isinstance(value, str):
+                raise ModelError(f"encoder.{member} must be a name, got {shown(value)}.")
+        read_at, written_at = wrapped.check_hook_point(name), wrapped.check_hook_point(elsewhere)
+        return cls(wrapped, adapted, adapted_b, fvp, read_at, written_at)
 
     @property
     def written(self) -> Written:
@@ -134,6 +140,14 @@ def warn_of_processed_weights(run: Run, provenance: Provenance) -> None:
     warnings.warn(note, UserWarning, stacklevel=3)
 
 
+def check_sizes(encoder: Encoder, name: str) -> None:
+    """Raise ``ModelError`` if the widths of an encoder are none."""
+    for size in ("d_in", "d_hidden"):
+        value = getattr(encoder, size)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_FEATURES:
+            raise ModelError(f"{name}.{size} must be an int from 1 to {MOST_FEATURES}, got {shown(value)}.")
+
+
 def check_features(features: Sequence[int], encoder: Encoder) -> None:
     """Raise ``InputError`` if a feature is not in the dictionary."""
     wrong = [feature for feature in features if feature >= encoder.d_hidden]
@@ -160,7 +174,7 @@ def _encoder_digest(encoder: Encoder) -> str:
         return str(digest())
     if isinstance(encoder, torch.nn.Module):
         return digest_tensors(encoder.named_parameters())
-    rows = encoder.decoder_rows(torch.arange(min(64, encoder.d_hidden)))
+    rows = decoder_rows(encoder, torch.arange(min(64, encoder.d_hidden)))
     return digest_tensors([("decoder_rows", rows)])
 
 
@@ -175,14 +189,14 @@ def _versions() -> dict[str, str]:
 
 
 def methods_of(
-    run: Run, path: WritePath, norm: FinalNorm, decoder_rows: Tensor, checked: Int[Tensor, "rows seq"]
+    run: Run, path: WritePath, norm: FinalNorm, written: Tensor, checked: Int[Tensor, "rows seq"]
 ) -> tuple[FormulaTail | None, Methods]:
     """The closed form for these features, and what measures their effects, chosen by a check on some rows.
 
     The closed form, and with it the direct effect, is None where there is no way to the residual stream.
     """
     model, asked = run.model, run.fvp.ablations
-    rows = decoder_rows.to(model.device)
+    rows = written.to(model.device)
     directions = rows.new_zeros(0, model.d_model) if path.missing_because else _directions(run, path, rows)
     formula = FormulaTail(model, norm, directions)
     # Of a large vocabulary, the logits of two rows of a thousand tokens would take gigabytes.
@@ -211,16 +225,25 @@ def _directions(run: Run, path: WritePath, rows: Float[Tensor, "n d"]) -> Float[
 # --- tokens and prompts ------------------------------------------------------------------------------------------
 
 
+def _as_array(values: Any, what: str) -> Tensor:
+    """The values as a tensor that has them all in memory."""
+    try:
+        ids = torch.as_tensor(values)
+    except Exception as error:  # noqa: BLE001 - torch raises almost anything, and so may the values' own code
+        told = shown(str(error), 300)
+        raise InputError(f"{what}, got {type(values).__name__}, which does not form an array: {told}") from None
+    if ids.is_meta or ids.layout != torch.strided:
+        raise InputError(f"{what} in a dense tensor, got one with layout {ids.layout} on {ids.device}.")
+    return ids
+
+
 def check_tokens(tokens: Any, model: LanguageModel) -> Int[Tensor, "rows seq"]:
     """The tokens as int64 on the CPU.
 
     Raises:
         InputError: if they are not 2-D integers, empty, outside the vocabulary, or longer than the context.
     """
-    try:
-        ids = torch.as_tensor(tokens)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"tokens must be integers of shape [rows, seq]; they do not form an array: {error}") from None
+    ids = _as_array(tokens, "tokens must be integers of shape [rows, seq]")
     if ids.ndim != 2 or ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
         raise InputError(
             f"tokens must be integers of shape [rows, seq], got {ids.dtype} of shape {tuple(ids.shape)}."
@@ -267,30 +290,47 @@ def prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepen
     if isinstance(prompt, str):
         if model.tokenizer is None:
             raise InputError("The model has no tokenizer, so the prompt must be given as token ids.")
-        ids = list(model.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        ids = _encoded(prompt, model.tokenizer)
     else:
         ids = _prompt_as_ids(prompt, model)
     if not ids:
         raise InputError("The prompt is empty: give a text or token ids with at least one token.")
-    bos = getattr(model.tokenizer, "bos_token_id", None)
+    bos = model.bos_id()
     first = provenance.first_token_id if bos is None else bos  # the rows of a corpus of one row begin with any word
     wanted = (bos is not None and provenance.first_token_id == bos) if prepend_bos is None else prepend_bos
     if wanted and first is None:
         raise InputError(
             "prepend_bos=True, but the tokenizer has no BOS token and the rows do not begin with one token."
         )
-    if wanted and ids[0] != first:
+    if wanted and first is not None and ids[0] != first:
         ids = [first, *ids]
     if len(ids) > model.n_ctx:
         raise InputError(f"The prompt has {len(ids)} tokens, the model's context holds {model.n_ctx}. Shorten it.")
     return check_tokens([ids], model)
 
 
-def _prompt_as_ids(prompt: Any, model: LanguageModel) -> list[int]:
+def _encoded(prompt: str, tokenizer: Any) -> list[int]:
+    """The ids of a text, by the model's own tokenizer."""
+    if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise InputError(f"prompt holds half a surrogate pair, which no tokenizer takes: {shown(prompt)}.")
+    if not callable(tokenizer):
+        raise ModelError(
+            f"The model's tokenizer, {type(tokenizer).__name__}, cannot be called: give the prompt as ids."
+        )
+    encoding = tokenizer(prompt, add_special_tokens=False)
     try:
-        ids = torch.as_tensor(prompt)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"prompt must be a text or token ids, got {type(prompt).__name__}.") from None
+        ids = list(encoding["input_ids"])
+    except (TypeError, KeyError, IndexError):
+        ids = None
+    if ids is None or not all(isinstance(token_id, int) for token_id in ids):
+        raise ModelError(
+            f"The model's tokenizer must give a dict with 'input_ids', a list of ints, got {shown(encoding)} for a text."
+        )
+    return ids
+
+
+def _prompt_as_ids(prompt: Any, model: LanguageModel) -> list[int]:
+    ids = _as_array(prompt, "prompt must be a text or token ids")
     if ids.ndim == 2 and len(ids) == 1:
         ids = ids[0]
     if ids.ndim != 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -40,14 +40,13 @@ def _decoder(tokenizer: Any) -> Any:
     """A function from an id to its bytes, its text, or None."""
     if tokenizer is None:
         return lambda token_id: None
-    special = set(getattr(tokenizer, "all_special_ids", ()) or ())
-    special |= set(getattr(tokenizer, "added_tokens_decoder", {}) or {})
+    special = {i for name in ("all_special_ids", "added_tokens_decoder") for i in _listed(getattr(tokenizer, name, ()))}
     kinds = _decoder_kinds(tokenizer)
     table = _bytes_of_characters()
 
     def decode(token_id: int) -> str | bytes | None:
         try:
-            token = tokenizer.convert_ids_to_tokens(token_id)
+            token = tokenizer.convert_ids_to_tokens(token_id) if hasattr(tokenizer, "convert_ids_to_tokens") else None
         except (IndexError, KeyError, OverflowError):
             token = None
         if not isinstance(token, str):
@@ -64,14 +63,24 @@ def _decoder(tokenizer: Any) -> Any:
     return decode
 
 
+def _listed(ids: Any) -> list[int]:
+    """The ints of a collection; nothing of anything else that a tokenizer of one's own may have there."""
+    return [i for i in ids if isinstance(i, int)] if isinstance(ids, Iterable) else []
+
+
 def _decoder_kinds(tokenizer: Any) -> set[str]:
     """The kinds of steps in a fast tokenizer's decoder, e.g. ``{"ByteLevel"}``."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # a slow tokenizer: guess from the alphabet of its vocabulary
-        vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
+        vocabulary: Any = getattr(tokenizer, "get_vocab", dict)()
+        if not isinstance(vocabulary, Mapping):
+            return set()
         return {"ByteLevel"} if "Ġ" in vocabulary else {"Metaspace"} if _META_SPACE in vocabulary else set()
-    decoder = json.loads(backend.to_str()).get("decoder") or {}
-    return {step.get("type", "") for step in decoder.get("decoders", [decoder])}
+    try:
+        decoder = json.loads(backend.to_str()).get("decoder") or {}
+        return {str(step.get("type", "")) for step in decoder.get("decoders", [decoder])}
+    except (AttributeError, TypeError, ValueError):  # not the backend of a fast tokenizer
+        return set()
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sae_vis._errors import InputError
+from sae_vis._errors import InputError, shown
 from sae_vis._feature_view import FeatureFetcher
 from sae_vis._params import FeatureVisParams
 from sae_vis._prompt_view import PromptFetcher
@@ -39,7 +39,7 @@ def get_feature_data(
         ModelError: if model or encoder do not fit together, or give NaN or infinity.
         Interrupted: on Ctrl-C; its ``finished`` holds the features that were done.
     """
-    run = Run.prepare(encoder, model, fvp or FeatureVisParams(), encoder_B)
+    run = Run.prepare(encoder, model, FeatureVisParams() if fvp is None else fvp, encoder_B)
     token_ids = check_tokens(tokens, run.model)
     ignored = run.ignored_ids()
     counted = ~torch.isin(token_ids, torch.tensor(ignored, dtype=torch.int64))
@@ -80,8 +80,14 @@ def get_prompt_data(
         InputError: if the prompt is empty or too long, or the features come from another encoder or hook point.
     """
     if not isinstance(num_top_features, int) or isinstance(num_top_features, bool) or num_top_features < 1:
-        raise InputError(f"num_top_features must be an int >= 1, got {num_top_features!r}.")
-    run = Run.prepare(encoder, model, fvp or features.params, None)
+        raise InputError(f"num_top_features must be an int >= 1, got {shown(num_top_features)}.")
+    if not isinstance(features, MultiFeatureData):
+        raise InputError(
+            f"features must be what get_feature_data gave, a MultiFeatureData, got {type(features).__name__}."
+        )
+    if prepend_bos is not None and not isinstance(prepend_bos, bool):
+        raise InputError(f"prepend_bos must be True, False or None, got {shown(prepend_bos)}.")
+    run = Run.prepare(encoder, model, features.params if fvp is None else fvp, None)
     check_same_run(run, features.provenance)
     ids = prompt_ids(prompt, run.model, features.provenance, prepend_bos)
     with run.model.as_for_inference():

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_vis._errors import InputError, ModelError
+from sae_vis._errors import InputError, ModelError, cut, shown
 from sae_vis._params import nearest
 
 # Products of at least this many rows give each row the same bits whatever the other rows are; smaller ones do not.
@@ -205,7 +205,7 @@ class AutoEncoder(nn.Module):
             raise InputError(f"weights must be a dict of the tensors {', '.join(names)}, got {type(weights).__name__}.")
         if set(weights) != set(names):
             given = ", ".join(sorted(str(name) for name in weights)) or "none"
-            raise InputError(f"An AutoEncoder needs the tensors {', '.join(names)}; got {given}.")
+            raise InputError(f"An AutoEncoder needs the tensors {', '.join(names)}; got {cut(given)}.")
         for name, weight in weights.items():
             if not isinstance(weight, Tensor) or not weight.is_floating_point():
                 got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
@@ -217,6 +217,10 @@ class AutoEncoder(nn.Module):
         for name, shape in expected.items():
             if tuple(weights[name].shape) != shape:
                 raise InputError(f"{name} must have shape {shape} to fit W_enc, got {tuple(weights[name].shape)}.")
+            if weights[name].is_meta or weights[name].layout != torch.strided:
+                raise InputError(
+                    f"{name} must be a dense tensor, got {weights[name].layout} on {weights[name].device}."
+                )
         encoder = cls(AutoEncoderConfig(d_in, d_hidden, apply_b_dec_to_input))
         encoder.to(device=weights["W_enc"].device, dtype=weights["W_enc"].dtype)
         encoder.load_state_dict(weights)
@@ -309,6 +313,22 @@ class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass 
     """Raised by a hook to end the forward pass where nothing later is needed."""
 
 
+def _setting(cfg: Any, name: str) -> int:
+    """A size in the configuration of a model."""
+    value = getattr(cfg, name, None)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ModelError(f"The model's cfg.{name} must be an int >= 1, got {shown(value)}.")
+    return value
+
+
+def _cap(value: Any) -> float:
+    """The soft cap of the logits; 0 and less stand for none."""
+    number = 0.0 if value is None else value
+    if not isinstance(number, int | float) or not abs(number) < float("inf"):
+        raise ModelError(f"The model's cfg.output_logits_soft_cap must be a finite number or None, got {shown(value)}.")
+    return float(number)
+
+
 class LanguageModel:
     """A TransformerLens model: run to a hook point, final residual stream, unembedding, tokenizer.
 
@@ -338,13 +358,19 @@ class LanguageModel:
             )
         self.model = model
         self.cfg = model.cfg
-        self.n_layers = int(self.cfg.n_layers)
+        self.n_layers = _setting(self.cfg, "n_layers")
+        check_tensor(model.W_U, f"{type(model).__name__}.W_U", (None, None))
+        if model.W_U.ndim != 2 or not model.W_U.is_floating_point() or not model.W_U.numel():
+            raise ModelError(
+                f"{type(model).__name__}.W_U must be [d_model, d_vocab] of floating-point numbers, got {model.W_U.dtype} of "
+                f"shape {tuple(model.W_U.shape)}."
+            )
         self.d_model, self.d_vocab = (int(n) for n in model.W_U.shape)
-        self.n_ctx = int(self.cfg.n_ctx)
+        self.n_ctx = _setting(self.cfg, "n_ctx")
         self.tokenizer = getattr(model, "tokenizer", None)
         self.name = str(getattr(self.cfg, "model_name", None) or type(model).__name__)
         self.device = model.W_U.device
-        self.soft_cap = float(getattr(self.cfg, "output_logits_soft_cap", None) or 0.0)
+        self.soft_cap = _cap(getattr(self.cfg, "output_logits_soft_cap", None))
         # Whether what attention writes reaches the end of its block as it is, with no MLP that reads it on the way.
         self.parallel = any(bool(getattr(self.cfg, name, False)) for name in ("parallel_attn_mlp", "attn_only"))
         self.final_hook = f"blocks.{self.n_layers - 1}.hook_resid_post"
@@ -397,6 +423,9 @@ class LanguageModel:
 
         def hook_at(name: str) -> Callable[[Tensor], Tensor | None]:
             def run(value: Tensor) -> Tensor | None:
+                check_tensor(value, f"The hook point {name!r}", (n_rows, seq_len, None), more=True)
+                if not value.is_floating_point():
+                    raise ModelError(f"The hook point {name!r} gives {value.dtype}, not floating-point activations.")
                 changed = changes[name](value) if name in changes else None
                 if name in names:
                     kept = (value if changed is None else changed).detach()[:n_rows, :seq_len].contiguous()
@@ -426,26 +455,27 @@ class LanguageModel:
     ) -> Float[Tensor, "rows seq d_vocab"]:
         """The model's own logits, in float32, with some activations changed on the way."""
         logits: Tensor = self._run(tokens, dict(changes), return_type="logits")
-        return logits.float()
+        n_rows, seq_len = tokens.shape
+        shape = (n_rows, seq_len, self.d_vocab)
+        check_tensor(logits, "The model's forward pass (return_type='logits')", shape, more=True)
+        return logits[:n_rows, :seq_len, : self.d_vocab].float()
 
     def _run(self, tokens: Tensor, hooks: dict[str, Callable[[Tensor], Any]], return_type: str | None = None) -> Any:
-        """A forward pass with hooks, until it ends or a hook raises ``_Reached``.
+        """A forward pass with hooks, until it ends or a hook raises ``_Reached``, and what it gives.
 
-        Hooks may see padding rows at the end, and padding tokens behind each row.
+        Hooks and results may have padding rows at the end, and padding tokens behind each row.
         """
-        n_rows, seq_len = tokens.shape
         tokens = self._padded(tokens)
         # TransformerLens passes the hook point as a keyword; its name may be an alias, so nothing here reads it.
         fwd_hooks = [(name, lambda value, hook=None, run=run: run(value)) for name, run in hooks.items()]
         try:
-            result = self.model.run_with_hooks(tokens.to(self.device), fwd_hooks=fwd_hooks, return_type=return_type)
+            return self.model.run_with_hooks(tokens.to(self.device), fwd_hooks=fwd_hooks, return_type=return_type)
         except _Reached:
             return None
         except (AssertionError, ValueError) as error:  # by version of TransformerLens
             if not str(error).startswith("Cannot add hook"):
                 raise
             raise ModelError(f"The hook point {' or '.join(hooks)} has to be switched on: {error}") from None
-        return result[:n_rows, :seq_len] if isinstance(result, Tensor) else result
 
     @property
     def causal(self) -> bool:
@@ -513,7 +543,16 @@ class LanguageModel:
         """``W_U`` and ``b_U`` (zeros where there is none), in float32."""
         weight = self.model.W_U.detach().float()
         bias = getattr(self.model, "b_U", None)
-        return weight, torch.zeros_like(weight[0]) if bias is None else bias.detach().float()
+        if bias is None:
+            bias = torch.zeros_like(weight[0])
+        check_tensor(bias, "The model's b_U", (self.d_vocab,))
+        bias = bias.detach().float()
+        for name, values in (("W_U", weight), ("b_U", bias)):
+            if not bool(torch.isfinite(values).all()):
+                raise ModelError(
+                    f"The model's {name} holds NaN or infinity. Check its weights and their number format."
+                )
+        return weight, bias
 
     def logits_from_residual(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
         """The model's own norm and unembedding, with the soft cap that some models put behind them; float32."""
@@ -610,13 +649,19 @@ class LanguageModel:
     def special_token_ids(self) -> tuple[int, ...]:
         """The tokenizer's BOS, EOS and padding ids."""
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        ids = (getattr(self.tokenizer, name, None) for name in names)
-        return tuple(sorted({int(i) for i in ids if isinstance(i, int)}))
+        return tuple(sorted({i for i in map(self._token_id, names) if i is not None}))
 
     def padding_id(self) -> int | None:
         """The tokenizer's padding id."""
-        padding = getattr(self.tokenizer, "pad_token_id", None)
-        return padding if isinstance(padding, int) else None
+        return self._token_id("pad_token_id")
+
+    def bos_id(self) -> int | None:
+        """The id that the tokenizer begins a text with."""
+        return self._token_id("bos_token_id")
+
+    def _token_id(self, name: str) -> int | None:
+        value = getattr(self.tokenizer, name, None)
+        return value if _is_token_id(value) else None
 
     def digest(self) -> str:
         """A digest of a sample of every parameter."""
@@ -633,6 +678,31 @@ def checked_device(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:  # by device, and by how torch was built
         raise InputError(f"The device {device!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
+
+
+def _is_token_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def check_tensor(value: Any, what: str, shape: tuple[int | None, ...], more: bool = False) -> None:
+    """Raise ``ModelError`` unless ``value`` is a dense tensor of real numbers of this shape.
+
+    None stands for any size, of one dimension or several at the end of the shape; with ``more`` the sizes are the least.
+    """
+    told = f"[{', '.join('...' if size is None else str(size) for size in shape)}]"
+    if not isinstance(value, Tensor):
+        raise ModelError(
+            f"{what} must be a tensor {told}, got {shown(value) if value is None else type(value).__name__}."
+        )
+    fits = len(value.shape) >= len(shape) if shape[-1] is None else len(value.shape) == len(shape)
+    for size, wanted in zip(value.shape, shape, strict=False):
+        fits = fits and (wanted is None or size == wanted or (more and size > wanted))
+    if not fits:
+        raise ModelError(f"{what} must be a tensor {told}, got one of shape {tuple(value.shape)}.")
+    if value.is_meta or value.layout != torch.strided or value.is_complex():
+        raise ModelError(
+            f"{what} must give a dense tensor of real numbers, got {value.dtype} with layout {value.layout} on {value.device}."
+        )
 
 
 def steady_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:

@@ -28,7 +28,7 @@ from sae_vis import SaeVisError
 C = TypeVar("C")
 SEED = int(os.environ.get("SAE_VIS_FUZZ_SEED", "0"))
 TIMES = float(os.environ.get("SAE_VIS_FUZZ_TIMES", "1"))
-CASE_SECONDS = 20.0  # a case takes a millisecond; the machine may be busy
+CASE_SECONDS = float(os.environ.get("SAE_VIS_FUZZ_SECONDS", "20"))  # a case takes milliseconds; the machine may be busy
 LONGEST_MESSAGE = 4000
 LIBRARY = str(Path(sae_vis.__file__).parent)
 
