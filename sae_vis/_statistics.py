@@ -116,15 +116,17 @@ def moments(values: Floats, n_counted: int) -> ActivationMoments:
     n_zeros = n_counted - len(values)
     mean = float(values.sum()) / n_counted
     deviations = values - mean
+    squares = deviations * deviations  # products: the power function takes ten times as long below zero
 
-    def central(power: int) -> float:
-        return (float((deviations**power).sum()) + n_zeros * (-mean) ** power) / n_counted
+    def central(powers: Floats, power: int) -> float:
+        return (float(powers.sum()) + n_zeros * (-mean) ** power) / n_counted
 
     constant = len(values) == n_counted and values.min() == values.max()
-    variance = 0.0 if constant else central(2)
+    variance = 0.0 if constant else central(squares, 2)
     if variance == 0.0:
         return ActivationMoments(mean, 0.0, None, None)
-    return ActivationMoments(mean, variance, central(3) / variance**1.5, central(4) / variance**2)
+    third, fourth = central(squares * deviations, 3), central(squares * squares, 4)
+    return ActivationMoments(mean, variance, third / variance**1.5, fourth / variance**2)
 
 
 def histogram(values: Floats, n_bins: int) -> tuple[list[float], list[int]]:
