@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from brute_force import hook_values, random_encoder, real_ablation, width_at
-from hf_models import ALL_MODELS, build, gpt2, native, randomise, save_tokenizer, shared, some_tokens
+from hf_models import ALL_MODELS, boot, build, gpt2, native, qwen2, randomise, save_tokenizer, shared, some_tokens
 from torch import Tensor, nn
 
 from sae_vis import FeatureVisParams, get_feature_data
@@ -578,6 +578,21 @@ def test_centred_weights_of_a_layer_norm_model_are_told():
     assert not fetch(shared("gpt2"), "blocks.0.hook_resid_pre").provenance.notes
     assert not fetch(processed, "blocks.0.mlp.hook_post").provenance.notes
     assert not fetch(shared("llama", compat=True), "blocks.0.hook_resid_pre").provenance.notes
+
+
+def test_folded_value_biases_of_an_rms_norm_model_are_told_where_they_were(tmp_path):
+    raw, processed = qwen2(), qwen2()
+    for hf_model in (raw, processed):
+        randomise(hf_model)
+    raw, processed = (boot(hf_model, save_tokenizer(tmp_path)) for hf_model in (raw, processed))
+    processed.enable_compatibility_mode()
+    for kind in KINDS:
+        ours, theirs = (LanguageModel(m).activations(some_tokens(), f"blocks.1.{kind}") for m in (raw, processed))
+        assert (float((ours - theirs).abs().max()) < 1e-4) == (kind != "attn.hook_z")
+    with pytest.warns(UserWarning, match="value biases are zero"):
+        assert "value biases" in fetch(processed, "blocks.0.attn.hook_z").provenance.notes[0]
+    assert not fetch(raw, "blocks.0.attn.hook_z").provenance.notes
+    assert not fetch(processed, "blocks.0.hook_attn_out").provenance.notes
 
 
 # --- odds and ends ---------------------------------------------------------------------------------------------------
