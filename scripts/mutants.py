@@ -1150,7 +1150,6 @@ MUTANTS: list[Mutant] = [
         "test_html_fns.py",
         ("effect-colours", "negative lowers the loss", "'h' if effect < 0 else 'r'", "'r' if effect < 0 else 'h'"),
         ("bold-lost", "the bold token is bold", '("b", bold), ("x", ignored)', '("b", ignored), ("x", bold)'),
-        ("cache-trusts", "a cached token does not make text Html", "typed=True", "typed=False"),
         (
             "bars-below-zero",
             "a bar belongs to the side of its middle",

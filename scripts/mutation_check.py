@@ -147,7 +147,8 @@ class Runner:
             results = []
             for number, result in enumerate(pool.map(self.check, mutants), 1):
                 results.append(result)
-                print(f"{number}/{len(mutants)} {result.mutant.name}: {result.outcome} {result.by}", flush=True)
+                by = result.by or result.mutant.breaks
+                print(f"{number}/{len(mutants)} {result.mutant.name}: {result.outcome} {by}", flush=True)
         return results
 
 

@@ -541,6 +541,13 @@ def test_unknown_fields_are_errors_wherever_they_are(tree, path):
           "$.features[1].sequences.groups[0].sequences[0].effects[0]")  # fmt: skip
 
 
+def test_what_stands_behind_the_features_is_read_too(feature_data, path):
+    data = saved(feature_data, path)
+    assert data.endswith(b"\n]}\n")
+    assert "surplus" in fault(data.removesuffix(b"}\n") + b', "surplus": 1}\n', path)
+    assert fault(data.removesuffix(b"}\n") + b', "version": 1}\n', path) == "$.version is there twice."
+
+
 def test_a_key_that_is_there_twice_is_an_error(feature_data, path):
     data = saved(feature_data, path)
     for old, new, where in (

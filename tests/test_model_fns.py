@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sae_vis import FeatureVisParams, get_feature_data
 from sae_vis._errors import ModelError
-from sae_vis.model_fns import FinalNorm, HookPoint, LanguageModel
+from sae_vis.model_fns import FinalNorm, HookPoint, LanguageModel, digest_tensors
 
 KINDS = (
     "hook_resid_pre",
@@ -604,6 +604,13 @@ def test_the_digest_tells_models_apart_and_is_steady():
         other.blocks[0].mlp.out.original_component.weight[0, 0] += 1.0
     digests = [LanguageModel(model).digest() for model in (first, again, other)]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_digest_tells_names_shapes_and_number_formats_apart():
+    zeros = torch.zeros(2, 3)
+    pairs = [("a", zeros), ("b", zeros), ("a", zeros.T), ("a", zeros.double()), ("a", zeros.reshape(-1))]
+    assert len({digest_tensors([pair]) for pair in pairs}) == len(pairs)
+    assert digest_tensors(pairs[:2]) == digest_tensors(pairs[1::-1]), "in any order"
 
 
 def test_a_model_without_a_tokenizer_has_no_special_tokens():

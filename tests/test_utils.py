@@ -40,7 +40,14 @@ def test_ticks_lie_inside_rise_and_are_at_most_seven(a, b):
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-3, 3, [-3, -2, -1, 0, 1, 2, 3]), (2, 2, [2]), (0, float("nan"), [0])],
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-3, 3, [-3, -2, -1, 0, 1, 2, 3]),
+        (0, 20, [0, 5, 10, 15, 20]),
+        (0.1, 6.9, [1, 2, 3, 4, 5, 6]),
+        (2, 2, [2]),
+        (0, float("nan"), [0]),
+    ],
 )
 def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == expected
