@@ -161,7 +161,7 @@ class AutoEncoder(nn.Module):
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
                 metadata = file.metadata() or {}
         except (OSError, SafetensorError) as error:
-            raise InputError(f"Cannot read an AutoEncoder from {path}: {error}") from None
+            raise InputError(f"Cannot read an AutoEncoder from {path}: {cut(str(error))}") from None
         return cls.from_weights(weights, apply_b_dec_to_input=metadata.get("apply_b_dec_to_input", "True") == "True")
 
     @classmethod
