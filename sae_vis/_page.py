@@ -58,11 +58,11 @@ def document(title: str, body: Html, elements: Sequence[Html] = ()) -> Html:
     needs = sorted(page.needs.union(body.needs, *(element.needs for element in elements)))
     css = [Html(asset(need)) for need in needs if need.startswith("css/")]
     scripts = [_script(need) for need in needs if need.startswith("js/")]
-    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts) or "'none'"
+    styles = template("style.html").fill(css=join(css))
     return page.fill(
         title=title,
-        policy=Html(f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"),
-        styles=template("style.html").fill(css=join(css)),
+        policy=_policy([styles], scripts),
+        styles=styles,
         body=body,
         data=join(elements),
         scripts=join(scripts),
@@ -73,10 +73,23 @@ def _script(name: str) -> Html:
     return template("script.html").fill(js=Html(asset(name)))
 
 
-def _digest(element: Html) -> str:
-    """What the policy names a script by: the digest of exactly what stands between its tags."""
-    source = element.removeprefix("<script>").removesuffix("</script>")
-    return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+def _policy(styles: Sequence[Html], scripts: Sequence[Html]) -> Html:
+    """These style sheets and scripts, style attributes, the empty icon, and nothing else.
+
+    ``default-src`` covers neither the base of addresses nor where a form goes. A browser that knows no
+    ``style-src-elem`` goes by ``style-src``, which the attributes need.
+    """
+    return Html(
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; style-src-elem {_digests(styles)}; "
+        f"script-src {_digests(scripts)}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _digests(elements: Sequence[Html]) -> str:
+    """What the policy names elements by: the digest of exactly what stands between the tags of each."""
+    sources = [element.partition(">")[2].rpartition("</")[0] for element in elements]
+    digests = [base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in sources]
+    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
 
 
 def notebook_frame(document: Html, title: str, height: int) -> Html:

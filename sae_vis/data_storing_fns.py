@@ -30,9 +30,13 @@ from sae_vis.utils_fns import (
     format_signed,
     largest,
     level,
+    shorten,
 )
 
 V = TypeVar("V")
+
+NAME_LIMIT = 200  # characters that a page shows of the name of a model or a hook point
+TEXT_LIMIT = 2000  # likewise of a note or a reason
 
 ScoreName = Literal["act_size", "act_quantile", "loss_effect", "loss_effect_full"]
 SCORE_NAMES: tuple[ScoreName, ...] = ("act_size", "act_quantile", "loss_effect", "loss_effect_full")
@@ -153,7 +157,7 @@ class PageContext:
             return "full ablation"
         if self.provenance is None:
             return "direct effect"
-        reason = self.provenance.direct_effect_reason
+        reason = shorten(self.provenance.direct_effect_reason, TEXT_LIMIT)
         return f"{self.provenance.direct_effect}{f': {reason}' if reason else ''}"
 
 
@@ -519,7 +523,7 @@ class SequenceMultiGroupData:
 def _loss_key(page: PageContext) -> Html:
     """What the underlines show, and a choice where there are two effects."""
     if not page.measured:
-        reason = page.provenance.direct_effect_reason if page.provenance else ""
+        reason = shorten(page.provenance.direct_effect_reason, TEXT_LIMIT) if page.provenance else ""
         return join([f"Loss contribution not measured{f': {reason}' if reason and page.params.ablations else ''}"])
     hows = [page.loss_how(ablation) for ablation in page.measured]
     return html_fns.loss_key(list(page.measured), hows)
@@ -719,7 +723,7 @@ def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[s
 
 
 def _missing_reason(attribute: str, page: PageContext) -> str:
-    reason = page.provenance.direct_effect_reason if page.provenance else ""
+    reason = shorten(page.provenance.direct_effect_reason, TEXT_LIMIT) if page.provenance else ""
     return f"There are no {attribute.replace('_', ' ')} here{f': {reason}' if reason else '.'}"
 
 
@@ -908,16 +912,19 @@ def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
 
 
 def _title(page: PageContext) -> str:
-    return f"{page.provenance.hook_point} · {page.provenance.model}" if page.provenance else "sae_vis"
+    told = page.provenance
+    return f"{shorten(told.hook_point, NAME_LIMIT)} · {shorten(told.model, NAME_LIMIT)}" if told else "sae_vis"
 
 
 def _subtitle(provenance: Provenance | None) -> str:
-    return f"{provenance.hook_point} of {provenance.model}" if provenance else ""
+    if provenance is None:
+        return ""
+    return f"{shorten(provenance.hook_point, NAME_LIMIT)} of {shorten(provenance.model, NAME_LIMIT)}"
 
 
 def _notes(page: PageContext, *first: str) -> Html:
     notes = page.provenance.notes if page.provenance else []
-    return html_fns.notes([note for note in (*first, *notes) if note])
+    return html_fns.notes([shorten(note, TEXT_LIMIT) for note in (*first, *notes) if note])
 
 
 def _footer(page: PageContext) -> str:
@@ -927,8 +934,8 @@ def _footer(page: PageContext) -> str:
     parts = [
         f"{_count(told.n_rows, 'row')} of {_count(told.seq_len, 'token')}, {_count(told.n_counted, 'position')} counted",
         f"{_count(told.d_hidden, 'feature')} on {_count(told.d_in, 'dimension')}",
-        ", ".join(f"{name} {version}" for name, version in sorted(told.versions.items())),
-        ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(told.digests.items())),
+        ", ".join(f"{shorten(name)} {shorten(version)}" for name, version in sorted(told.versions.items())),
+        ", ".join(f"{shorten(name)} {digest[:12]}" for name, digest in sorted(told.digests.items())),
     ]
     return " · ".join(part for part in parts if part)
 

@@ -157,7 +157,9 @@ def sequence(tokens: Sequence[Html], value: str) -> Html:
 
 def sequence_group(title: str, detail: str, sequences: Sequence[Html]) -> Html:
     """A titled group of sequences."""
-    return template("sequence_group_template.html").fill(title=title, detail=detail, sequences=join(sequences))
+    return template("sequence_group_template.html").fill(
+        title=shorten(title, TITLE_LIMIT), detail=detail, sequences=join(sequences)
+    )
 
 
 def sequence_multi_group(legend: Html, groups: Sequence[Html], hover: Html) -> Html:

@@ -108,8 +108,14 @@ def test_the_policy_allows_these_scripts_and_no_request(features):
     assert policy.startswith("default-src 'none'; img-src data:;")
     scripts = running_scripts(tree)
     assert len(scripts) == 5
-    digests = [base64.b64encode(hashlib.sha256(script.text.encode()).digest()).decode() for script in scripts]
+    elements = [*tree.iter("style"), *scripts]
+    digests = [base64.b64encode(hashlib.sha256(element.text.encode()).digest()).decode() for element in elements]
     assert re.findall(r"'sha256-([^']*)'", policy) == digests
+    directives = dict(directive.strip().partition(" ")[::2] for directive in policy.split(";"))
+    assert directives["base-uri"] == directives["form-action"] == "'none'"
+    assert set(directives) == {
+        *("default-src", "img-src", "style-src", "style-src-elem", "script-src", "base-uri", "form-action"),
+    }
 
 
 def test_json_cannot_end_its_element():
