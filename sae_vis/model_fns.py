@@ -579,7 +579,7 @@ class LanguageModel:
         mid = f"blocks.{layer}.hook_resid_mid"
         read_at = mid if from_attention and not self.parallel and mid in self.model.hook_dict else None
         error = self._perturbation_error(hook_point.name, read_at or f"blocks.{layer}.hook_resid_post", matrix, tokens)
-        if error > 1e-2:
+        if not error <= 1e-2:  # NaN is no small error
             reason = (
                 f"something (such as a norm) stands between {hook_point.name} and the residual stream: a small change there "
                 f"does not arrive as the weights say (relative error {error:.2g})"

@@ -52,6 +52,15 @@ def test_activations_are_what_transformer_lens_caches(name):
                 torch.testing.assert_close(ours, expected, rtol=0.0, atol=1e-6 * largest)
 
 
+@pytest.mark.parametrize("seq_len", [7, 9, 10])
+def test_rows_are_never_made_longer_than_the_context(seq_len):
+    model, tokens = native(n_ctx=10), some_tokens(3, seq_len, bos=False)
+    wrapped = LanguageModel(model)
+    with wrapped.as_for_inference():
+        ours = wrapped.activations(tokens, "blocks.1.hook_resid_post")
+    torch.testing.assert_close(ours, hook_values(model, tokens, "blocks.1.hook_resid_post"), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("n_rows", [1, 2, 7])
 @pytest.mark.parametrize("seq_len", [1, 2, 5])
 def test_small_batches_come_back_in_their_own_shape(n_rows, seq_len):
