@@ -37,6 +37,7 @@ def _named(tests: str) -> tuple[str, ...]:
 
 STATISTICS, SELECTION, ACTIVATIONS = "test_statistics.py", "test_selection.py", "test_activations.py"
 ABLATION, PROMPT, MODEL = "test_ablation.py", "test_prompt.py", "test_model_fns.py"
+FULL = "test_full_ablation.py"
 INVARIANCES, FETCHING, PAGES = "test_invariances.py", "test_fetching.py", "test_pages.py"
 
 MUTANTS: list[Mutant] = [
@@ -66,8 +67,8 @@ MUTANTS: list[Mutant] = [
         (
             "step-noise",
             "rounded values are the floats nearest to their decimals",
-            "numbers / 10.0**-",
-            "numbers * 10.0**",
+            "counts / 10.0**-self",
+            "counts * 10.0**self",
         ),
         (
             "step-of-float32",
@@ -101,22 +102,22 @@ MUTANTS: list[Mutant] = [
         (
             "sample-variance",
             "the variance is the population's",
-            "0.0 if constant else central(2)",
-            "0.0 if constant else central(2) * n_counted / (n_counted - 1)",
+            "variance = 0.0 if constant else central(squares, 2)",
+            "variance = 0.0 if constant else central(squares, 2) * n_counted / (n_counted - 1)",
         ),
         (
             "excess-kurtosis",
             "the kurtosis is not in excess of 3",
-            "central(4) / variance**2)",
-            "central(4) / variance**2 - 3.0)",
+            "fourth / variance**2)",
+            "fourth / variance**2 - 3.0)",
         ),
         ("skewness-power", "skewness is scaled by the variance to the power 3/2", "variance**1.5", "variance**2"),
         ("float32-sums", "sums are in float64", "float(values.sum())", "float(values.astype(np.float32).sum())"),
         (
             "constant-moments",
             "a constant has no skewness",
-            "variance = 0.0 if constant else central(2)",
-            "variance = central(2)",
+            "variance = 0.0 if constant else central(squares, 2)",
+            "variance = central(squares, 2)",
         ),
         (
             "histogram-from-zero",
@@ -128,8 +129,8 @@ MUTANTS: list[Mutant] = [
         (
             "histogram-width",
             "one bin of width 1 for equal activations",
-            "[low - 0.5, high + 0.5]",
-            "[low - 1.0, high + 1.0]",
+            "half = 0.5 if",
+            "half = 1.0 if",
         ),
         ("knots-fewer-exact", "the top 32 values are exact", "EXACT_KNOTS = 32", "EXACT_KNOTS = 16"),
         ("knots-wider", "the tail is known to 3 %", "KNOT_RATIO = 1.06", "KNOT_RATIO = 1.12"),
@@ -567,20 +568,204 @@ MUTANTS: list[Mutant] = [
         (
             "changes-of-logits",
             "changes are of log-probabilities",
-            "log_probs = torch.log_softmax(tail.logits(), dim=-1)",
-            "log_probs = tail.logits()",
+            "change = torch.log_softmax(tail.logits(), dim=-1)[local]",
+            "change = tail.logits()[local]",
         ),
         (
             "softmax-axis",
             "probabilities sum to one over the vocabulary",
-            "tail.logits_without(pairs.position, pairs.feature, pairs.activation), dim=-1)",
-            "tail.logits_without(pairs.position, pairs.feature, pairs.activation), dim=0)",
+            "change = torch.log_softmax(tail.logits(), dim=-1)[local]",
+            "change = torch.log_softmax(tail.logits(), dim=0)[local]",
         ),
         (
             "lowered-are-raised",
             "what is lowered most",
-            "change.topk(n_changes, dim=-1, largest=False)",
-            "change.topk(n_changes, dim=-1)",
+            "for largest in (True, False)",
+            "for largest in (True, True)",
+        ),
+    ),
+    *_group(
+        "_full_ablation.py",
+        FULL,
+        ("full-sign", "the contribution is taken out", "(part.float() - contribution", "(part.float() + contribution"),
+        (
+            "full-one-position",
+            "it is taken out at every position of the row",
+            "written[index, one.positions[inside]] = one.contributions[inside]",
+            "written[index, one.positions[inside][-1:]] = one.contributions[inside][-1:]",
+        ),
+        (
+            "full-wrong-feature",
+            "each pass is without its own feature",
+            "torch.tensor([one.feature for one in batch], device",
+            "torch.tensor([batch[0].feature for one in batch], device",
+        ),
+        (
+            "full-wrong-row",
+            "each pass is of its own row",
+            "rows = torch.tensor([one.row for one in batch])\n        written",
+            "rows = torch.tensor([batch[0].row for one in batch])\n        written",
+        ),
+        (
+            "full-too-short",
+            "the pass reaches the last prediction that is looked at",
+            "self.model.padded_length(int(one.predicted[-1]))",
+            "self.model.padded_length(int(one.predicted[0]))",
+        ),
+        (
+            "full-whole-rows",
+            "nothing is run behind the last token that is shown",
+            "return min(seq_len, self.model.padded_length(int(one.predicted[-1]))) if self.model.causal else seq_len",
+            "return seq_len",
+        ),
+        (
+            "full-middle-into-mlp-only",
+            "at the middle of a block it is taken out of the residual stream",
+            'if hook_point.kind == "hook_resid_mid" and not',
+            'if hook_point.kind == "hook_resid_mid" and',
+        ),
+        (
+            "full-middle-twice",
+            "where the hook point is in the residual stream it is taken out once",
+            'if hook_point.kind == "hook_resid_mid" and not _passes_the_mlp(model, hook_point, sample):',
+            'if hook_point.kind == "hook_resid_mid":',
+            "test_hooked_transformer.py " + FULL,
+        ),
+        (
+            "full-clean-at-token",
+            "both are predictions made one token earlier",
+            "place = row * clean.tokens.shape[1] + predicted - 1",
+            "place = row * clean.tokens.shape[1] + predicted",
+        ),
+        (
+            "full-without-at-token",
+            "both are predictions made one token earlier",
+            "(predicted[some] - 1).to(device)",
+            "predicted[some].clamp_max(without.shape[1] - 1).to(device)",
+        ),
+        (
+            "full-next-token",
+            "the loss is that of the predicted token",
+            "next_token = clean.tokens[row[some], predicted[some]]",
+            "next_token = clean.tokens[row[some], predicted[some] - 1]",
+        ),
+        (
+            "full-all-listed",
+            "tokens are listed where the feature is active one token before",
+            "self.n_changes, listed[some])",
+            "self.n_changes)",
+        ),
+        (
+            "full-logits-not-normalised",
+            "changes are of log-probabilities",
+            "torch.log_softmax(leaving, dim=-1)",
+            "leaving",
+        ),
+        (
+            "full-blocks-run-again",
+            "blocks before the hook point are passed over",
+            "        if block == 0:\n            return cls(0)\n",
+            "        return cls(0)\n",
+        ),
+        (
+            "full-short-cut-unchecked",
+            "the short cut is compared with the whole pass",
+            "if _same(final, clean[model.final_hook]):",
+            "if final.shape == clean[model.final_hook].shape:",
+        ),
+        (
+            "full-nothing-put-back",
+            "the residual stream that enters the block is put back",
+            "changed[: values.shape[0], : values.shape[1]] = values",
+            "pass",
+        ),
+        (
+            "full-blocks-stay-replaced",
+            "afterwards the blocks are as they were",
+            'vars(block).pop("forward", None)',
+            "pass",
+        ),
+        (
+            "full-own-forward-lost",
+            "a forward of a block's own comes back",
+            'vars(block)["forward"] = own',
+            'vars(block).pop("forward")',
+        ),
+        (
+            "full-unread-unnoticed",
+            "a place that nothing reads is an error",
+            "if torch.equal(self._leaving(",
+            "if False and torch.equal(self._leaving(",
+        ),
+        (
+            "full-tail-behind-the-blocks",
+            "outside the blocks the whole model is run",
+            "self.tail = None if hook_point.block is None else tail",
+            "self.tail = tail",
+        ),
+    ),
+    *_group(
+        "_measure.py",
+        FULL,
+        (
+            "scale-left-out",
+            "an encoder that normalises writes on another scale",
+            "activations * self.scale.reshape(-1)[torch.from_numpy(places)]",
+            "activations",
+        ),
+        (
+            "scale-shifted",
+            "the scale is that of the position",
+            "[torch.from_numpy(places)]",
+            "[torch.from_numpy(places) - 1]",
+        ),
+        (
+            "effects-of-rounded",
+            "effects are those of the activations as they are",
+            "torch.from_numpy(acts.raw[which].astype",
+            "torch.from_numpy(acts.values[which].round(1).astype",
+        ),
+        (
+            "effect-stored-before",
+            "effects are stored at the predicted token",
+            "batch.place_among_all(at) + 1, effect",
+            "batch.place_among_all(at), effect",
+        ),
+        (
+            "direct-across-rows",
+            "the last token of a row predicts nothing",
+            " & (active % batch.seq_len + 1 < batch.seq_len)",
+            "",
+        ),
+        (
+            "direct-everywhere",
+            "only shown predictions are measured",
+            "wanted = np.isin(active + 1, in_batch)",
+            "wanted = np.isin(active, in_batch)",
+        ),
+        (
+            "full-from-the-first",
+            "a token before the feature's first activation has no effect",
+            "predicted = predicted[predicted > first]",
+            "predicted = predicted[predicted >= first]",
+        ),
+        (
+            "full-after-the-second",
+            "the token behind the first activation has an effect",
+            "predicted = predicted[predicted > first]",
+            "predicted = predicted[predicted > first + 1]",
+        ),
+        (
+            "full-listed-at-token",
+            "tokens are listed where the feature is active one token before",
+            "listed = np.isin(predicted - 1, positions)",
+            "listed = np.isin(predicted, positions)",
+        ),
+        (
+            "full-before-direct",
+            "the direct effect is shown first",
+            '[("direct", self.direct), ("full", self.full)]',
+            '[("full", self.full), ("direct", self.direct)]',
         ),
     ),
     *_group(
@@ -641,12 +826,17 @@ MUTANTS: list[Mutant] = [
         (
             "loss-at-wrong-token",
             "the loss stands at the token that is predicted",
-            "seen.effect.get(place)",
-            "seen.effect.get(place + 1)",
+            "effect_at.get(place)",
+            "effect_at.get(place + 1)",
         ),
-        ("loss-at-window-start", "only the row's first token has no prediction", "start + at == 0", "at == 0"),
-        ("loss-at-row-start", "the row's first token has no prediction", "start + at == 0 or", ""),
-        ("loss-of-padding", "padding has no loss", "or token == padding", ""),
+        (
+            "loss-at-window-start",
+            "only the row's first token has no prediction",
+            "start + at > 0 and token",
+            "at > 0 and token",
+        ),
+        ("loss-at-row-start", "the row's first token has no prediction", "start + at > 0 and token", "token"),
+        ("loss-of-padding", "padding has no loss", "start + at > 0 and token != padding for", "start + at > 0 for"),
         (
             "effect-at-wrong-token",
             "the changes stand at the token that is predicted",
@@ -715,8 +905,8 @@ MUTANTS: list[Mutant] = [
         (
             "interval-title",
             "an interval's title has the decimals of the step",
-            "max(0, -Step.for_maximum(acts.maximum).exponent)",
-            "2",
+            "decimals = decimals_for(acts.maximum)\n",
+            "decimals = 2\n",
             SELECTION,
         ),
     ),
@@ -796,7 +986,13 @@ MUTANTS: list[Mutant] = [
     *_group(
         "_run.py",
         f"{FETCHING} {PROMPT}",
-        ("bos-twice", "BOS is never there twice", "if wanted and ids[0] != first:", "if wanted:", PROMPT),
+        (
+            "bos-twice",
+            "BOS is never there twice",
+            "if wanted and first is not None and ids[0] != first:",
+            "if wanted and first is not None:",
+            PROMPT,
+        ),
         (
             "bos-always",
             "BOS only where the corpus has it",
@@ -858,8 +1054,8 @@ MUTANTS: list[Mutant] = [
         (
             "processed-unnoticed",
             "centred weights are told",
-            "run.model.final_norm().centres and",
-            "not run.model.final_norm().centres and",
+            "if model.final_norm().centres and model",
+            "if not model.final_norm().centres and model",
             MODEL,
         ),
     ),
@@ -902,8 +1098,8 @@ MUTANTS: list[Mutant] = [
         (
             "b-u-lost",
             "b_U",
-            "torch.zeros_like(weight[0]) if bias is None else bias.detach().float()",
-            "torch.zeros_like(weight[0])",
+            "bias = bias.detach().float()\n",
+            "bias = torch.zeros_like(weight[0])\n",
             ABLATION,
         ),
         (
@@ -927,8 +1123,8 @@ MUTANTS: list[Mutant] = [
             "(from_attention and self.parallel)",
             "from_attention",
         ),
-        ("way-unchecked", "a norm in the way is found", "if error > 1e-2:", "if error > 1e9:"),
-        ("way-too-strict", "rounding in half precision is no norm", "if error > 1e-2:", "if error > 1e-7:"),
+        ("way-unchecked", "a norm in the way is found", "if not error <= 1e-2:", "if not error <= 1e9:"),
+        ("way-too-strict", "rounding in half precision is no norm", "if not error <= 1e-2:", "if not error <= 1e-7:"),
         (
             "nonlinearity-passed",
             "no map through a nonlinearity",
@@ -938,16 +1134,16 @@ MUTANTS: list[Mutant] = [
         (
             "causal-only",
             "only causal models are padded behind",
-            "if causal and longer <= self.n_ctx:",
-            "if longer <= self.n_ctx:",
+            "longer if self.causal and longer <= self.n_ctx else",
+            "longer if longer <= self.n_ctx else",
             INVARIANCES,
         ),
         ("not-lengthened", "rows of a multiple of 8 tokens", "ROW_MULTIPLE = 8", "ROW_MULTIPLE = 1", INVARIANCES),
         (
             "lengthened-beyond-context",
             "padding stays in the context",
-            "if causal and longer <= self.n_ctx:",
-            "if causal:",
+            "longer if self.causal and longer <= self.n_ctx else",
+            "longer if self.causal else",
             f"{MODEL} {INVARIANCES} {PROMPT}",
         ),
         (
@@ -967,14 +1163,14 @@ MUTANTS: list[Mutant] = [
         (
             "padding-returned",
             "padding does not come back",
-            "captured[0][:n_rows, :seq_len].contiguous()",
-            "captured[0].contiguous()",
+            ".detach()[:n_rows, :seq_len].contiguous()",
+            ".detach().contiguous()",
         ),
         (
             "runs-on",
             "nothing after the hook point is run",
-            "            captured.append(value.detach())\n            raise _Reached",
-            "            captured.append(value.detach())",
+            "                        raise _Reached\n",
+            "                        pass\n",
         ),
         ("bos-not-special", "BOS is a special token", 'names = ("bos_token_id", ', "names = ("),
         (
@@ -1097,8 +1293,8 @@ MUTANTS: list[Mutant] = [
         (
             "bool-filled",
             "True on a page is an error",
-            "isinstance(value, int | float) and not isinstance(value, bool)",
-            "isinstance(value, int | float)",
+            "if not isinstance(value, int | float) or isinstance(value, bool):",
+            "if not isinstance(value, int | float):",
         ),
         ("needs-lost", "what markup needs travels with it", "needs = needs | value.needs", "needs = value.needs"),
         (
@@ -1121,15 +1317,15 @@ MUTANTS: list[Mutant] = [
             f"{PAGES} test_hostile_tokens.py",
         ),
         ("json-nan", "NaN is no JSON", "allow_nan=False", "allow_nan=True"),
-        ("policy-open", "only these scripts run", "script-src {allowed}", "script-src 'unsafe-inline'"),
+        ("policy-open", "only these scripts run", "script-src {_digests(scripts)}", "script-src 'unsafe-inline'"),
         ("policy-digest", "scripts are named by their digests", "hashlib.sha256(source", "hashlib.sha384(source"),
         ("policy-requests", "the page requests nothing", "default-src 'none'", "default-src *"),
         ("asset-twice", "each asset once", "needs = sorted(page.needs.union(", "needs = 2 * sorted(page.needs.union("),
         (
             "hover-decimals",
             "the hover text's losses have four decimals",
-            "round(value * scale) if value else value",
-            "round(value * scale * 10) if value else value",
+            "_whole(value * scale) if value else value",
+            "_whole(value * scale * 10) if value else value",
         ),
         ("hover-none", "no loss is not a loss of zero", "else value if value is None else 0 for", "else 0 for"),
         (
