@@ -988,6 +988,60 @@ def test_the_features_of_an_object_are_shown_on_a_model(lens, tmp_path, build, c
     assert again == data
 
 
+def written_by(sae: Any, x: torch.Tensor, feature: int) -> torch.Tensor:
+    """What the object's own decode writes less when a feature is taken out of its own activations, ``[rows, seq, d]``."""
+    with torch.no_grad():
+        acts = sae.encode(x)
+        whole = sae.decode(acts)
+        sae.encode(x)  # decoding takes the scale away that encoding leaves on the object
+        return whole - sae.decode(acts.index_fill(-1, torch.tensor([feature]), 0.0))
+
+
+@pytest.mark.parametrize("build", [old_model, native], ids=["HookedTransformer", "TransformerBridge"])
+@pytest.mark.parametrize(
+    ("case", "hook_point_out", "options"),
+    [
+        ("standard", None, {"normalize_activations": "layer_norm"}),
+        ("topk-rescaled", None, {"normalize_activations": "constant_norm_rescale"}),
+        ("transcoder", "blocks.1.hook_mlp_out", {"d_out": D_IN}),
+        ("jumprelu_transcoder", "blocks.1.hook_mlp_out", {"d_out": D_IN}),
+    ],
+)
+def test_effects_are_those_of_what_the_objects_own_decode_writes(lens, build, case, hook_point_out, options):
+    """Taken out by TransformerLens' own hooks, one feature and row at a time."""
+    model, tokens = build(), some_tokens(bos=False)
+    metadata = {"sae_lens_version": "6.54.12", "hook_name": HOOK_POINT, "hook_name_out": hook_point_out}
+    sae = make(lens, case, metadata=metadata, **options)
+    fvp = FeatureVisParams(
+        features=range(8), ablation="full", ignore_tokens=(), verbose=False, first_group_size=4, n_groups=0
+    )
+    data = get_feature_data(sae, model, tokens, fvp)
+    assert data.provenance.hook_point_out == hook_point_out
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=HOOK_POINT, return_cache_object=False)
+        clean = torch.log_softmax(model(tokens).double(), -1)
+    n_checked = 0
+    for feature in data:
+        contribution = written_by(sae, cache[HOOK_POINT], feature)
+        for sequence in (s for group in data[feature].sequences.groups for s in group.sequences):
+            row = tokens[sequence.row, None]
+
+            def remove(value, hook, taken=contribution[sequence.row]):
+                return value - taken
+
+            with torch.no_grad():
+                logits = model.run_with_hooks(row, fwd_hooks=[(hook_point_out or HOOK_POINT, remove)])
+            without = torch.log_softmax(logits[0].double(), -1)
+            for at, loss in enumerate(sequence.loss_contribution):
+                position = sequence.start + at
+                if loss:
+                    token = row[0, position]
+                    expected = without[position - 1, token] - clean[sequence.row, position - 1, token]
+                    assert loss == pytest.approx(float(expected), abs=2e-4)
+                    n_checked += 1
+    assert n_checked > 20
+
+
 def test_every_architecture_of_sae_lens_is_known_or_refused_by_name(lens):
     """A new one in a later version would show here."""
     from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
