@@ -629,7 +629,7 @@ MUTANTS: list[Mutant] = [
             "where the hook point is in the residual stream it is taken out once",
             'if hook_point.kind == "hook_resid_mid" and not _passes_the_mlp(model, hook_point, sample):',
             'if hook_point.kind == "hook_resid_mid":',
-            "test_hooked_transformer.py " + FULL,
+            FULL + "::test_the_middle_of_a_block_that_lies_in_the_residual_stream_is_changed_once",
         ),
         (
             "full-clean-at-token",

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from brute_force import activations, hook_values, random_encoder, width_at
-from hf_models import BOS, D_VOCAB, PAD, build, native, save_tokenizer, shared, some_tokens
+from hf_models import BOS, D_VOCAB, N_CTX, PAD, build, native, save_tokenizer, shared, some_tokens
+from models import ToyModel, planted
 from models import fetch as fetch_planted_model
-from models import planted
 from plain_hooks import PLACES, log_probs, log_probs_without, values_at
 from test_ablation import SMALL, TOLERANCE, WRITING_KINDS, error_of_changes, sequences_of
 from torch import Tensor
@@ -243,6 +243,35 @@ def test_a_model_in_half_precision_is_ablated_too(dtype):
     assert len(pairs) > 20
     ours, theirs = torch.tensor(pairs).T
     assert float((ours - theirs).abs().mean()) < 0.1 * float(theirs.abs().mean())
+
+
+class StreamModel(ToyModel):
+    """A block whose middle is a place of the residual stream itself, as HookedTransformer has it."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__(table, n_ctx=N_CTX)
+        names = ("hook_resid_pre", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+        self.hook_dict = {f"blocks.0.{name}": None for name in names}
+        self.W = torch.nn.Parameter(torch.randn(16, 16, generator=torch.Generator().manual_seed(1)) / 4)
+
+    def run_with_hooks(self, tokens: Tensor, fwd_hooks: Any = (), return_type: str | None = None) -> Tensor:
+        def at(name: str, value: Tensor) -> Tensor:
+            for wanted, run in fwd_hooks:
+                changed = run(value, hook=None) if wanted == f"blocks.0.{name}" else None
+                value = value if changed is None else changed
+            return value
+
+        mid = at("hook_resid_mid", at("hook_resid_pre", self.table[tokens]))
+        post = at("hook_resid_post", mid + at("hook_mlp_out", torch.tanh(mid @ self.W)))
+        return self.unembed(self.ln_final(post))
+
+
+def test_the_middle_of_a_block_that_lies_in_the_residual_stream_is_changed_once():
+    model = StreamModel(torch.randn(D_VOCAB, 16, generator=torch.Generator().manual_seed(2)))
+    tokens, hook_point, encoder = some_tokens(), "blocks.0.hook_resid_mid", random_encoder(16, 4)
+    data = fetch(model, hook_point, tokens, encoder, ignore_tokens=())
+    acts = activations(encoder, model.table.detach()[tokens])
+    check_against_transformer_lens(model, data, tokens, hook_point, acts, encoder)
 
 
 # --- less work, the same numbers ---------------------------------------------------------------------------------------
