@@ -13,20 +13,34 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadgroup
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-INSTALL := $(RUN) pip install --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+install_in = $(1)/bin/python -m pip install --disable-pip-version-check --constraint $(2) $(PIP_ARGS)
+INSTALL := $(call install_in,$(VENV),constraints.txt)
+TORCH_FIRST := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) torch hatchling
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help demo test coverage lint format schema clean
+# What is tested on other versions of TransformerLens. There is no TransformerBridge in 2.
+TESTS_tl3 := $(patsubst %,tests/test_%.py,ablation activations autoencoder demo fetching full_ablation hooked_transformer \
+  interrupt invariances model_fns prompt sae_lens vocabulary)
+TESTS_tl2 := $(patsubst %,tests/test_%.py,demo hooked_transformer vocabulary)
+ALSO_tl3 := sae-lens
+
+.PHONY: help demo test test-tl2 test-tl3 coverage lint format schema clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed  ## both views of the bundled model, as two pages in this folder
 	$(RUN) sae_vis demo
 
 test: $(VENV)/installed-dev  ## the whole test suite
 	$(RUN) pytest $(PYTEST_ARGS)
+
+test-tl2: .venv-tl2/installed  ## the tests that meet a HookedTransformer, on TransformerLens 2
+	.venv-tl2/bin/python -m pytest $(PYTEST_ARGS) $(TESTS_tl2)
+
+test-tl3: .venv-tl3/installed  ## the tests that meet a model, on TransformerLens 3 with SAELens 6
+	.venv-tl3/bin/python -m pytest $(PYTEST_ARGS) $(TESTS_tl3)
 
 coverage: $(VENV)/installed-dev  ## the test suite, with the lines that it does not reach
 	$(RUN) pytest $(PYTEST_ARGS) --cov
@@ -67,10 +81,17 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	  echo "make: $(VENV) was made with $$($(VENV)/bin/python --version), but 3.11 or newer is needed." \
 	       "Remove $(VENV) and try again." >&2; exit 1; }
 	@$(RUN) pip --version > /dev/null 2>&1 || $(RUN) ensurepip
-	$(INSTALL) $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) torch hatchling
+	$(INSTALL) $(TORCH_FIRST)
 	$(INSTALL) --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# Other versions of TransformerLens, each in an environment of its own beside .venv.
+.venv-%/installed: pyproject.toml constraints-%.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m venv .venv-$*
+	$(call install_in,.venv-$*,constraints-$*.txt) $(TORCH_FIRST)
+	$(call install_in,.venv-$*,constraints-$*.txt) --no-build-isolation --editable . hypothesis pytest pytest-xdist $(ALSO_$*)
 	@touch $@

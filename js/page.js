@@ -104,6 +104,7 @@
     if (turn !== latest) return; // another feature was asked for meanwhile
     saeVis.hideHover?.();
     place.innerHTML = html;
+    saeVis.checkLosses?.();
     shown = feature;
     saeVis.say("");
     update();

@@ -3,6 +3,7 @@
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});
   const columns = new Map(); // feature -> its column's HTML
+  const LOSSES = { loss_effect: "direct", loss_effect_full: "full" }; // metric -> what the underlines show beside it
   let rankings, strip, metrics, state, latest = 0;
 
   const start = () => {
@@ -14,9 +15,10 @@
     for (const column of document.querySelectorAll("#columns > .feature")) {
       columns.set(Number(column.dataset.feature), column.outerHTML);
     }
-    radioGroup(strip, (button, place) => go({ ...state, position: place }));
-    radioGroup(metrics, (button) => go({ ...state, metric: button.dataset.metric }));
+    saeVis.radioGroup(strip, (button, place) => go({ ...state, position: place }));
+    saeVis.radioGroup(metrics, (button) => go({ ...state, metric: button.dataset.metric }));
     window.addEventListener("hashchange", followHash);
+    if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
     followHash();
   };
 
@@ -42,32 +44,6 @@
     else location.hash = hash;
   };
 
-  /* One tab stop for a row of radio buttons; the arrow keys choose. */
-  const radioGroup = (group, choose) => {
-    group.addEventListener("click", (event) => {
-      const button = event.target.closest("button");
-      if (button) choose(button, [...group.children].indexOf(button));
-    });
-    group.addEventListener("keydown", (event) => {
-      const last = group.children.length - 1;
-      const at = [...group.children].indexOf(event.target.closest("button"));
-      const next = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: last }[event.key];
-      if (at < 0 || next === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
-      event.preventDefault();
-      const place = (next + last + 1) % (last + 1);
-      group.children[place].focus();
-      choose(group.children[place], place);
-    });
-  };
-
-  const check = (group, isChosen) => {
-    [...group.children].forEach((button, place) => {
-      const chosen = isChosen(button, place);
-      button.setAttribute("aria-checked", String(chosen));
-      button.tabIndex = chosen ? 0 : -1;
-    });
-  };
-
   /* --- showing --- */
 
   const show = async (asked) => {
@@ -85,13 +61,14 @@
     state = asked;
     saeVis.say("");
     saeVis.hideHover?.();
-    check(strip, (button, place) => place === state.position);
-    check(metrics, (button) => button.dataset.metric === state.metric);
+    saeVis.check(strip, (button, place) => place === state.position);
+    saeVis.check(metrics, (button) => button.dataset.metric === state.metric);
     document.getElementById("about").textContent = rankings.about[state.metric];
     const none = document.getElementById("none");
     none.textContent = rankings.none[state.metric];
     none.hidden = ranked.length > 0;
     const place = document.getElementById("columns");
+    if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
     place.innerHTML = ranked.map(([feature]) => columns.get(feature)).join("");
     ranked.forEach(([, score], rank) => finish(place.children[rank], rank + 1, score));
   };
@@ -103,7 +80,7 @@
     const tokens = column.querySelector(".prompt .seq")?.children;
     if (!tokens) return;
     [...tokens].forEach((token, place) => token.classList.toggle("b", place === state.position));
-    const onLoss = state.metric === "loss_effect";
+    const onLoss = state.metric in LOSSES;
     const acting = tokens[onLoss ? state.position - 1 : state.position];
     const activation = acting ? saeVis.facts(acting).activation : null;
     saeVis.drawLines(column, "pin", activation, onLoss ? saeVis.facts(tokens[state.position]).logit : null);

@@ -26,7 +26,7 @@
       const data = JSON.parse(element.textContent);
       let offset = 0;
       data.offsets = data.lengths.map((length) => (offset += length) - length);
-      data.effectAt = effectsByPlace(data.effects);
+      for (const measured of [data, data.full]) if (measured) measured.effectAt = effectsByPlace(measured.effects);
       data.logitOf = new Map(data.logits.length ? [...new Set(data.ids)].map((id, place) => [id, data.logits[place]]) : []);
       data.sequences = [...panel.querySelectorAll(".seq")];
       panels.set(panel, data);
@@ -41,6 +41,8 @@
     const number = data.sequences.indexOf(sequence);
     const inside = [...sequence.children].indexOf(token);
     const at = data.offsets[number] + inside;
+    const asked = document.documentElement.dataset.loss;
+    const { losses, effectAt } = (asked === "full" && data.full) || data;
     const [actDecimals, lossDecimals, logitDecimals] = data.decimals;
     const scaled = (value, decimals) => (value == null ? null : { value: value / 10 ** decimals, decimals });
     return {
@@ -49,10 +51,11 @@
       position: data.starts[number] + inside,
       ignored: token.classList.contains("x"),
       activation: scaled(data.acts[at], actDecimals),
-      hasLoss: data.losses.length > 0,
-      loss: scaled(data.losses[at], lossDecimals),
+      hasLoss: losses.length > 0,
+      loss: scaled(losses[at], lossDecimals),
       logit: scaled(data.logitOf.get(data.ids[at]), logitDecimals),
-      effect: data.effectAt.get(at),
+      effect: effectAt.get(at),
+      reach: data.full ? (asked ?? "direct") : data.only,
     };
   };
 
@@ -74,7 +77,15 @@
 
   /* --- numbers as Python writes them --- */
 
-  const fixed = ({ value, decimals }) => value.toFixed(decimals).replace(/^-(?=[0.]*$)/, "").replace("-", "\u2212");
+  const fixed = ({ value, decimals }) => {
+    const plain = decimals >= 0 && decimals <= 8 && Math.abs(value) < 1e12;
+    return (plain ? value.toFixed(decimals).replace(/^-(?=[0.]*$)/, "") : powerOfTen(value, decimals)).replaceAll("-", "\u2212");
+  };
+  const powerOfTen = (value, decimals) => {
+    if (!value) return "0";
+    const digits = Math.floor(Math.log10(Math.abs(value))) + decimals;
+    return value.toExponential(Math.min(3, Math.max(0, digits))).replace(/(?<=e[+-])(?=\d$)/, "0");
+  };
   const signed = (number) => (number.value > 0 && /[1-9]/.test(fixed(number)) ? "+" : "") + fixed(number);
   saeVis.fixed = fixed;
   saeVis.signed = signed;
@@ -100,8 +111,10 @@
       changeRows(slot("lowered"), known.effect.lowered, "down");
     }
     const unchanged = known.loss?.value === 0 && !known.effect;
-    slot("none").textContent = unchanged ? "The feature was not active on the token before: it did not change this prediction." : "";
+    slot("none").textContent = unchanged ? `The feature was ${INACTIVE[known.reach]}: it did not change this prediction.` : "";
   };
+
+  const INACTIVE = { direct: "not active on the token before", full: "active nowhere before" };
 
   const changeRows = (body, pairs, direction) => {
     body.replaceChildren(

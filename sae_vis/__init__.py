@@ -32,6 +32,7 @@ __all__ = [
     "FileFormatError",
     "HistogramData",
     "InputError",
+    "Interrupted",
     "Layout",
     "LogitsData",
     "ModelError",
@@ -51,12 +52,14 @@ __all__ = [
     "get_feature_data",
     "get_prompt_data",
     "load_demo",
+    "load_sae_lens",
 ]
 
 if TYPE_CHECKING:
     from sae_vis._demo import load_demo
-    from sae_vis._errors import FileFormatError, InputError, ModelError, SaeVisError, TemplateError
+    from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
     from sae_vis._params import Column, Component, FeatureVisParams, Layout
+    from sae_vis._sae_lens import load_sae_lens
     from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
     from sae_vis.data_storing_fns import (
         ActivationsData,
@@ -82,6 +85,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "FileFormatError": "_errors",
     "InputError": "_errors",
+    "Interrupted": "_errors",
     "ModelError": "_errors",
     "SaeVisError": "_errors",
     "TemplateError": "_errors",
@@ -92,6 +96,7 @@ _HOMES = {
     "get_feature_data": "data_fetching_fns",
     "get_prompt_data": "data_fetching_fns",
     "load_demo": "_demo",
+    "load_sae_lens": "_sae_lens",
     "AutoEncoder": "model_fns",
     "AutoEncoderConfig": "model_fns",
     "Encoder": "model_fns",

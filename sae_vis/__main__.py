@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SaeVisError as error:
         print(f"sae-vis: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sae-vis: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"sae-vis: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # e.g. `| head`; nothing may be written when Python closes its output at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

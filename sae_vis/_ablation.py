@@ -13,10 +13,11 @@ models that this formula does not describe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_vis.model_fns import FinalNorm, LanguageModel, soft_cap, steady_product
@@ -156,24 +157,50 @@ def direct_effects(
 
     ``n_changes`` tokens at most are listed on each side. Memory: a fixed number of arrays of [pairs, d_vocab] in chunks.
     """
-    chunk = max(1, CHUNK_BYTES // (4 * d_vocab * COPIES))
+    chunk = chunk_size(d_vocab)
     parts = []
     for start in range(0, len(pairs.position), chunk):
         some = Pairs(*(values[start : start + chunk] for values in pairs))
         places, local = torch.unique(some.position, return_inverse=True)
         tail.prepare(residual[places])
-        parts.append(_effects(tail, some._replace(position=local), min(n_changes, d_vocab)))
+        change = torch.log_softmax(tail.logits(), dim=-1)[local]
+        change -= torch.log_softmax(tail.logits_without(local, some.feature, some.activation), dim=-1)
+        parts.append(largest_changes(change, some.next_token, n_changes))
+    return joined(parts, n_changes)
+
+
+def chunk_size(d_vocab: int) -> int:
+    """How many predictions may be compared at a time."""
+    return max(1, CHUNK_BYTES // (4 * d_vocab * COPIES))
+
+
+def largest_changes(
+    change: Float[Tensor, "k d_vocab"],
+    next_token: Int[Tensor, " k"],
+    n_changes: int,
+    listed: Bool[Tensor, " k"] | None = None,
+) -> Effects:
+    """The effects that a change of the log-probabilities (with minus without) has.
+
+    Where ``listed`` is given and False, no token is looked for: the changes are zeros there.
+    """
+    loss = -change.gather(1, next_token[:, None])[:, 0]
+    wanted = change if listed is None else change[listed.to(change.device)]
+    found = [wanted.topk(min(n_changes, change.shape[1]), dim=-1, largest=largest) for largest in (True, False)]
+    columns = [values.cpu() for one in found for values in (one.indices, one.values)]
+    return Effects(loss.cpu(), *(column if listed is None else _spread(column, listed) for column in columns))
+
+
+def _spread(values: Tensor, listed: Bool[Tensor, " k"]) -> Tensor:
+    """The values in the rows that are listed, zeros in the others."""
+    spread = values.new_zeros(len(listed), values.shape[1])
+    spread[listed] = values
+    return spread
+
+
+def joined(parts: Sequence[Effects], n_changes: int = 0) -> Effects:
+    """The effects of all parts, one after the other."""
     if not parts:
-        none = torch.zeros(0, min(n_changes, d_vocab))
+        none = torch.zeros(0, n_changes)
         return Effects(none.sum(1), none.long(), none, none.long(), none)
     return Effects(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def _effects(tail: Tail, pairs: Pairs, n_changes: int) -> Effects:
-    log_probs = torch.log_softmax(tail.logits(), dim=-1)
-    change = log_probs[pairs.position]
-    change -= torch.log_softmax(tail.logits_without(pairs.position, pairs.feature, pairs.activation), dim=-1)
-    loss = -change.gather(1, pairs.next_token[:, None])[:, 0]
-    raised = change.topk(n_changes, dim=-1)
-    lowered = change.topk(n_changes, dim=-1, largest=False)
-    return Effects(*(x.cpu() for x in (loss, raised.indices, raised.values, lowered.indices, lowered.values)))

@@ -258,9 +258,15 @@ def encode(
     if padding > 0:
         x = torch.cat([x, x[:1].expand(padding, *x.shape[1:])])
     n = encoder.d_hidden if features is None else len(features)
-    if features is not None and n < MIN_PRODUCT_COLUMNS:
+    if n < MIN_PRODUCT_COLUMNS:  # a whole dictionary may be as narrow
+        features = torch.arange(n) if features is None else features
         features = torch.cat([features, features[:1].expand(MIN_PRODUCT_COLUMNS - n)])
-    acts = encoder.encode(x, features)
+    try:
+        acts = encoder.encode(x, features)
+    except IndexError as error:
+        raise ModelError(
+            f"{name}'s encode raises IndexError ({error}). Has it as many features as its d_hidden, {encoder.d_hidden}, says?"
+        ) from error
     check_tensor(acts, f"{name}'s encode", (*x.shape[:2], encoder.d_hidden if features is None else len(features)))
     return acts[:n_rows, :, :n].float()
 

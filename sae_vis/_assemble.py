@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from sae_vis._statistics import FeatureActivations, histogram, moments
 from sae_vis.data_storing_fns import (
     ActivationsData,
     FeatureData,
+    FullEffects,
     HistogramData,
     LogitsData,
     SequenceData,
@@ -30,22 +31,29 @@ def sequence_data(
     token_ids: list[int],
     places: range,
     seen: ShownFeature,
-    measured: bool,
     padding: int | None,
 ) -> SequenceData:
     """A shown sequence, from what was looked up and measured at its places."""
+    predicted = [start + at > 0 and token != padding for at, token in enumerate(token_ids)]
+    measured = [_measured(effect_at, places, predicted) for effect_at in seen.effects.values()]
+    losses, effects = measured[0] if measured else ([None] * len(token_ids), [])
+    acts = [seen.activation.get(place, 0.0) for place in places]
+    both = FullEffects(*measured[1]) if len(measured) > 1 else None
+    return SequenceData(row, start, bold, token_ids, acts, losses, effects, both)
+
+
+def _measured(
+    effect_at: Mapping[int, EffectAt], places: range, predicted: Sequence[bool]
+) -> tuple[list[float | None], list[TokenEffect]]:
+    """The loss contributions of the tokens that are predicted, and the tokens that are raised and lowered there."""
     losses: list[float | None] = []
     effects = []
-    for at, (token, place) in enumerate(zip(token_ids, places, strict=True)):
-        effect: EffectAt | None = seen.effect.get(place)
-        if not measured or start + at == 0 or token == padding:
-            losses.append(None)
-            continue
-        losses.append(effect.loss if effect else 0.0)
-        if effect and (effect.raised_ids or effect.lowered_ids):
+    for at, (place, is_predicted) in enumerate(zip(places, predicted, strict=True)):
+        effect = effect_at.get(place)
+        losses.append((effect.loss if effect else 0.0) if is_predicted else None)
+        if is_predicted and effect and (effect.raised_ids or effect.lowered_ids):
             effects.append(TokenEffect(at, *effect[1:]))
-    acts = [seen.activation.get(place, 0.0) for place in places]
-    return SequenceData(row, start, bold, token_ids, acts, losses, effects)
+    return losses, effects
 
 
 def activations_data(acts: FeatureActivations, n_bins: int) -> ActivationsData:
@@ -97,5 +105,5 @@ def feature_token_ids(data: FeatureData) -> Iterator[int]:
 
 def sequence_token_ids(sequence: SequenceData) -> Iterator[int]:
     yield from sequence.token_ids
-    for effect in sequence.effects:
+    for effect in sequence.all_effects():
         yield from (*effect.raised_token_ids, *effect.lowered_token_ids)

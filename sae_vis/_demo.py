@@ -41,7 +41,7 @@ def load_demo(folder: Path = DATA) -> Demo:
     """Load the bundled model, its two autoencoders and held-out tokens ``[rows, seq]``, to try the library with.
 
     Raises:
-        ModelError: if the installed TransformerLens has no ``TransformerBridge``.
+        ModelError: if there is no TransformerLens, or one older than 2.16.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     saes = config["saes"]
@@ -57,24 +57,69 @@ def load_demo(folder: Path = DATA) -> Demo:
 
 
 def _load_model(folder: Path, config: dict[str, Any]) -> Any:
-    with _quiet_imports():
-        try:
-            from transformer_lens.config import TransformerBridgeConfig
-            from transformer_lens.model_bridge import TransformerBridge
-        except ImportError as error:
-            raise ModelError(
-                "The bundled model needs TransformerLens 4 (TransformerBridge with boot_native): "
-                f"pip install 'transformer-lens>=4'. The import said: {error}"
-            ) from None
+    weights = {name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()}
+    with _quiet_imports(), torch.random.fork_rng(devices=[]):  # torch draws first weights, which are replaced below
         from transformers import PreTrainedTokenizerFast
 
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-        boot: Any = TransformerBridge
-        with torch.random.fork_rng(devices=[]):  # torch draws first weights, which are replaced below
-            model = boot.boot_native(TransformerBridgeConfig(**config, init_weights=False), tokenizer=tokenizer)
-    model.load_state_dict({name: weight.float() for name, weight in load_file(folder / "model.safetensors").items()})
+        model = _as_bridge(config, weights, tokenizer) or _as_hooked_transformer(config, weights, tokenizer)
     model.cfg.model_name = NAME
     return model.eval()
+
+
+def _as_bridge(config: dict[str, Any], weights: dict[str, Tensor], tokenizer: Any) -> Any:
+    """The bundled model in TransformerLens' bridge, which has native models since 3.9; None where it has not."""
+    try:
+        from transformer_lens.config import TransformerBridgeConfig
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError:
+        return None
+    bridge: Any = TransformerBridge
+    if not hasattr(bridge, "boot_native"):
+        return None
+    model = bridge.boot_native(TransformerBridgeConfig(**config, init_weights=False), tokenizer=tokenizer)
+    model.load_state_dict(weights)
+    return model
+
+
+def _as_hooked_transformer(config: dict[str, Any], weights: dict[str, Tensor], tokenizer: Any) -> Any:
+    """The same model in a ``HookedTransformer``, which there is in TransformerLens 2 and 3."""
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError as error:
+        raise ModelError(
+            "The bundled model needs TransformerLens 2.16 or newer: pip install 'transformer-lens>=2.16'. "
+            f"The import said: {error}"
+        ) from None
+    model = HookedTransformer(HookedTransformerConfig(**config, init_weights=False, device="cpu"), tokenizer=tokenizer)
+    model.load_state_dict(_hooked_weights(weights, config["n_heads"]), strict=False)  # it counts its masks as weights
+    return model
+
+
+_HOOKED_NAMES = {
+    **{part: f"{{}}_{part.upper()}" for part in ("q", "k", "v", "o")},
+    **{part: f"{{}}_{part}" for part in ("in", "out")},
+    "embed": "embed.{}_E",
+    "pos_embed": "pos_embed.{}_pos",
+    "unembed": "unembed.{}_U",
+}
+
+
+def _hooked_weights(weights: dict[str, Tensor], n_heads: int) -> dict[str, Tensor]:
+    """The weights under the names and in the shapes of ``HookedTransformer``: inputs before outputs, heads apart."""
+    renamed = {}
+    for name, stored in weights.items():
+        *place, part, kind = name.split(".")
+        weight, is_matrix = stored, kind == "weight"
+        if is_matrix and part in ("o", "in", "out", "unembed"):
+            weight = weight.T
+        if part in ("q", "k", "v") or (is_matrix and part == "o"):
+            weight = weight.reshape(n_heads, -1, *weight.shape[1:])
+        if is_matrix and part in ("q", "k", "v"):
+            weight = weight.transpose(1, 2)
+        leaf = f"{part}.{kind[0]}" if part.startswith("ln") else _HOOKED_NAMES[part].format("W" if is_matrix else "b")
+        renamed[".".join([*place, leaf])] = weight
+    return renamed
 
 
 @contextmanager

@@ -5,6 +5,8 @@ A message says what was wrong, where, what came, what was expected, and what to 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def shown(value: object, at_most: int = 200) -> str:
     """A value in a message: its ``repr``, cut where it is long; its type where it has none (a user's object may raise)."""
@@ -38,3 +40,14 @@ class FileFormatError(SaeVisError):
 
 class TemplateError(SaeVisError):
     """A template file is missing, or its holes and the values given for them do not match."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """``get_feature_data`` was interrupted: ``finished`` holds the features that were done by then, None if there are none.
+
+    It is a ``KeyboardInterrupt``, so whatever handles one handles this too. The model and its hooks are as they were.
+    """
+
+    def __init__(self, message: str, finished: Any = None) -> None:
+        super().__init__(message)
+        self.finished = finished

@@ -12,16 +12,17 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_vis._ablation import FormulaTail, Tail
+from sae_vis._ablation import FormulaTail
 from sae_vis._activations import Collected, CollectPlan, collect
 from sae_vis._activations import decoder_rows as written_by
 from sae_vis._assemble import activations_data, feature_token_ids, logits_data, sequence_data
-from sae_vis._run import Run, tails_of
-from sae_vis._shown import ShownFeature, Window, measure
+from sae_vis._errors import Interrupted
+from sae_vis._measure import Methods, measure
+from sae_vis._run import Run, check_feature_rows, methods_of
+from sae_vis._shown import ShownFeature, Window
 from sae_vis._statistics import (
     Correlated,
     FeatureActivations,
-    Step,
     aligned_neurons,
     interval_examples,
     most_correlated,
@@ -42,6 +43,7 @@ from sae_vis.data_storing_fns import (
     SequenceMultiGroupData,
 )
 from sae_vis.model_fns import Encoder, WritePath
+from sae_vis.utils_fns import decimals_for, format_fixed
 
 CHECKED_ROWS = 2
 
@@ -75,16 +77,29 @@ class FeatureFetcher:
         self.norm = run.model.final_norm()
         self.padding = run.model.padding_id()
         self.seq_len = tokens.shape[1]
+        self.doing = "getting ready"
 
-    def fetch(self) -> dict[int, FeatureData]:
-        """All features, round by round."""
+    def fetch(self) -> MultiFeatureData:
+        """All features, round by round.
+
+        Raises:
+            Interrupted: on Ctrl-C, with what was finished.
+        """
         features: dict[int, FeatureData] = {}
         asked = self.run.features()
-        with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
-            for collected in self._collect(asked, bar):
-                for data in self._one_round(collected):
-                    features[data.feature_idx] = data
-        return features
+        try:
+            with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
+                for collected in self._collect(asked, bar):
+                    for data in self._one_round(collected):
+                        features[data.feature_idx] = data
+        except KeyboardInterrupt:
+            told = f"Interrupted while {self.doing}: {len(features):,} of {len(asked):,} features are finished"
+            if not features:
+                raise Interrupted(f"{told}.") from None
+            raise Interrupted(
+                f"{told}. The attribute `finished` of this exception holds them.", self._assemble(features)
+            ) from None
+        return self._assemble(features)
 
     def _collect(self, asked: Tensor, bar: Any) -> Iterator[Collected]:
         tables = self.fvp.include_left_tables
@@ -101,6 +116,7 @@ class FeatureFetcher:
             bar.total = total
             bar.set_postfix_str(f"{n_features} of {len(asked)} features", refresh=False)
             bar.update(done - bar.n)
+            self.doing = f"collecting activations ({done:,} of {total:,} rows)"
 
         encoder_b = self.run.encoder_b if tables else None
         yield from collect(
@@ -121,14 +137,15 @@ class FeatureFetcher:
             chosen.append(_Chosen(acts, self._groups(acts)))
         tables = self._correlations(collected)
         decoder_rows = written_by(self.run.encoder, store.features)
-        formula, tail = self._tails(decoder_rows)
-        shown = self._measure(tail, chosen)
+        check_feature_rows(decoder_rows, ids, "The decoder weights")
+        formula, methods = self._methods(decoder_rows)
+        if formula is not None:
+            check_feature_rows(formula.logit_weights(), ids, "The logit weights")
+        shown = self._measure(methods, chosen)
         weights = None if formula is None else formula.logit_weights().cpu().numpy().astype(np.float64)
         for index, (one, seen) in enumerate(zip(chosen, shown, strict=True)):
             row = decoder_rows[index].cpu().numpy().astype(np.float64)
-            yield self._feature(
-                one, seen, index, row, None if weights is None else weights[index], tables, tail is not None
-            )
+            yield self._feature(one, seen, index, row, None if weights is None else weights[index], tables)
 
     def _note_signed(self, signed: bool) -> None:
         note = "The encoder gives negative activations; they are clamped at 0 here."
@@ -141,7 +158,7 @@ class FeatureFetcher:
         if not len(acts.values):
             return []
         fvp = self.fvp
-        decimals = max(0, -Step.for_maximum(acts.maximum).exponent)
+        decimals = decimals_for(acts.maximum)
         top = top_examples(acts, fvp.first_group_size, fvp.buffer, fvp.allow_overlap)
         groups = (
             [(SequenceGroupData("TOP ACTIVATIONS", 0.0, acts.maximum, None, []), top)] if fvp.first_group_size else []
@@ -149,7 +166,7 @@ class FeatureFetcher:
         for interval in interval_examples(
             acts, fvp.n_groups, fvp.other_groups_size, fvp.seed, fvp.buffer, fvp.allow_overlap
         ):
-            title = f"INTERVAL {interval.lower:.{decimals}f} – {interval.upper:.{decimals}f}"
+            title = f"INTERVAL {format_fixed(interval.lower, decimals)} – {format_fixed(interval.upper, decimals)}"
             group = SequenceGroupData(title, interval.lower, interval.upper, interval.share, [])
             groups.append((group, interval.examples))
         return [
@@ -172,26 +189,28 @@ class FeatureFetcher:
 
     # -- measure --
 
-    def _tails(self, decoder_rows: Tensor) -> tuple[FormulaTail | None, Tail | None]:
-        """The closed form, which also gives the logit weights, and the way to measure effects; None where there is none."""
-        formula, tail = tails_of(self.run, self.path, self.norm, decoder_rows, self.tokens[:CHECKED_ROWS])
-        if formula is not None and tail is None and self.fvp.ablation is not None:
+    def _methods(self, decoder_rows: Tensor) -> tuple[FormulaTail | None, Methods]:
+        """The closed form, which also gives the logit weights, and what measures the effects."""
+        formula, methods = methods_of(self.run, self.path, self.norm, decoder_rows, self.tokens[:CHECKED_ROWS])
+        if formula is not None and methods.direct is None and "direct" in self.fvp.ablations:
             self.provenance.direct_effect = "none"
             self.provenance.direct_effect_reason = (
                 "the model's logits are not its unembedding of the final norm, so the direct effect cannot be computed"
             )
-        return formula, tail
+        return formula, methods
 
-    def _measure(self, tail: Tail | None, chosen: Sequence[_Chosen]) -> list[ShownFeature]:
-        with _progress("Measuring effects", "row", self.fvp.verbose and tail is not None) as bar:
+    def _measure(self, methods: Methods, chosen: Sequence[_Chosen]) -> list[ShownFeature]:
+        with _progress("Measuring effects", "row", self.fvp.verbose and bool(methods.names)) as bar:
 
             def on_rows(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
+                self.doing = f"measuring effects ({done:,} of {total:,} rows)"
 
             return measure(
                 self.run.model,
-                tail,
+                methods,
+                self.run.written,
                 self.tokens,
                 [one.acts for one in chosen],
                 [one.windows() for one in chosen],
@@ -210,11 +229,10 @@ class FeatureFetcher:
         decoder_row: Any,
         weights: Any,
         tables: _Tables,
-        measured: bool,
     ) -> FeatureData:
         groups = []
         for group, windows in one.groups:
-            sequences = [self._sequence(window, seen, measured) for window in windows]
+            sequences = [self._sequence(window, seen) for window in windows]
             groups.append(dataclasses.replace(group, sequences=sequences))
         shown_ids = sorted({token for group in groups for sequence in group.sequences for token in sequence.token_ids})
         values, ranks = quantile_knots(one.acts.raw)
@@ -242,14 +260,14 @@ class FeatureFetcher:
             correlated(tables.b_features),
         )
 
-    def _sequence(self, window: Window, seen: ShownFeature, measured: bool) -> SequenceData:
+    def _sequence(self, window: Window, seen: ShownFeature) -> SequenceData:
         token_ids = self.tokens[window.row, window.start : window.stop].tolist()
         places = range(window.row * self.seq_len + window.start, window.row * self.seq_len + window.stop)
         return sequence_data(
-            window.row, window.start, window.bold - window.start, token_ids, places, seen, measured, self.padding
+            window.row, window.start, window.bold - window.start, token_ids, places, seen, self.padding
         )
 
-    def assemble(self, features: dict[int, FeatureData]) -> MultiFeatureData:
+    def _assemble(self, features: dict[int, FeatureData]) -> MultiFeatureData:
         """The features with the texts of all tokens that occur, and the rows that are shown."""
         rows: dict[int, list[int]] = {}
         for sequence in (s for f in features.values() for g in f.sequences.groups for s in g.sequences):

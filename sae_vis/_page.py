@@ -112,8 +112,11 @@ def hover_numbers(
     ids: Sequence[int],
     acts: Sequence[float],
     losses: Sequence[float | None],
+    full_losses: Sequence[float | None],
     logits: Sequence[float | None],
     effects: Mapping[str, object],
+    full_effects: Mapping[str, object],
+    only: str,
     act_decimals: int,
     logit_decimals: int,
 ) -> Html:
@@ -121,20 +124,25 @@ def hover_numbers(
 
     Column-wise, and as integers of a fixed step, which is short and deflates well. ``rows``, ``starts`` and ``lengths``
     have an item per sequence, ``ids``, ``acts`` and ``losses`` per token, ``logits`` per distinct id in the order in which
-    the ids occur. ``effects`` comes from ``effect_numbers``.
+    the ids occur. ``effects`` comes from ``effect_numbers``. What is called full is empty unless both effects
+    are there; where one is, ``only`` says which ("direct" or "full").
     """
-    loss_decimals = _decimals_at_most(LOSS_DECIMALS, largest(losses))
-    value = {
+    loss_decimals = _decimals_at_most(LOSS_DECIMALS, max(largest(losses), largest(full_losses)))
+    value: dict[str, object] = {
         "decimals": [act_decimals, loss_decimals, logit_decimals],
         "rows": rows,
         "starts": starts,
         "lengths": lengths,
         "ids": ids,
         "acts": _integers(acts, act_decimals),
-        "losses": _integers(losses, loss_decimals) if any(loss is not None for loss in losses) else [],
+        "only": only,
+        "losses": _losses(losses, loss_decimals),
         "logits": _integers(logits, logit_decimals),
         "effects": effects,
     }
+    if full_losses:
+        del value["only"]
+        value["full"] = {"losses": _losses(full_losses, loss_decimals), "effects": full_effects}
     return Html(msgspec.json.encode(value).decode())  # nothing but numbers: there is nothing to escape
 
 
@@ -161,6 +169,10 @@ def effect_numbers(at: Sequence[int], ids: Sequence[list[int]], logprobs: Sequen
         "ids": list(itertools.chain.from_iterable(ids)),
         "steps": steps,
     }
+
+
+def _losses(losses: Sequence[float | None], decimals: int) -> list[int | float | None]:
+    return _integers(losses, decimals) if any(loss is not None for loss in losses) else []
 
 
 def _integers(values: Sequence[float | None], decimals: int) -> list[int | float | None]:

@@ -18,7 +18,8 @@ from typing import Any, Literal
 from sae_vis._errors import InputError, shown
 
 Correlate = Literal["all", "asked"]
-Ablation = Literal["direct"]
+Ablation = Literal["direct", "full"]
+ABLATIONS: tuple[Ablation, ...] = ("direct", "full")
 OptionValue = int | float | bool | str | None
 
 BYTES_PER_UNIT = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -274,10 +275,12 @@ class FeatureVisParams:
         "Where to look for correlated features: 'all' (the whole dictionary), 'asked' (only `features`, which spares the "
         "full encoding) or None (leave them out).",
     )
-    ablation: Ablation | None = _option(
+    ablation: Ablation | tuple[Ablation, ...] | None = _option(
         "direct",
         "How the effect on the loss is measured: 'direct' (the feature's contribution is taken out of the final residual "
-        "stream) or None (neither computed nor shown).",
+        "stream), 'full' (it is taken out at the hook point and everything later is computed again, which costs a forward "
+        "pass for every feature and row shown), ('direct', 'full') for both, with a switch on the page, or None (neither "
+        "computed nor shown).",
     )
     include_left_tables: bool = _option(True, "Compute and show the tables of aligned neurons and correlated features.")
     rows_in_left_tables: int = _option(3, "Rows of each of these tables.")
@@ -304,6 +307,13 @@ class FeatureVisParams:
     def __post_init__(self) -> None:
         for name, clean in _CLEANERS.items():
             object.__setattr__(self, name, clean(name, getattr(self, name)))
+
+    @property
+    def ablations(self) -> tuple[Ablation, ...]:
+        """How the effects are measured, as a tuple of none, one or both."""
+        if self.ablation is None:
+            return ()
+        return (self.ablation,) if isinstance(self.ablation, str) else self.ablation
 
     @property
     def memory_budget_bytes(self) -> int:
@@ -382,6 +392,18 @@ def _one_of(*allowed: object) -> Any:
         return known
 
     return clean
+
+
+def _ablation(name: str, value: Any) -> Ablation | tuple[Ablation, ...] | None:
+    """One of them as a string, both as a tuple in the order in which they are shown."""
+    asked = (value,) if isinstance(value, str) else () if value is None else value
+    known = asked if isinstance(asked, tuple | list) and all(item in ABLATIONS for item in asked) else None
+    if known is None or (value is not None and not known):
+        raise InputError(
+            f"FeatureVisParams.{name} must be 'direct', 'full', ('direct', 'full') or None, got {value!r}."
+        )
+    chosen = tuple(one for one in ABLATIONS if one in known)
+    return chosen if len(chosen) > 1 else chosen[0] if chosen else None
 
 
 def _hook_point(name: str, value: object) -> str | None:
@@ -464,7 +486,7 @@ _CLEANERS: dict[str, Any] = {
     "memory_budget": _memory_budget,
     "ignore_tokens": _ignore_tokens,
     "correlate_features": _one_of("all", "asked", None),
-    "ablation": _one_of("direct", None),
+    "ablation": _ablation,
     "include_left_tables": _flag,
     "rows_in_left_tables": _int_from(1, 1000),
     "buffer": _buffer,

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from sae_vis._activations import check_finite, decoder_rows, encode
 from sae_vis._assemble import sequence_data, sequence_token_ids, stored_logits
+from sae_vis._measure import Methods, measure
+from sae_vis._params import Ablation
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
-from sae_vis._run import Run, check_features, tails_of
-from sae_vis._shown import ShownFeature, Window, measure
+from sae_vis._run import Run, check_features, methods_of
+from sae_vis._shown import ShownFeature, Window
 from sae_vis._statistics import FeatureActivations
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import LogitsData, MultiFeatureData, MultiPromptData, PromptData, SequenceGroupData
@@ -51,21 +53,23 @@ class PromptFetcher:
             result.append(own)
         return result
 
-    def _measure(self) -> tuple[dict[int, dict[int, float]], list[ShownFeature], bool]:
-        """Each feature's logit weights of the prompt's tokens, what is shown of it, and whether effects were measured."""
+    def _measure(self) -> tuple[dict[int, dict[int, float]], list[ShownFeature], tuple[Ablation, ...]]:
+        """Each feature's logit weights of the prompt's tokens, what is shown of it, and how effects were measured."""
         whole = [Window(0, 0, self.ids.shape[1], 0)]
-        formula, tail = None, None
+        formula, methods = None, Methods()
         if len(self.asked):
             rows = decoder_rows(self.run.encoder, self.asked)
-            formula, tail = tails_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
+            formula, methods = methods_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
         logits: dict[int, dict[int, float]] = {}
         if formula is not None:
             weights = formula.logit_weights()[:, self.shown_ids].tolist()
             for feature, row in zip(self.asked.tolist(), weights, strict=True):
                 logits[feature] = stored_logits(self.shown_ids, row)
         windows = [whole for _ in self.acts]
-        seen = measure(self.run.model, tail, self.ids, self.acts, windows, self.run.fvp.n_changes, 1)
-        return logits, seen, tail is not None
+        seen = measure(
+            self.run.model, methods, self.run.written, self.ids, self.acts, windows, self.run.fvp.n_changes, 1
+        )
+        return logits, seen, methods.names
 
     def _scores(self) -> dict[Any, list[Ranking]]:
         n = self.ids.shape[1]
@@ -82,18 +86,19 @@ class PromptFetcher:
             knots = self.features[feature].quantiles
             return act_quantile(activation, knots.values, knots.ranks, knots.n)
 
-        def loss(position: int, feature: int, activation: float) -> float:
-            return shown[feature].effect[position].loss
-
         scores = {
             "act_size": rank_by_score(active, size, self.size, largest_first=True),
             "act_quantile": rank_by_score(active, quantile, self.size, largest_first=True),
         }
-        if self.measured:
-            padding = self.run.model.padding_id()
-            before = [{}, *active[:-1]]
-            before = [{} if token == padding else at for token, at in zip(self.ids[0].tolist(), before, strict=True)]
-            scores["loss_effect"] = rank_by_score(before, loss, self.size, largest_first=False)
+        padding = self.run.model.padding_id()
+        before = [{}, *active[:-1]]
+        before = [{} if token == padding else at for token, at in zip(self.ids[0].tolist(), before, strict=True)]
+        for score_name, ablation in zip(("loss_effect", "loss_effect_full"), self.measured, strict=False):
+
+            def loss(position: int, feature: int, activation: float, ablation: Ablation = ablation) -> float:
+                return shown[feature].effects[ablation][position].loss
+
+            scores[score_name] = rank_by_score(before, loss, self.size, largest_first=False)
         return scores
 
     def data(self) -> MultiPromptData:
@@ -132,9 +137,7 @@ class PromptFetcher:
     def _column(self, feature: int, seen: ShownFeature) -> PromptData:
         data = self.features[feature]
         token_ids = self.ids[0].tolist()
-        sequence = sequence_data(
-            0, 0, 0, token_ids, range(len(token_ids)), seen, self.measured, self.run.model.padding_id()
-        )
+        sequence = sequence_data(0, 0, 0, token_ids, range(len(token_ids)), seen, self.run.model.padding_id())
         tops = [group for group in data.sequences.groups if group.share is None]  # none with first_group_size=0
         top = tops[0] if tops else SequenceGroupData("TOP ACTIVATIONS", 0.0, data.activations.max or 0.0, None, [])
         return PromptData(feature, sequence, data.activations, self._logits(feature, data.logits, top), top, data.label)

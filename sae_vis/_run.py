@@ -9,13 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_vis import __version__
-from sae_vis._ablation import FormulaTail, Tail, choose_tail
+from sae_vis._ablation import FormulaTail, choose_tail, chunk_size
 from sae_vis._activations import check_width, decoder_rows
 from sae_vis._errors import InputError, ModelError, shown
+from sae_vis._full_ablation import FullAblation
+from sae_vis._measure import Methods, Written
 from sae_vis._params import FeatureVisParams
 from sae_vis._sae_adapters import as_encoder
 from sae_vis.data_storing_fns import Provenance
@@ -25,13 +27,14 @@ MOST_FEATURES = 2**27  # of a dictionary: more would fill the memory before the 
 
 
 class Run(NamedTuple):
-    """The checked arguments of one call."""
+    """The checked arguments of one call. ``write_point`` is where the features are written, mostly where they are read."""
 
     model: LanguageModel
     encoder: Encoder
     encoder_b: Encoder | None
     fvp: FeatureVisParams
     hook_point: HookPoint
+    write_point: HookPoint
 
     @classmethod
     def prepare(cls, encoder: Any, model: Any, fvp: FeatureVisParams, encoder_b: Any) -> Run:
@@ -48,9 +51,17 @@ class Run(NamedTuple):
             raise InputError(
                 "No hook point: give FeatureVisParams(hook_point='blocks.0.mlp.hook_post') or an encoder that has one."
             )
-        if not isinstance(name, str):
-            raise ModelError(f"encoder.hook_point must be a name, got {shown(name)}.")
-        return cls(wrapped, adapted, adapted_b, fvp, wrapped.check_hook_point(name))
+        elsewhere = getattr(adapted, "hook_point_out", None) or name
+        for member, value in (("hook_point", name), ("hook_point_out", elsewhere)):
+            if not isinstance(value, str):
+                raise ModelError(f"encoder.{member} must be a name, got {shown(value)}.")
+        read_at, written_at = wrapped.check_hook_point(name), wrapped.check_hook_point(elsewhere)
+        return cls(wrapped, adapted, adapted_b, fvp, read_at, written_at)
+
+    @property
+    def written(self) -> Written:
+        """How much of its direction an activation writes."""
+        return Written(self.encoder, self.hook_point.name)
 
     def features(self) -> Tensor:
         """The feature ids asked for, in rising order."""
@@ -70,7 +81,7 @@ class Run(NamedTuple):
         check_width(self.encoder, x, self.hook_point.name, "The encoder")
         if self.encoder_b is not None:
             check_width(self.encoder_b, x, self.hook_point.name, "encoder_B")
-        return self.model.write_path(self.hook_point, tokens)
+        return self.model.write_path(self.write_point, tokens)
 
     def provenance(self, tokens: Tensor, counted: Tensor, path: WritePath, ignored: list[int]) -> Provenance:
         """What was run on what."""
@@ -85,6 +96,7 @@ class Run(NamedTuple):
         return Provenance(
             model=self.model.name,
             hook_point=self.hook_point.name,
+            hook_point_out=None if self.write_point == self.hook_point else self.write_point.name,
             d_in=self.encoder.d_in,
             d_hidden=self.encoder.d_hidden,
             n_rows=len(tokens),
@@ -99,18 +111,33 @@ class Run(NamedTuple):
         )
 
 
-_READS_NEURONS = {"mlp.hook_pre", "mlp.hook_post"}  # processing leaves these as they are
+_ITS_OWN_VARIANT = "an encoder must be run on the variant of the model that it was trained on."
 _CENTRED_NOTE = (
-    "The model's writing weights are centred, as TransformerLens leaves them after processing; an encoder must be run on the "
-    "variant of the model that it was trained on."
+    "The model's writing weights are centred, as TransformerLens leaves them after processing; " + _ITS_OWN_VARIANT
+)
+_FOLDED_NOTE = (
+    "The model's value biases are zero and its attention's output biases are not, as TransformerLens leaves them after "
+    "processing; " + _ITS_OWN_VARIANT
 )
 
 
 def warn_of_processed_weights(run: Run, provenance: Provenance) -> None:
-    """Processing changes what an encoder of the residual stream of a LayerNorm model reads; nobody notices by looking."""
-    if run.hook_point.kind not in _READS_NEURONS and run.model.final_norm().centres and run.model.writes_centred():
-        provenance.notes.append(_CENTRED_NOTE)
-        warnings.warn(_CENTRED_NOTE, UserWarning, stacklevel=3)
+    """Processing changes what an encoder reads at some hook points; nobody notices by looking.
+
+    It leaves ``mlp.hook_pre`` as it is, and ``mlp.hook_post`` but for a norm behind the neurons; the rest of the residual
+    stream only where the norms centre it, and else only ``attn.hook_z``, from which it takes the value biases.
+    """
+    kind, model = run.hook_point.kind, run.model
+    if kind == "mlp.hook_pre" or (kind == "mlp.hook_post" and not model.neurons_end_in_a_norm()):
+        return
+    if model.final_norm().centres and model.writes_centred():
+        note = _CENTRED_NOTE
+    elif kind == "attn.hook_z" and model.value_biases_folded():
+        note = _FOLDED_NOTE
+    else:
+        return
+    provenance.notes.append(note)
+    warnings.warn(note, UserWarning, stacklevel=3)
 
 
 def check_sizes(encoder: Encoder, name: str) -> None:
@@ -130,7 +157,21 @@ def check_features(features: Sequence[int], encoder: Encoder) -> None:
         )
 
 
+def check_feature_rows(rows: Tensor, features: Sequence[int], what: str) -> None:
+    """Raise ``ModelError`` naming the first feature whose row of ``rows [n, ...]`` holds NaN or infinity."""
+    finite = torch.isfinite(rows).all(-1)
+    if not bool(finite.all()):
+        feature = features[int((~finite).nonzero()[0])]
+        raise ModelError(
+            f"{what} of feature {feature} hold NaN or infinity. Check W_dec and its number format; "
+            "FeatureVisParams(features=...) can leave the feature out."
+        )
+
+
 def _encoder_digest(encoder: Encoder) -> str:
+    digest = getattr(encoder, "digest", None)
+    if callable(digest):
+        return str(digest())
     if isinstance(encoder, torch.nn.Module):
         return digest_tensors(encoder.named_parameters())
     rows = decoder_rows(encoder, torch.arange(min(64, encoder.d_hidden)))
@@ -147,24 +188,38 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def tails_of(
+def methods_of(
     run: Run, path: WritePath, norm: FinalNorm, written: Tensor, checked: Int[Tensor, "rows seq"]
-) -> tuple[FormulaTail | None, Tail | None]:
+) -> tuple[FormulaTail | None, Methods]:
     """The closed form for these features, and what measures their effects, chosen by a check on some rows.
 
-    Both are None where there is no way to the residual stream; the second also without ablation.
+    The closed form, and with it the direct effect, is None where there is no way to the residual stream.
     """
+    model, asked = run.model, run.fvp.ablations
+    rows = written.to(model.device)
+    directions = rows.new_zeros(0, model.d_model) if path.missing_because else _directions(run, path, rows)
+    formula = FormulaTail(model, norm, directions)
+    # Of a large vocabulary, the logits of two rows of a thousand tokens would take gigabytes.
+    few = checked[:, : max(1, chunk_size(model.d_vocab) // len(checked))]
+    tail = choose_tail(model, formula, directions, few) if asked else None
+    full = None
+    if "full" in asked:
+        full = FullAblation(
+            model, run.write_point, rows, tail, checked, run.fvp.minibatch_size_tokens, run.fvp.n_changes
+        )
     if path.missing_because:
-        return None, None
-    rows = written.to(run.model.device)
+        return None, Methods(None, full)
+    return formula, Methods(tail if "direct" in asked else None, full)
+
+
+def _directions(run: Run, path: WritePath, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d_model"]:
+    """What one unit of each feature adds to the residual stream."""
     expected = run.model.d_model if path.matrix is None else len(path.matrix)
     if rows.shape[1] != expected:
         raise ModelError(
-            f"The decoder writes vectors of width {rows.shape[1]}, but {run.hook_point.name!r} takes {expected}."
+            f"The decoder writes vectors of width {rows.shape[1]}, but {run.write_point.name!r} takes {expected}."
         )
-    directions = rows if path.matrix is None else steady_product(rows, path.matrix)
-    formula = FormulaTail(run.model, norm, directions)
-    return formula, None if run.fvp.ablation is None else choose_tail(run.model, formula, directions, checked)
+    return rows if path.matrix is None else steady_product(rows, path.matrix)
 
 
 # --- tokens and prompts ------------------------------------------------------------------------------------------

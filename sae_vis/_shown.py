@@ -1,17 +1,15 @@
-"""The shown pieces of rows: which tokens, with which activations, and which effects have to be measured for them."""
+"""The shown pieces of rows: which tokens, with which activations and effects, rounded for storing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from sae_vis._ablation import Effects, Pairs, Tail, direct_effects
+from sae_vis._ablation import Effects
+from sae_vis._params import Ablation
 from sae_vis._statistics import Example, FeatureActivations, Ints
-from sae_vis.model_fns import LanguageModel
 from sae_vis.utils_fns import round_significant
 
 LOSS_DECIMALS = 5
@@ -49,10 +47,13 @@ class EffectAt(NamedTuple):
 
 
 class ShownFeature(NamedTuple):
-    """A feature's activations and effects by place (``row * seq_len + position``); a missing place has none."""
+    """A feature's activations and effects by place (``row * seq_len + position``); a missing place has none.
+
+    ``effects`` has an entry for each way in which they were measured, the one that is shown first before the other.
+    """
 
     activation: dict[int, float]
-    effect: dict[int, EffectAt]
+    effects: Mapping[Ablation, dict[int, EffectAt]]
 
 
 def shown_places(windows: Sequence[Window], seq_len: int) -> Ints:
@@ -61,94 +62,11 @@ def shown_places(windows: Sequence[Window], seq_len: int) -> Ints:
     return np.unique(np.concatenate(pieces)) if pieces else np.zeros(0, dtype=np.int64)
 
 
-def measure(
-    model: LanguageModel,
-    tail: Tail | None,
-    tokens: Tensor,
-    features: Sequence[FeatureActivations],
-    windows: Sequence[Sequence[Window]],
-    n_changes: int,
-    rows_a_batch: int,
-    on_rows: Callable[[int, int], None] = lambda done, total: None,
-) -> list[ShownFeature]:
-    """The activations on the shown tokens, and the effects on those whose predecessor the feature is active at.
-
-    Each shown row runs through the model once, for all features that show it; ``tail`` None measures no effects.
-    ``on_rows(done, total)`` reports progress.
-    """
-    seq_len = tokens.shape[1]
-    shown = [shown_places(some, seq_len) for some in windows]
-    result = [ShownFeature(_lookup(acts, places, seq_len), {}) for acts, places in zip(features, shown, strict=True)]
-    if tail is None:
-        return result
-    pairs, place_of_pair = _pairs_to_measure(tokens, features, shown)
-    rows = np.unique(place_of_pair // seq_len)
-    for start in range(0, len(rows), rows_a_batch):
-        some_rows = rows[start : start + rows_a_batch]
-        in_batch = np.flatnonzero(np.isin(place_of_pair // seq_len, some_rows))
-        effects = _effects_of(model, tail, tokens, some_rows, place_of_pair[in_batch], pairs, in_batch, n_changes)
-        for feature, place, effect in zip(
-            pairs.feature[in_batch].tolist(), place_of_pair[in_batch].tolist(), rounded(effects), strict=True
-        ):
-            result[feature].effect[place + 1] = effect  # stored at the token that is predicted
-        on_rows(min(start + rows_a_batch, len(rows)), len(rows))
-    return result
-
-
-def _lookup(acts: FeatureActivations, places: Ints, seq_len: int) -> dict[int, float]:
+def shown_activations(acts: FeatureActivations, places: Ints, seq_len: int) -> dict[int, float]:
+    """The feature's activations at the places where it has one."""
     own = acts.rows * seq_len + acts.positions
     found = np.isin(own, places, assume_unique=True)
     return dict(zip(own[found].tolist(), acts.values[found].tolist(), strict=True))
-
-
-def _pairs_to_measure(
-    tokens: Tensor, features: Sequence[FeatureActivations], shown: Sequence[Ints]
-) -> tuple[Pairs, Ints]:
-    """Active places whose next token is shown, feature by feature, then sorted by place; ``position`` is filled later."""
-    seq_len = tokens.shape[1]
-    places, owners, activations = [], [], []
-    for index, (acts, visible) in enumerate(zip(features, shown, strict=True)):
-        own = acts.rows * seq_len + acts.positions
-        wanted = np.isin(own + 1, visible) & (acts.positions + 1 < seq_len)
-        places.append(own[wanted])
-        owners.append(np.full(int(wanted.sum()), index))
-        activations.append(acts.raw[wanted])
-    place, owner, activation = (np.concatenate(parts) for parts in (places, owners, activations))
-    order = np.lexsort((owner, place))
-    place, owner, activation = place[order], owner[order], activation[order]
-    flat = tokens.reshape(-1)
-    pairs = Pairs(
-        torch.zeros(len(place), dtype=torch.int64),
-        torch.from_numpy(owner.astype(np.int64)),
-        torch.from_numpy(activation.astype(np.float32)),
-        flat[torch.from_numpy(place + 1)].long(),
-    )
-    return pairs, place
-
-
-def _effects_of(
-    model: LanguageModel,
-    tail: Tail,
-    tokens: Tensor,
-    rows: Ints,
-    places: Ints,
-    pairs: Pairs,
-    in_batch: Ints,
-    n_changes: int,
-) -> Effects:
-    """The effects of the pairs ``in_batch``, which lie at ``places`` of ``rows``."""
-    seq_len = tokens.shape[1]
-    residual = model.final_residual(tokens[torch.from_numpy(rows)]).flatten(0, 1)
-    position = np.searchsorted(rows, places // seq_len) * seq_len + places % seq_len
-    chosen = torch.from_numpy(in_batch)
-    device = residual.device
-    some = Pairs(
-        torch.from_numpy(position).to(device),
-        pairs.feature[chosen].to(device),
-        pairs.activation[chosen].to(device),
-        pairs.next_token[chosen].to(device),
-    )
-    return direct_effects(tail, residual, some, n_changes, model.d_vocab)
 
 
 def rounded(effects: Effects) -> list[EffectAt]:

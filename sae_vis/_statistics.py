@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 SIGNIFICANT_DIGITS = 4
 LARGEST_EXACT_POWER = 22  # powers of ten up to this one are exact in float64, so products and quotients round once
+LARGEST_FOR_WIDTH_ONE = 1e6  # ticks that differ by less than 1 have too many digits beyond, and floats too few
 EXACT_KNOTS = 32
 FLOAT32_DIGITS = 9  # enough to tell any two float32 numbers apart
 KNOT_RATIO = 1.06  # the square root of it is 1.03: the tail is known to 3 %
@@ -41,18 +42,20 @@ class Step(NamedTuple):
         """The step that gives this maximum four significant digits once it is rounded (9.9999 becomes 10.00)."""
         return cls(int(f"{maximum:.{SIGNIFICANT_DIGITS - 1}e}".partition("e")[2]) - SIGNIFICANT_DIGITS + 1)
 
-    def steps(self, values: npt.NDArray[np.floating]) -> Ints:
-        """Each activation as a whole number of steps; an active one is never rounded to zero."""
+    def steps(self, values: npt.NDArray[np.floating]) -> Floats:
+        """Each activation as a whole number of steps; an active one is never rounded to zero.
+
+        In floats: on a prompt, the activation of a feature may be more steps than an integer holds.
+        """
         exact = values.astype(np.float64)
         scaled = exact / 10.0**self.exponent if self.exponent > 0 else exact * 10.0**-self.exponent
-        return np.maximum(np.rint(scaled), 1.0).astype(np.int64)
+        return np.maximum(np.rint(scaled), 1.0)
 
-    def value(self, counts: Ints) -> Floats:
+    def value(self, counts: Floats) -> Floats:
         """The numbers that so many steps stand for, each the float closest to its decimal form."""
         if abs(self.exponent) > LARGEST_EXACT_POWER:
-            return np.array([float(f"{count}e{self.exponent}") for count in counts.tolist()], dtype=np.float64)
-        numbers = counts.astype(np.float64)
-        return numbers * 10.0**self.exponent if self.exponent >= 0 else numbers / 10.0**-self.exponent
+            return np.array([float(f"{int(count)}e{self.exponent}") for count in counts.tolist()], dtype=np.float64)
+        return counts * 10.0**self.exponent if self.exponent >= 0 else counts / 10.0**-self.exponent
 
 
 class FeatureActivations(NamedTuple):
@@ -113,24 +116,30 @@ def moments(values: Floats, n_counted: int) -> ActivationMoments:
     n_zeros = n_counted - len(values)
     mean = float(values.sum()) / n_counted
     deviations = values - mean
+    squares = deviations * deviations  # products: the power function takes ten times as long below zero
 
-    def central(power: int) -> float:
-        return (float((deviations**power).sum()) + n_zeros * (-mean) ** power) / n_counted
+    def central(powers: Floats, power: int) -> float:
+        return (float(powers.sum()) + n_zeros * (-mean) ** power) / n_counted
 
     constant = len(values) == n_counted and values.min() == values.max()
-    variance = 0.0 if constant else central(2)
+    variance = 0.0 if constant else central(squares, 2)
     if variance == 0.0:
         return ActivationMoments(mean, 0.0, None, None)
-    return ActivationMoments(mean, variance, central(3) / variance**1.5, central(4) / variance**2)
+    third, fourth = central(squares * deviations, 3), central(squares * squares, 4)
+    return ActivationMoments(mean, variance, third / variance**1.5, fourth / variance**2)
 
 
 def histogram(values: Floats, n_bins: int) -> tuple[list[float], list[int]]:
-    """Edges and counts of equal bins from the smallest to the largest value; one bin of width 1 if they are equal."""
+    """Edges and counts of equal bins from the smallest to the largest value.
+
+    If they are equal, one bin of width 1; of a thousandth of the value where that is too large to show a width of 1.
+    """
     if not len(values):
         return [], []
     low, high = float(values.min()), float(values.max())
     if low == high:
-        return [low - 0.5, high + 0.5], [len(values)]
+        half = 0.5 if abs(low) < LARGEST_FOR_WIDTH_ONE else abs(low) / 2000
+        return [low - half, high + half], [len(values)]
     counts, edges = np.histogram(values, bins=n_bins, range=(low, high))
     return edges.tolist(), counts.tolist()
 

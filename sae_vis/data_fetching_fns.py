@@ -28,7 +28,7 @@ def get_feature_data(
     """Everything that the feature-centric view shows of the features asked for.
 
     Args:
-        encoder: an ``AutoEncoder`` or anything that follows the ``Encoder`` protocol.
+        encoder: an ``AutoEncoder``, a SAELens object or the path of its folder, or what follows the ``Encoder`` protocol.
         model: a TransformerLens model.
         tokens: integer token ids ``[rows, seq]`` (tensor, array or nested lists).
         fvp: the options; ``FeatureVisParams.help()`` explains them.
@@ -37,6 +37,7 @@ def get_feature_data(
     Raises:
         InputError: if tokens, features or options cannot be used.
         ModelError: if model or encoder do not fit together, or give NaN or infinity.
+        Interrupted: on Ctrl-C; its ``finished`` holds the features that were done.
     """
     run = Run.prepare(encoder, model, FeatureVisParams() if fvp is None else fvp, encoder_B)
     token_ids = check_tokens(tokens, run.model)
@@ -52,8 +53,7 @@ def get_feature_data(
         provenance = run.provenance(token_ids, counted, path, ignored)
         warn_of_processed_weights(run, provenance)
         fetcher = FeatureFetcher(run, token_ids, counted, path, provenance)
-        features = fetcher.fetch()
-    return fetcher.assemble(features)
+        return fetcher.fetch()
 
 
 def get_prompt_data(

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from sae_vis import _json, _page, html_fns
 from sae_vis._errors import InputError
-from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, FeatureVisParams, Layout
+from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import (
@@ -38,8 +38,9 @@ V = TypeVar("V")
 NAME_LIMIT = 200  # characters that a page shows of the name of a model or a hook point
 TEXT_LIMIT = 2000  # likewise of a note or a reason
 
-ScoreName = Literal["act_size", "act_quantile", "loss_effect"]
-SCORE_NAMES: tuple[ScoreName, ...] = ("act_size", "act_quantile", "loss_effect")
+ScoreName = Literal["act_size", "act_quantile", "loss_effect", "loss_effect_full"]
+SCORE_NAMES: tuple[ScoreName, ...] = ("act_size", "act_quantile", "loss_effect", "loss_effect_full")
+LOSS_SCORES: tuple[ScoreName, ...] = ("loss_effect", "loss_effect_full")
 
 
 def _check(condition: bool, where: object, message: str) -> None:
@@ -106,8 +107,8 @@ def _check_finite(where: object, **values: Sequence[float | None] | float | None
 class PageContext:
     """What a part of a page must know of the whole to draw itself; ``get_html`` hands it down.
 
-    ``features`` are those that a link can reach. ``act_max``, ``loss_max`` and ``shown_logits`` belong to the feature that
-    is being drawn, ``score_name`` and ``seq_pos`` to the prompt-centric view.
+    ``features`` are those that a link can reach. ``act_max``, the two ``loss_max`` and ``shown_logits`` belong to the feature
+    that is being drawn, ``score_name`` and ``seq_pos`` to the prompt-centric view.
     """
 
     printer: TokenPrinter = field(default_factory=lambda: TokenPrinter({}, {}))
@@ -116,6 +117,7 @@ class PageContext:
     features: frozenset[int] = frozenset()
     act_max: float = 0.0
     loss_max: float = 0.0
+    full_loss_max: float = 0.0
     shown_logits: Mapping[int, float] = field(default_factory=dict)
     logit_decimals: int = 3
     seq_pos: int | None = None
@@ -130,8 +132,9 @@ class PageContext:
         largest_act = max((max(sequence.feat_acts) for sequence in shown), default=0.0)
         return dataclasses.replace(
             self,
-            act_max=max(activations.max or 0.0, largest_act),
+            act_max=activations.max or largest_act,  # a prompt may exceed it: its colours are as strong as can be
             loss_max=largest(loss for sequence in shown for loss in sequence.loss_contribution),
+            full_loss_max=largest(loss for sequence in shown for loss in sequence.full_losses()),
             shown_logits=logits.shown_logits if logits else {},
             logit_decimals=decimals_for(largest(logits.shown_logits.values())) if logits else 3,
         )
@@ -142,15 +145,20 @@ class PageContext:
         return self.provenance.ignored_token_ids if self.provenance else ()
 
     @property
-    def loss_how(self) -> str:
-        """Which effect on the loss the underlines show."""
+    def measured(self) -> tuple[Ablation, ...]:
+        """Which effects the data holds, the one that is shown at first before the other."""
+        asked = self.params.ablations
+        no_direct = self.provenance is not None and self.provenance.direct_effect == "none"
+        return tuple(ablation for ablation in asked if ablation != "direct" or not no_direct)
+
+    def loss_how(self, ablation: Ablation) -> str:
+        """In a few words, which effect on the loss it is."""
+        if ablation == "full":
+            return "full ablation"
         if self.provenance is None:
-            return "Loss contribution"
+            return "direct effect"
         reason = shorten(self.provenance.direct_effect_reason, TEXT_LIMIT)
-        told = f": {reason}" if reason else ""
-        if self.provenance.direct_effect == "none":
-            return f"Loss contribution not measured{told}"
-        return f"Loss contribution ({self.provenance.direct_effect}{told})"
+        return f"{self.provenance.direct_effect}{f': {reason}' if reason else ''}"
 
 
 # --- the parts of one feature ------------------------------------------------------------------------------------
@@ -211,11 +219,12 @@ class NeuronAlignmentData:
 
     def get_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
         """The table, with at most ``rows`` rows."""
+        most = largest(self.values)
         return html_fns.left_table(
             "Neuron alignment",
             ["Index", "Value", "% of L1"],
             [str(index) for index in self.indices[:rows]],
-            [format_signed(value) for value in self.values[:rows]],
+            [format_signed(value, decimals_for(most, 3) if 0 < most < 0.01 else 3) for value in self.values[:rows]],
             [format_percent(share, 2) for share in self.share_of_l1[:rows]],
         )
 
@@ -297,8 +306,9 @@ class ActivationsData:
         """The histogram of the active activations, or a sentence where the feature never fires."""
         summary = f"density {format_percent(self.density)}"
         if self.max is None or not self.histogram.bar_heights:
-            counted = f"the {page.provenance.n_counted:,} counted" if page and page.provenance else "these"
-            text = f"This feature never fires on {counted} tokens."
+            counted = page.provenance.n_counted if page and page.provenance else None
+            where = "these tokens" if counted is None else f"the {_count(counted, 'counted token')}"
+            text = f"This feature never fires on {where}."
             return html_fns.activations_histogram(summary, html_fns.empty(text))
         summary += f", max {format_fixed(self.max, decimals_for(self.max, 3))}"
         pin_text = "" if pin is None else format_fixed(pin, decimals_for(page.act_max if page else self.max))
@@ -355,7 +365,7 @@ class LogitsData:
             return html_fns.logits_histogram("", html_fns.empty("There are no logit weights to count."))
         pin_text = "" if pin is None else format_signed(pin, page.logit_decimals if page else 3)
         plot = self.histogram.get_html(page, kind="logits", pin=pin, pin_text=pin_text)
-        return html_fns.logits_histogram(f"of {sum(self.histogram.bar_heights):,} tokens", plot)
+        return html_fns.logits_histogram(f"of {_count(sum(self.histogram.bar_heights), 'token')}", plot)
 
 
 @dataclass
@@ -378,11 +388,23 @@ class TokenEffect:
 
 
 @dataclass
+class FullEffects:
+    """The effects of the full ablation on a sequence, where those of the direct one are stored too."""
+
+    loss_contribution: list[float | None]
+    effects: list[TokenEffect] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_finite(self, loss_contribution=self.loss_contribution)
+
+
+@dataclass
 class SequenceData:
     """A shown piece of a row: tokens ``start .. start + len(token_ids)`` of ``row``, token ``bold_idx`` of them bold.
 
     ``feat_acts`` are the feature's activations on each token, ``loss_contribution`` the change of the loss on each token
-    that the feature causes, in nats (negative: it helps), None where there is none.
+    that the feature causes, in nats (negative: it helps), None where there is none. With ``ablation=("direct", "full")``
+    these are the direct effects, and ``full`` holds the others.
     """
 
     row: int
@@ -392,10 +414,15 @@ class SequenceData:
     feat_acts: list[float]
     loss_contribution: list[float | None]
     effects: list[TokenEffect] = field(default_factory=list)
+    full: FullEffects | None = None
 
     def __post_init__(self) -> None:
         _check_same_length(
-            self, token_ids=self.token_ids, feat_acts=self.feat_acts, loss_contribution=self.loss_contribution
+            self,
+            token_ids=self.token_ids,
+            feat_acts=self.feat_acts,
+            loss_contribution=self.loss_contribution,
+            **({"full.loss_contribution": self.full.loss_contribution} if self.full else {}),
         )
         n_tokens = len(self.token_ids)
         _check(n_tokens > 0, self, "a sequence needs at least one token.")
@@ -408,7 +435,7 @@ class SequenceData:
             f"row and start must not be negative, got {self.row}, {self.start}.",
         )
         _check(
-            all(0 <= effect.at < n_tokens for effect in self.effects),
+            all(0 <= effect.at < n_tokens for effect in self.all_effects()),
             self,
             f"an effect lies outside the sequence of {n_tokens} tokens.",
         )
@@ -418,10 +445,10 @@ class SequenceData:
         """The tokens in a line, coloured by activation and underlined by effect on the loss."""
         page = page or PageContext(act_max=max(self.feat_acts))
         bold_idx = self.bold_idx if bold_idx is None else bold_idx
-        ignored, act_max, loss_max, draw = page.ignored, page.act_max, page.loss_max, html_fns.token
-        shown = zip(
-            page.printer.sequence(self.token_ids), self.token_ids, self.feat_acts, self.loss_contribution, strict=True
-        )
+        ignored, act_max, loss_max, full_max = page.ignored, page.act_max, page.loss_max, page.full_loss_max
+        texts, draw = page.printer.sequence(self.token_ids), html_fns.token
+        full_losses = self.full_losses() or [None] * len(texts)
+        shown = zip(texts, self.token_ids, self.feat_acts, self.loss_contribution, full_losses, strict=True)
         tokens = [
             draw(
                 text,
@@ -429,11 +456,22 @@ class SequenceData:
                 level(loss, loss_max) if loss else 0.0,
                 index == bold_idx,
                 token_id in ignored,
+                level(full, full_max) if full else 0.0,
             )
-            for index, (text, token_id, act, loss) in enumerate(shown)
+            for index, (text, token_id, act, loss, full) in enumerate(shown)
         ]
-        value = format_fixed(self.feat_acts[bold_idx], decimals_for(act_max, 3))
-        return html_fns.sequence(tokens, value)
+        act, decimals = self.feat_acts[bold_idx], decimals_for(act_max, 3)
+        if 0 < act < 0.5 * 10.0**-decimals:  # three digits would make it a zero; a fourth tells it from one
+            decimals = decimals_for(act_max)
+        return html_fns.sequence(tokens, format_fixed(act, decimals))
+
+    def full_losses(self) -> list[float | None]:
+        """The loss contributions of the full ablation, where both are stored."""
+        return self.full.loss_contribution if self.full else []
+
+    def all_effects(self) -> list[TokenEffect]:
+        """The effects of every ablation that is stored."""
+        return [*self.effects, *self.full.effects] if self.full else self.effects
 
 
 @dataclass
@@ -458,7 +496,9 @@ class SequenceGroupData:
         else:
             detail = f"{format_percent(self.share)} of tokens"
         sequences = [sequence.get_html(page) for sequence in self.sequences[:examples]]
-        return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty("No example.")])
+        somewhere = self.upper if self.share is None else self.share
+        nothing = "No example shown." if somewhere else "No example."
+        return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty(nothing)])
 
 
 @dataclass
@@ -471,18 +511,22 @@ class SequenceMultiGroupData:
         """All groups with at most so many examples each, the legend, and the numbers for the hover text."""
         page = page or PageContext(act_max=max((group.upper for group in self.groups), default=0.0))
         shown = [sequence for group in self.groups for sequence in group.sequences[:examples]]
-        if not shown:
-            nothing = html_fns.empty("No examples: the feature is active nowhere.")
-            return html_fns.sequence_multi_group(NOTHING, [nothing], NOTHING)
+        if not self.groups:
+            asked = page.params.first_group_size or page.params.n_groups
+            nothing = "No examples: the feature is active nowhere." if asked else "No examples were asked for."
+            return html_fns.sequence_multi_group(NOTHING, [html_fns.empty(nothing)], NOTHING)
         legend = html_fns.legend(format_fixed(page.act_max, decimals_for(page.act_max, 3)), _loss_key(page))
         groups = [group.get_html(page, examples=examples) for group in self.groups]
         return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
 
 
 def _loss_key(page: PageContext) -> Html:
-    if page.provenance and page.provenance.direct_effect == "none":
-        return join([page.loss_how])
-    return html_fns.loss_key(page.loss_how)
+    """What the underlines show, and a choice where there are two effects."""
+    if not page.measured:
+        reason = shorten(page.provenance.direct_effect_reason, TEXT_LIMIT) if page.provenance else ""
+        return join([f"Loss contribution not measured{f': {reason}' if reason and page.params.ablations else ''}"])
+    hows = [page.loss_how(ablation) for ablation in page.measured]
+    return html_fns.loss_key(list(page.measured), hows)
 
 
 def _hover(sequences: Sequence[SequenceData], page: PageContext) -> Html:
@@ -496,22 +540,25 @@ def _hover(sequences: Sequence[SequenceData], page: PageContext) -> Html:
         ids=ids,
         acts=[act for sequence in sequences for act in sequence.feat_acts],
         losses=[loss for sequence in sequences for loss in sequence.loss_contribution],
+        full_losses=[loss for sequence in sequences for loss in sequence.full_losses()],
         logits=[page.shown_logits.get(token_id) for token_id in distinct],
-        effects=_hover_effects(sequences),
+        effects=_hover_effects(sequences, [sequence.effects for sequence in sequences]),
+        full_effects=_hover_effects(sequences, [s.full.effects if s.full else [] for s in sequences]),
+        only=page.measured[0] if page.measured else "direct",
         act_decimals=decimals_for(page.act_max),
         logit_decimals=page.logit_decimals,
     )
     return html_fns.hover_data(numbers)
 
 
-def _hover_effects(sequences: Sequence[SequenceData]) -> dict[str, Any]:
+def _hover_effects(sequences: Sequence[SequenceData], effects: Sequence[list[TokenEffect]]) -> dict[str, Any]:
     """All effects, their places counted through all sequences."""
     at: list[int] = []
     ids: list[list[int]] = []
     logprobs: list[list[float]] = []
     before = 0
-    for sequence in sequences:
-        for effect in sequence.effects:
+    for sequence, of_sequence in zip(sequences, effects, strict=True):
+        for effect in of_sequence:
             at.append(before + effect.at)
             ids += (effect.raised_token_ids, effect.lowered_token_ids)
             logprobs += (effect.raised_logprobs, effect.lowered_logprobs)
@@ -605,7 +652,7 @@ def _token_ids(sequences: Iterable[SequenceData]) -> set[int]:
     ids: set[int] = set()
     for sequence in sequences:
         ids.update(sequence.token_ids)
-        for effect in sequence.effects:
+        for effect in sequence.all_effects():
             ids.update(effect.raised_token_ids, effect.lowered_token_ids)
     return ids
 
@@ -618,7 +665,8 @@ class Provenance:
     """What was run on what: enough to tell whether two files belong together, and what a page must say of its numbers.
 
     ``direct_effect`` is "exact", "direct path" (later computation that reads the hook point is left out) or "none", with
-    the reason in ``direct_effect_reason``. ``first_token_id`` is the token that every row begins with, where there is one
+    the reason in ``direct_effect_reason``. ``hook_point_out`` is where the features are written, None where they are read
+    (it differs for transcoders). ``first_token_id`` is the token that every row begins with, where there is one
     (a prompt then gets it too). ``notes`` are shown on the page.
     """
 
@@ -631,6 +679,7 @@ class Provenance:
     n_counted: int
     direct_effect: Literal["exact", "direct path", "none"]
     direct_effect_reason: str = ""
+    hook_point_out: str | None = None
     first_token_id: int | None = None
     ignored_token_ids: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -883,8 +932,8 @@ def _footer(page: PageContext) -> str:
     if told is None:
         return "sae_vis"
     parts = [
-        f"{told.n_rows:,} rows of {told.seq_len:,} tokens, {told.n_counted:,} positions counted",
-        f"{told.d_hidden:,} features on {told.d_in:,} dimensions",
+        f"{_count(told.n_rows, 'row')} of {_count(told.seq_len, 'token')}, {_count(told.n_counted, 'position')} counted",
+        f"{_count(told.d_hidden, 'feature')} on {_count(told.d_in, 'dimension')}",
         ", ".join(f"{shorten(name)} {shorten(version)}" for name, version in sorted(told.versions.items())),
         ", ".join(f"{shorten(name)} {digest[:12]}" for name, digest in sorted(told.digests.items())),
     ]
@@ -946,6 +995,10 @@ _METRICS: dict[str, tuple[str, str]] = {
         "Loss effect",
         "The features active on the token before that lower the loss of predicting the chosen token most.",
     ),
+    "loss_effect_full": (
+        "Full loss effect",
+        "Like the loss effect, but with the feature taken out at the hook point and everything later computed again.",
+    ),
 }
 
 
@@ -991,11 +1044,11 @@ def _prompt_drawers(data: PromptData) -> dict[str, Drawer]:
 
     def act_pin(page: PageContext) -> float | None:
         # What acts on the prediction of a token is the activation on the token before it.
-        at = page.seq_pos if page.seq_pos is None or page.score_name != "loss_effect" else page.seq_pos - 1
+        at = page.seq_pos if page.seq_pos is None or page.score_name not in LOSS_SCORES else page.seq_pos - 1
         return data.sequence.feat_acts[at] or None if at is not None and at >= 0 else None
 
     def logit_pin(page: PageContext) -> float | None:
-        if page.seq_pos is None or page.score_name != "loss_effect":
+        if page.seq_pos is None or page.score_name not in LOSS_SCORES:
             return None
         return page.shown_logits.get(data.sequence.token_ids[page.seq_pos])
 
@@ -1069,7 +1122,7 @@ class MultiPromptData:
         Args:
             page: what is known of the page, e.g. other provenance; None: this data's own.
             seq_pos: an index of the prompt's tokens, BOS included; None: the last one at which a feature is ranked.
-            score_name: "act_size", "act_quantile" or "loss_effect"; None: "act_quantile", if it is there.
+            score_name: "act_size", "act_quantile", "loss_effect" or "loss_effect_full"; None: "act_quantile", if it is there.
             feature_url: where a feature's own page is, e.g. ``"features.html#feature={feature}"``.
 
         Raises:
@@ -1223,13 +1276,13 @@ def _strip(prompt: MultiPromptData, page: PageContext) -> list[Html]:
 
 
 def _none_ranked(score_name: str) -> str:
-    where = "the token before it, so none changes its prediction" if score_name == "loss_effect" else "this token"
+    where = "the token before it, so none changes its prediction" if score_name in LOSS_SCORES else "this token"
     return f"No feature to show: none of those asked for is active on {where}."
 
 
 def _score_text(score_name: str, score: float) -> str:
     if score_name == "act_quantile":
         return f"quantile {format_quantile(score)}"
-    if score_name == "loss_effect":
+    if score_name in LOSS_SCORES:
         return f"loss {format_signed(score, min(6, max(3, decimals_for(score, 2))))}"
     return f"activation {format_general(score)}"

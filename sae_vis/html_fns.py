@@ -6,6 +6,7 @@ is. Numbers become text here, so that there is one place that says how a number 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 
@@ -13,8 +14,8 @@ from sae_vis._templates import Html, escape, join, template
 from sae_vis.utils_fns import (
     Piece,
     decimals_for,
-    format_general,
     format_signed,
+    format_ticks,
     join_bytes,
     level,
     printable,
@@ -111,7 +112,7 @@ class TokenPrinter:
 # --- sequences ---------------------------------------------------------------------------------------------------
 
 
-def token(text: Html, activation: float, effect: float, bold: bool, ignored: bool) -> Html:
+def token(text: Html, activation: float, effect: float, bold: bool, ignored: bool, full_effect: float = 0.0) -> Html:
     """One token of a sequence, coloured.
 
     Args:
@@ -120,10 +121,11 @@ def token(text: Html, activation: float, effect: float, bold: bool, ignored: boo
         effect: -1 to 1 of the feature's largest effect on the loss, for the underline; negative lowers the loss.
         bold: whether this is the token that the sequence was chosen for.
         ignored: whether the token's position is left out of every number.
+        full_effect: like ``effect``, of the full ablation, where both are there.
     """
-    if not (activation or effect or bold or ignored):
+    if not (activation or effect or full_effect or bold or ignored):
         return _plain_token(text)
-    attributes = _token_attributes(activation, effect, bold, ignored)
+    attributes = _token_attributes(activation, effect, full_effect, bold, ignored)
     return template("token_template.html").fill(attributes=attributes, text=text)
 
 
@@ -133,10 +135,12 @@ def _plain_token(text: Html) -> Html:
 
 
 @cache  # the levels have two decimals, so there are not many
-def _token_attributes(activation: float, effect: float, bold: bool, ignored: bool) -> Html:
+def _token_attributes(activation: float, effect: float, full_effect: float, bold: bool, ignored: bool) -> Html:
     styles = [f"--a:{_short(activation)}"] if activation else []
     if effect:
         styles.append(f"--{'h' if effect < 0 else 'r'}:{_short(abs(effect))}")
+    if full_effect:
+        styles.append(f"--{'fh' if full_effect < 0 else 'fr'}:{_short(abs(full_effect))}")
     names = " ".join(name for name, given in (("b", bold), ("x", ignored)) if given)
     attributes = f' class="{names}"' if names else ""
     return Html(f'{attributes} style="{";".join(styles)}"' if styles else attributes)
@@ -168,9 +172,19 @@ def legend(largest: str, loss: Html) -> Html:
     return template("legend.html").fill(largest=largest, loss=loss)
 
 
-def loss_key(how: str) -> Html:
-    """What the underlines mean, and which effect on the loss they show."""
-    return template("loss_key.html").fill(how=how)
+def loss_key(ablations: Sequence[str], hows: Sequence[str]) -> Html:
+    """What the underlines mean, and which effect on the loss they show: a choice where there are two.
+
+    ``ablations`` are "direct", "full" or both, ``hows`` says of each in a few words what it is.
+    """
+    if len(ablations) == 1:
+        return template("loss_key.html").fill(how=template("loss_how.html").fill(how=hows[0]))
+    choice = template("loss_choice.html")
+    choices = [
+        choice.fill(ablation=ablation, how=how, checked="true" if first else "false", tab=0 if first else -1)
+        for ablation, how, first in zip(ablations, hows, (True, False), strict=True)
+    ]
+    return template("loss_key.html").fill(how=template("loss_switch.html").fill(choices=join(choices)))
 
 
 def hover_data(json: Html) -> Html:
@@ -192,6 +206,7 @@ def left_table(
     """A small table of an index and two numbers; ``heads`` are the titles of its three columns."""
     row = template("left_table_row.html")
     rows = [row.fill(index=i, first=a, second=b) for i, a, b in zip(indices, first, second, strict=True)]
+    rows = rows or [row.fill(index="none", first="", second="")]
     index_head, first_head, second_head = heads
     return template("left_table.html").fill(
         title=title, index=index_head, first=first_head, second=second_head, rows=join(rows)
@@ -216,7 +231,8 @@ def outside_link(feature: int, url: str) -> Html:
 def logits_table(title: str, kind: str, tokens: Sequence[Html], values: Sequence[float], largest: float) -> Html:
     """Tokens with their logit weights, shaded by size; ``kind`` is "negative" or "positive"."""
     row = template("logits_row.html")
-    decimals = min(4, decimals_for(largest, 3))
+    decimals = decimals_for(largest, 3)
+    decimals = min(4, decimals) if decimals < 6 else decimals  # four, unless they say nothing of the largest
     rows = [
         row.fill(level=_short(abs(level(value, largest))) or "0", token=shown, value=format_signed(value, decimals))
         for shown, value in zip(tokens, values, strict=True)
@@ -233,6 +249,7 @@ def logits_tables(negative: Html, positive: Html) -> Html:
 
 # The geometry of a plot, in the units of its viewBox; middle_plots.html draws the axis to fit.
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 6.0, 306.0, 14.0, 82.0
+PLOT_CHARACTER = 6.0  # the width of a digit, about
 PIN_SLACK = 1e-3  # of the axis: the value and the axis were rounded apart
 
 
@@ -247,6 +264,7 @@ def middle_plot(
     low, high = edges[0], edges[-1]
     inside = [tick for tick in tick_vals if low <= tick <= high]
     places = [_short_place(plot_x(tick, low, high)) for tick in inside]
+    labels = format_ticks(inside)
     tick = template("plot_tick.html")
     below = [2 * index + 1 for index in range(len(heights)) if edges[index] + edges[index + 1] < 0]
     split = len(below)  # edges rise, so the bars below zero come first
@@ -258,11 +276,18 @@ def middle_plot(
         lower=_bars(heights, 0, split),
         upper=_bars(heights, split, len(heights)),
         tick_lines="".join(f"M{place} 82v3.5" for place in places),
-        tick_labels=join(
-            tick.fill(x=place, label=format_general(value)) for place, value in zip(places, inside, strict=True)
-        ),
+        tick_labels=join(tick.fill(x=places[i], label=labels[i]) for i in _with_room(places, labels)),
         pin=pin,
     )
+
+
+def _with_room(places: Sequence[str], labels: Sequence[str]) -> range:
+    """Which ticks get their label: all, or every second or third one where they would touch; zero among them."""
+    if len(labels) < 2:
+        return range(len(labels))
+    widest = max(map(len, labels)) * PLOT_CHARACTER + PLOT_CHARACTER
+    step = math.ceil(widest / (float(places[1]) - float(places[0])))
+    return range(labels.index("0") % step if "0" in labels else 0, len(labels), step)
 
 
 def plot_x(value: float, low: float, high: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +39,14 @@ DIGEST_SAMPLE = 4096
 class Encoder(Protocol):
     """What the library needs of a sparse autoencoder; adapt your own by giving it these.
 
-    Optional, read with ``getattr``: ``hook_point`` (where it reads), ``hook_point_out`` (where it writes, if elsewhere).
+    Optional, read with ``getattr``:
+
+    - ``hook_point: str``, where it reads, used where ``FeatureVisParams`` names none.
+    - ``hook_point_out: str``, where it writes, if elsewhere (a transcoder).
+    - ``write_scale(x) -> [rows, seq]``, float32, for ``x`` as ``encode`` takes it: by what one unit of activation is
+      multiplied when it is written, so that a feature of activation ``a`` writes ``a * write_scale * decoder_row``. An
+      encoder that normalises its input and scales its output back has one (not 1) at every position.
+    - ``digest() -> str``, which tells it from others of the same shape.
     """
 
     @property
@@ -154,8 +161,37 @@ class AutoEncoder(nn.Module):
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
                 metadata = file.metadata() or {}
         except (OSError, SafetensorError) as error:
-            raise InputError(f"Cannot read an AutoEncoder from {path}: {cut(str(error), 500)}") from None
+            raise InputError(f"Cannot read an AutoEncoder from {path}: {cut(str(error))}") from None
         return cls.from_weights(weights, apply_b_dec_to_input=metadata.get("apply_b_dec_to_input", "True") == "True")
+
+    @classmethod
+    def load_from_hf(cls, version: str | int = "run1", device: str | torch.device = "cpu") -> AutoEncoder:
+        """One of Neel Nanda's autoencoders of the MLP of the model gelu-1l, from the Hugging Face hub or its local cache.
+
+        Args:
+            version: "run1" or "run2" (the last checkpoint of each run), or the name of another checkpoint of
+                ``NeelNanda/sparse_autoencoder``, such as 25.
+            device: where the weights go.
+
+        Raises:
+            InputError: if it cannot be had (no network, no such file), or is not what it should be.
+        """
+        if not isinstance(version, str | int) or isinstance(version, bool) or not str(version).strip():
+            raise InputError(f"version must be {_known_runs()} or another checkpoint's name, got {version!r}.")
+        place = checked_device(device)
+        file = f"{_HUB_RUNS.get(str(version), version)}.pt"
+        path = _from_hub(version, file)
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - a damaged archive or pickle raises almost anything
+            raise InputError(
+                f"{path} (checkpoint {version!r} of {_HUB}) is damaged, or no file of tensors "
+                f"({type(error).__name__}). Remove it and load it again."
+            ) from None
+        try:
+            return cls.from_weights(weights).to(place)
+        except InputError as error:
+            raise InputError(f"{path} (checkpoint {version!r} of {_HUB}): {error}") from None
 
     @classmethod
     def from_weights(cls, weights: dict[str, Tensor], apply_b_dec_to_input: bool = True) -> AutoEncoder:
@@ -191,6 +227,33 @@ class AutoEncoder(nn.Module):
         return encoder
 
 
+_HUB = "NeelNanda/sparse_autoencoder"
+_HUB_RUNS = {"run1": "25", "run2": "47"}  # the files are named by checkpoint
+
+
+def _known_runs() -> str:
+    return " or ".join(f'"{name}"' for name in _HUB_RUNS)
+
+
+def _from_hub(version: str | int, file: str) -> str:
+    """Where the file of the hub lies on this machine, downloaded if it has to be; every failure is one sentence."""
+    wanted = f"The autoencoder {version!r} (file {file} of {_HUB}, known are {_known_runs()})"
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise InputError(f"{wanted} needs the package huggingface_hub: pip install huggingface_hub.") from None
+    try:
+        return str(huggingface_hub.hf_hub_download(_HUB, file))
+    except Exception as error:  # noqa: BLE001 - each version has an HTTP client with exceptions of its own
+        names = {one.__name__ for one in type(error).__mro__}
+        if "EntryNotFoundError" in names and "LocalEntryNotFoundError" not in names:
+            raise InputError(f"{wanted} is not there: the repository has no such file.") from None
+        raise InputError(
+            f"{wanted} could not be had from the Hugging Face hub ({type(error).__name__}): it needs network access, or the "
+            "file in the hub's local cache."
+        ) from None
+
+
 # --- hook points -------------------------------------------------------------------------------------------------
 
 _HOOK_POINT = re.compile(
@@ -214,6 +277,12 @@ class HookPoint(NamedTuple):
         match = _HOOK_POINT.fullmatch(name)
         return cls(name, int(match[1]), match[2]) if match else cls(name, None, None)
 
+    @property
+    def block(self) -> int | None:
+        """The transformer block that it lies in, whatever its kind."""
+        match = re.match(r"blocks\.(\d+)\.", self.name)
+        return int(match[1]) if match else None
+
 
 class WritePath(NamedTuple):
     """How the hook point writes to the residual stream: a matrix (None: as it is), or the reason why there is no map."""
@@ -234,6 +303,10 @@ class FinalNorm(NamedTuple):
     gain: Tensor
     bias: Tensor
     eps: float
+
+
+Change = Callable[[Tensor], Tensor]  # of the activations at a hook point
+NO_CHANGES: Mapping[str, Change] = {}
 
 
 class _Reached(Exception):  # noqa: N818 - not an error: it ends a forward pass at the hook
@@ -259,20 +332,29 @@ def _cap(value: Any) -> float:
 class LanguageModel:
     """A TransformerLens model: run to a hook point, final residual stream, unembedding, tokenizer.
 
-    Works with ``TransformerBridge``; whatever has ``cfg``, ``hook_dict``, ``run_with_hooks``, ``ln_final``, ``unembed``
-    and ``W_U`` will do.
+    Works with ``HookedTransformer`` and its subclasses (TransformerLens 2 and 3) and ``TransformerBridge`` (3 and 4);
+    whatever has ``cfg``, ``hook_dict``, ``run_with_hooks``, ``ln_final``, ``unembed`` and ``W_U`` will do.
 
     Raises:
-        ModelError: if the object lacks one of these.
+        ModelError: if the object lacks one of these, or has SAEs of SAELens attached to it.
     """
 
     def __init__(self, model: Any) -> None:
-        needed = ("cfg", "hook_dict", "run_with_hooks", "ln_final", "unembed", "W_U", "blocks")
-        missing = [name for name in needed if not hasattr(model, name)]
+        needed = {"cfg", "hook_dict", "run_with_hooks", "ln_final", "unembed", "W_U", "blocks"}
+        if getattr(getattr(model, "cfg", None), "normalization_type", "") is None:
+            needed.remove("ln_final")  # a HookedTransformer without norms has none
+        missing = sorted(name for name in needed if not hasattr(model, name))
         if missing:
             raise ModelError(
                 f"{type(model).__name__} is not a TransformerLens model: it has no {', '.join(missing)}. Wrap it with "
-                "TransformerBridge.boot_transformers(name, hf_model=your_model) first."
+                "TransformerBridge.boot_transformers(name, hf_model=your_model) first (TransformerLens 3 and 4), or load it "
+                "with HookedTransformer.from_pretrained(name) (2 and 3)."
+            )
+        attached = getattr(model, "acts_to_saes", None)  # of sae_lens' HookedSAETransformer
+        if attached:
+            raise ModelError(
+                f"{type(model).__name__} has SAEs attached at {', '.join(attached)}: they replace the activations there by "
+                "their reconstructions. Take them off with model.reset_saes(), then pass the model."
             )
         self.model = model
         self.cfg = model.cfg
@@ -289,7 +371,8 @@ class LanguageModel:
         self.name = str(getattr(self.cfg, "model_name", None) or type(model).__name__)
         self.device = model.W_U.device
         self.soft_cap = _cap(getattr(self.cfg, "output_logits_soft_cap", None))
-        self.parallel = bool(getattr(self.cfg, "parallel_attn_mlp", False))
+        # Whether what attention writes reaches the end of its block as it is, with no MLP that reads it on the way.
+        self.parallel = any(bool(getattr(self.cfg, name, False)) for name in ("parallel_attn_mlp", "attn_only"))
         self.final_hook = f"blocks.{self.n_layers - 1}.hook_resid_post"
 
     # -- running --
@@ -323,33 +406,55 @@ class LanguageModel:
         Raises:
             ModelError: if the hook point never fires.
         """
-        captured: list[Tensor] = []
+        return self.capture(tokens, [hook_point])[hook_point]
 
-        def keep_and_stop(value: Tensor) -> None:
-            captured.append(value.detach() if isinstance(value, Tensor) else value)
-            raise _Reached
+    def capture(
+        self, tokens: Int[Tensor, "rows seq"], names: Sequence[str], changes: Mapping[str, Change] = NO_CHANGES
+    ) -> dict[str, Float[Tensor, "rows seq *d"]]:
+        """The activations at some hook points, with some changed on the way; nothing after the last of them is run.
 
-        self._run(tokens, {hook_point: keep_and_stop})
-        if not captured:
+        A change gets the activations ``[rows or more, seq or longer, *d]`` and gives what goes on in their place.
+
+        Raises:
+            ModelError: if one of the hook points never fires.
+        """
+        n_rows, seq_len = tokens.shape
+        captured: dict[str, Tensor] = {}
+
+        def hook_at(name: str) -> Callable[[Tensor], Tensor | None]:
+            def run(value: Tensor) -> Tensor | None:
+                check_tensor(value, f"The hook point {name!r}", (n_rows, seq_len, None), more=True)
+                if not value.is_floating_point():
+                    raise ModelError(f"The hook point {name!r} gives {value.dtype}, not floating-point activations.")
+                changed = changes[name](value) if name in changes else None
+                if name in names:
+                    kept = (value if changed is None else changed).detach()[:n_rows, :seq_len].contiguous()
+                    captured[name] = kept
+                    if len(captured) == len(set(names)):
+                        raise _Reached
+                    captured[name] = kept.clone()  # the model runs on, and may write over it
+                return changed
+
+            return run
+
+        self._run(tokens, {name: hook_at(name) for name in dict.fromkeys([*changes, *names])})
+        missing = [name for name in names if name not in captured]
+        if missing:
             raise ModelError(
-                f"The hook point {hook_point!r} exists on {self.name!r} but never fired in a forward pass. Some need to be "
+                f"The hook point {missing[0]!r} exists on {self.name!r} but never fired in a forward pass. Some need to be "
                 "switched on (e.g. model.set_use_attn_result(True)); otherwise choose another."
             )
-        n_rows, seq_len = tokens.shape
-        check_tensor(captured[0], f"The hook point {hook_point!r}", (n_rows, seq_len, None), more=True)
-        if not captured[0].is_floating_point():
-            raise ModelError(
-                f"The hook point {hook_point!r} gives {captured[0].dtype}, not floating-point activations."
-            )
-        return captured[0][:n_rows, :seq_len].contiguous()
+        return captured
 
     def final_residual(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_model"]:
         """The residual stream after the last block."""
         return self.activations(tokens, self.final_hook)
 
-    def logits(self, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq d_vocab"]:
-        """The model's own logits, in float32."""
-        logits: Tensor = self._run(tokens, {}, return_type="logits")
+    def logits(
+        self, tokens: Int[Tensor, "rows seq"], changes: Mapping[str, Change] = NO_CHANGES
+    ) -> Float[Tensor, "rows seq d_vocab"]:
+        """The model's own logits, in float32, with some activations changed on the way."""
+        logits: Tensor = self._run(tokens, dict(changes), return_type="logits")
         n_rows, seq_len = tokens.shape
         shape = (n_rows, seq_len, self.d_vocab)
         check_tensor(logits, "The model's forward pass (return_type='logits')", shape, more=True)
@@ -372,15 +477,26 @@ class LanguageModel:
                 raise
             raise ModelError(f"The hook point {' or '.join(hooks)} has to be switched on: {error}") from None
 
+    @property
+    def causal(self) -> bool:
+        """Whether each token sees only those before it."""
+        return getattr(self.cfg, "attention_dir", None) == "causal"
+
+    def padded_length(self, seq_len: int) -> int:
+        """How long rows of this many tokens are when they are run."""
+        longer = -(-seq_len // ROW_MULTIPLE) * ROW_MULTIPLE
+        return longer if self.causal and longer <= self.n_ctx else seq_len
+
     def _padded(self, tokens: Int[Tensor, "rows seq"]) -> Int[Tensor, "more_rows more_seq"]:
         """More rows and longer rows, so that a row's own numbers have the same bits in every batch.
 
         Where each token sees those before it only, what stands behind the row changes nothing in it.
         """
-        causal = getattr(self.cfg, "attention_dir", None) == "causal"
-        longer = -(-tokens.shape[1] // ROW_MULTIPLE) * ROW_MULTIPLE
-        if causal and longer <= self.n_ctx:
-            tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, longer - tokens.shape[1])], 1)
+        missing = self.padded_length(tokens.shape[1]) - tokens.shape[1]
+        if missing:
+            # No padding token: where the tokenizer pads on the left, HookedTransformer masks those that begin a row.
+            behind = torch.full((len(tokens), missing), int(self.padding_id() == 0)).to(tokens)
+            tokens = torch.cat([tokens, behind], 1)
         n_rows, seq_len = tokens.shape
         missing = -(-MIN_PRODUCT_ROWS // seq_len) - n_rows
         return torch.cat([tokens, tokens[:1].expand(missing, -1)]) if missing > 0 else tokens
@@ -417,8 +533,11 @@ class LanguageModel:
 
     def _apply_norm(self, x: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
         dtype = self.model.W_U.dtype
-        result: Tensor = self.model.ln_final(x.to(dtype)[None, None])
-        return result.detach()[0, 0].float()
+        return self._normed(x.to(dtype)[None, None]).detach()[0, 0].float()
+
+    def _normed(self, residual: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "rows seq d_model"]:
+        norm = getattr(self.model, "ln_final", None)
+        return residual if norm is None else norm(residual)
 
     def unembedding(self) -> tuple[Float[Tensor, "d_model d_vocab"], Float[Tensor, " d_vocab"]]:
         """``W_U`` and ``b_U`` (zeros where there is none), in float32."""
@@ -438,7 +557,7 @@ class LanguageModel:
     def logits_from_residual(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
         """The model's own norm and unembedding, with the soft cap that some models put behind them; float32."""
         dtype = self.model.W_U.dtype
-        logits: Tensor = self.model.unembed(self.model.ln_final(residual.to(dtype)[None]))[0].float()
+        logits: Tensor = self.model.unembed(self._normed(residual.to(dtype)[None]))[0].float()
         return soft_cap(logits, self.soft_cap)
 
     # -- from the hook point to the residual stream --
@@ -460,7 +579,7 @@ class LanguageModel:
         mid = f"blocks.{layer}.hook_resid_mid"
         read_at = mid if from_attention and not self.parallel and mid in self.model.hook_dict else None
         error = self._perturbation_error(hook_point.name, read_at or f"blocks.{layer}.hook_resid_post", matrix, tokens)
-        if error > 1e-2:
+        if not error <= 1e-2:  # NaN is no small error
             reason = (
                 f"something (such as a norm) stands between {hook_point.name} and the residual stream: a small change there "
                 f"does not arrive as the weights say (relative error {error:.2g})"
@@ -494,27 +613,36 @@ class LanguageModel:
             return float("inf")
         change *= (before.norm() / expected().norm().clamp_min(1e-12)).clamp_min(1e-3)
         change = change.to(plain.dtype).float()
-        captured: list[Tensor] = []
 
         def add(value: Tensor) -> Tensor:
             changed = value.clone()
             changed[:, : change.shape[1]] += change.to(value.dtype)
             return changed
 
-        def keep_and_stop(value: Tensor) -> None:
-            captured.append(value.detach()[:1, : row.shape[1]].float())
-            raise _Reached
-
-        self._run(row, {hook_point: add, read_at: keep_and_stop})
-        return float((captured[0] - before - expected()).norm() / expected().norm().clamp_min(1e-12))
+        after = self.capture(row, [read_at], {hook_point: add})[read_at].float()
+        return float((after - before - expected()).norm() / expected().norm().clamp_min(1e-12))
 
     def writes_centred(self) -> bool:
-        """Whether the first MLP's output weights have mean zero over the residual stream, as processing leaves them."""
-        weight = getattr(getattr(self.model.blocks[0], "mlp", None), "W_out", None)
+        """Whether what the first block writes has mean zero over the residual stream, as processing leaves it."""
+        block = self.model.blocks[0]
+        weight = getattr(getattr(block, "mlp", None), "W_out", None)
+        if not isinstance(weight, Tensor):  # a block without an MLP
+            weight = getattr(getattr(block, "attn", None), "W_O", None)
         if not isinstance(weight, Tensor):
             return False
         weight = weight.detach().float()
         return bool(weight.mean(-1).abs().max() < 1e-5 * weight.std())
+
+    def value_biases_folded(self) -> bool:
+        """Whether the first block's value biases are zero and its output bias is not, as processing leaves them."""
+        attention = getattr(self.model.blocks[0], "attn", None)
+        biases = [getattr(attention, name, None) for name in ("b_V", "b_O")]
+        value, output = (bool(b.detach().any()) if isinstance(b, Tensor) else None for b in biases)
+        return value is False and output is True
+
+    def neurons_end_in_a_norm(self) -> bool:
+        """Whether ``mlp.hook_post`` lies behind a norm (``act_fn="solu_ln"``), whose weights processing folds away."""
+        return str(getattr(self.cfg, "act_fn", "")).endswith("_ln")
 
     # -- identity --
 
@@ -538,6 +666,18 @@ class LanguageModel:
     def digest(self) -> str:
         """A digest of a sample of every parameter."""
         return digest_tensors((name, weight) for name, weight in self.model.named_parameters())
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """The device, if something can be put there.
+
+    Raises:
+        InputError: if it is none, or is not there.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # by device, and by how torch was built
+        raise InputError(f"The device {device!r} cannot be used: {str(error).partition(chr(10))[0]}") from None
 
 
 def _is_token_id(value: Any) -> TypeGuard[int]:
@@ -567,9 +707,13 @@ def check_tensor(value: Any, what: str, shape: tuple[int | None, ...], more: boo
 
 def steady_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
     """``a @ b``, each row with the same bits whatever the other rows are."""
-    n = len(a)
+    n, m = len(a), b.shape[1]
     missing = MIN_PRODUCT_ROWS - n if n else 0
-    return (torch.cat([a, a[:1].expand(missing, -1)]) @ b)[:n] if missing > 0 else a @ b
+    if missing > 0:
+        a = torch.cat([a, a[:1].expand(missing, -1)])
+    if m < MIN_PRODUCT_COLUMNS:
+        b = nn.functional.pad(b, (0, MIN_PRODUCT_COLUMNS - m))
+    return (a @ b)[:n, :m].contiguous()
 
 
 def soft_cap(logits: Tensor, cap: float) -> Tensor:

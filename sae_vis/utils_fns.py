@@ -9,6 +9,9 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 MINUS = "\u2212"  # as wide as a plus sign, unlike the hyphen
+PLAIN_DECIMALS = 8  # more of them, and a number is written with a power of ten
+PLAIN_LIMIT = 1e12  # likewise from here on
+THOUSANDS = 999_999.5  # below, a number is written out even with more significant digits than asked for
 SMALLEST_SPAN = 1e-300  # of an axis; below, floats have too few digits for round steps
 
 # --- axis ticks and rounding -------------------------------------------------------------------------------------
@@ -46,14 +49,27 @@ def largest(values: Iterable[float | None]) -> float:
 
 
 def decimals_for(scale: float, digits: int = 4) -> int:
-    """Decimals that give ``scale`` so many significant digits; every number of one scale is shown with as many."""
+    """Decimals that give ``scale`` so many significant digits; every number of one scale is shown with as many.
+
+    Negative for a huge scale, whose last digits before the point mean nothing.
+    """
     if not (math.isfinite(scale) and scale):
         return digits - 1
-    return min(12, max(0, digits - 1 - math.floor(math.log10(abs(scale)))))
+    decimals = digits - 1 - math.floor(math.log10(abs(scale)))
+    return decimals if abs(scale) >= PLAIN_LIMIT else max(0, decimals)
 
 
 def format_fixed(value: float, decimals: int) -> str:
-    """A number with so many decimals and a true minus sign; no minus before a zero."""
+    """A number with so many decimals and a true minus sign; no minus before a zero.
+
+    With a power of ten where that takes too many digits; what is not zero is then never written as zero. The function
+    ``fixed`` in ``js/tooltip.js`` does the same.
+    """
+    if not 0 <= decimals <= PLAIN_DECIMALS or abs(value) >= PLAIN_LIMIT:
+        if not value:
+            return "0"
+        digits = math.floor(math.log10(abs(value))) + decimals
+        return f"{value:.{min(3, max(0, digits))}e}".replace("-", MINUS)
     text = f"{value:.{decimals}f}"
     if text.startswith("-"):
         text = MINUS + text[1:] if text.strip("-0.") else text[1:]
@@ -67,14 +83,24 @@ def format_signed(value: float, decimals: int = 3) -> str:
 
 
 def format_general(value: float, digits: int = 4) -> str:
-    """The shortest text with at most so many significant digits, e.g. for the ticks of an axis."""
-    return f"{value + 0.0:.{digits}g}".replace("-", MINUS) if value else "0"
+    """The shortest text with at most so many significant digits, e.g. for the ticks of an axis; all those of thousands."""
+    whole = 10.0**digits - 0.5 <= abs(value) < THOUSANDS
+    return f"{value + 0.0:.{0 if whole else digits}{'f' if whole else 'g'}}".replace("-", MINUS) if value else "0"
+
+
+def format_ticks(values: Sequence[float]) -> list[str]:
+    """The labels of an axis: four significant digits, or as many as tell them apart."""
+    for digits in range(4, 17):
+        labels = [format_general(value, digits) for value in values]
+        if len(set(labels)) == len(set(values)):
+            break
+    return labels
 
 
 def format_percent(share: float, digits: int = 3) -> str:
     """A share of 0 to 1 as a percentage with so many significant digits: ``0.0123 %``."""
     percent = 100.0 * share
-    text = format_fixed(percent, min(8, decimals_for(percent, digits))) if percent else "0"
+    text = format_fixed(percent, decimals_for(percent, digits)) if percent else "0"
     return f"{text} %"
 
 

@@ -65,7 +65,8 @@ def direction(model: Any, encoder: AutoEncoder, hook_point: str, feature: int) -
 @torch.no_grad()
 def log_probs(model: Any, residual: Tensor) -> Tensor:
     """The log-probabilities at one position, through the model's own final norm and unembedding, and the soft cap."""
-    logits = model.unembed(model.ln_final(residual[None, None]))[0, 0]
+    norm = getattr(model, "ln_final", torch.nn.Identity())  # a HookedTransformer without norms has none
+    logits = model.unembed(norm(residual[None, None]))[0, 0]
     cap = getattr(model.cfg, "output_logits_soft_cap", -1.0) or -1.0
     if cap > 0:
         logits = cap * torch.tanh(logits / cap)

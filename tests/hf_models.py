@@ -20,6 +20,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 torch.set_num_threads(1)  # on models as small as these, threads mostly wait for each other
@@ -122,6 +124,22 @@ def neox() -> GPTNeoXForCausalLM:
             num_attention_heads=2,
             max_position_embeddings=N_CTX,
             use_parallel_residual=True,
+            **_SHARED,
+        )
+    )
+
+
+def qwen2() -> Qwen2ForCausalLM:
+    """RMSNorm, and biases on queries, keys and values."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=D_VOCAB,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=N_CTX,
             **_SHARED,
         )
     )

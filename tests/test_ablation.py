@@ -497,8 +497,10 @@ def test_a_decoder_of_zeros_writes_nothing():
     data = fetch(shared("gpt2"), "blocks.1.mlp.hook_post", encoder=encoder)
     for feature in data.values():
         assert set(feature.logits.top_logits) == {0.0}
+        equal = list(range(len(feature.logits.top_logits)))
+        assert feature.logits.top_token_ids == feature.logits.bottom_token_ids == equal, "in the order of the ids"
         for sequence in sequences_of(feature):
-            assert set(sequence.loss_contribution) <= {None, 0.0}
+            assert set(map(repr, sequence.loss_contribution)) <= {"None", "0.0"}, "and never -0.0"
             assert sequence.effects == []
 
 

@@ -182,6 +182,18 @@ def test_an_activation_has_the_same_bits_whatever_is_encoded_beside_it(shape, n)
     assert torch.equal(part, everything[:rows, :seq, :n])
 
 
+@pytest.mark.parametrize("d_hidden", [1, 3, 8, 15])
+def test_a_whole_dictionary_that_is_narrow_has_the_bits_of_its_parts(d_hidden):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 31, 48, generator=generator)
+    encoder = encoder_for(48, d_hidden, density=0.5)
+    with torch.no_grad():
+        everything = encode(encoder, x, None)
+        assert everything.shape[-1] == d_hidden
+        for feature in range(d_hidden):
+            assert torch.equal(encode(encoder, x, torch.tensor([feature])), everything[..., feature : feature + 1])
+
+
 # --- rounds ------------------------------------------------------------------------------------------------------
 
 

@@ -21,11 +21,14 @@ BY_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 BRIDGE = ["__init__", "__main__", "_demo", "data_fetching_fns", "_feature_view", "_prompt_view", "_assemble", "_run"]
 UPPER = [
     "_prompt_scoring",
+    "_measure",
     "_shown",
+    "_full_ablation",
     "_ablation",
     "_statistics",
     "_activations",
     "_sae_adapters",
+    "_sae_lens",
     "model_fns",
     "_vocabulary",
 ]
@@ -49,6 +52,7 @@ THIRD_PARTY = {
     "_demo": {*ARRAYS, "safetensors", "transformer_lens", "transformers", "tokenizers"},
     **{module: {*ARRAYS, "tqdm"} for module in BRIDGE[3:]},
     **dict.fromkeys(UPPER, ARRAYS),
+    "_sae_lens": {*ARRAYS, "safetensors"},
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
     "_page": {"msgspec"},
     "_json": {"msgspec"},

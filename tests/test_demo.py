@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
 
 from sae_vis import MultiFeatureData
 from sae_vis._demo import DATA, PROMPT, Demo, chosen_features, label, load_demo, run
+from sae_vis._errors import ModelError
 
 SOME_ROWS = 64
 
@@ -69,6 +71,14 @@ def test_all_parts_fit_together(demo, config):
     assert not demo.model.training
     assert set(demo.labels) <= set(range(demo.encoder.d_hidden))
     assert all(text.strip() for text in demo.labels.values())
+
+
+def test_without_transformerlens_the_demo_says_which_version_it_needs(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformer_lens"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformer_lens", None)
+    with pytest.raises(ModelError, match=r"needs TransformerLens 2\.16 or newer"):
+        load_demo()
 
 
 def test_decoder_rows_have_norm_one(demo):

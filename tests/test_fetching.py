@@ -158,10 +158,11 @@ def test_features_that_are_no_features():
             FeatureVisParams(features=wrong)
 
 
-def test_an_encoder_of_another_width():
+@pytest.mark.parametrize("width", [2, 5])
+def test_an_encoder_of_another_width(width):
     _, model, tokens = toy()
-    with pytest.raises(ModelError, match=r"width 5.*has width 3") as caught:
-        fetch(identity_encoder(5), model, tokens, **PLAIN)
+    with pytest.raises(ModelError, match=rf"width {width}.*has width 3") as caught:
+        fetch(identity_encoder(width), model, tokens, **PLAIN)
     assert HOOK_POINT in str(caught.value)
 
 

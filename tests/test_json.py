@@ -188,7 +188,7 @@ def check_half_pairs(texts: list[str], path: Path) -> None:
 
 def test_equal_data_gives_equal_bytes(feature_data, tmp_path):
     a = saved(feature_data, tmp_path / "a.json.gz")
-    time.sleep(0.01)
+    assert a[4:8] == bytes(4), "no time"
     b = saved(copy.deepcopy(feature_data), tmp_path / "b.json.gz")
     assert a == b
     assert b"a.json" not in a[:40]
@@ -539,6 +539,13 @@ def test_unknown_fields_are_errors_wherever_they_are(tree, path):
     check(tree["features"][0], "$.features[0]")
     check(tree["features"][1]["sequences"]["groups"][0]["sequences"][0]["effects"][0],
           "$.features[1].sequences.groups[0].sequences[0].effects[0]")  # fmt: skip
+
+
+def test_what_stands_behind_the_features_is_read_too(feature_data, path):
+    data = saved(feature_data, path)
+    assert data.endswith(b"\n]}\n")
+    assert "surplus" in fault(data.removesuffix(b"}\n") + b', "surplus": 1}\n', path)
+    assert fault(data.removesuffix(b"}\n") + b', "version": 1}\n', path) == "$.version is there twice."
 
 
 def test_a_key_that_is_there_twice_is_an_error(feature_data, path):

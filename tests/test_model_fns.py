@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from brute_force import hook_values, random_encoder, real_ablation, width_at
-from hf_models import ALL_MODELS, build, gpt2, native, randomise, save_tokenizer, shared, some_tokens
+from hf_models import ALL_MODELS, boot, build, gpt2, native, qwen2, randomise, save_tokenizer, shared, some_tokens
 from torch import Tensor, nn
 
 from sae_vis import FeatureVisParams, get_feature_data
 from sae_vis._errors import ModelError
-from sae_vis.model_fns import FinalNorm, HookPoint, LanguageModel
+from sae_vis.model_fns import FinalNorm, HookPoint, LanguageModel, digest_tensors
 
 KINDS = (
     "hook_resid_pre",
@@ -47,7 +47,18 @@ def test_activations_are_what_transformer_lens_caches(name):
                 hook_point = f"blocks.{layer}.{kind}"
                 with wrapped.as_for_inference():
                     ours = wrapped.activations(tokens, hook_point)
-                torch.testing.assert_close(ours, hook_values(model, tokens, hook_point), rtol=1e-5, atol=1e-6)
+                expected = hook_values(model, tokens, hook_point)  # in other batches, so the last bits may differ
+                largest = float(expected.abs().max())
+                torch.testing.assert_close(ours, expected, rtol=0.0, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("seq_len", [7, 9, 10])
+def test_rows_are_never_made_longer_than_the_context(seq_len):
+    model, tokens = native(n_ctx=10), some_tokens(3, seq_len, bos=False)
+    wrapped = LanguageModel(model)
+    with wrapped.as_for_inference():
+        ours = wrapped.activations(tokens, "blocks.1.hook_resid_post")
+    torch.testing.assert_close(ours, hook_values(model, tokens, "blocks.1.hook_resid_post"), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 7])
@@ -578,6 +589,21 @@ def test_centred_weights_of_a_layer_norm_model_are_told():
     assert not fetch(shared("llama", compat=True), "blocks.0.hook_resid_pre").provenance.notes
 
 
+def test_folded_value_biases_of_an_rms_norm_model_are_told_where_they_were(tmp_path):
+    raw, processed = qwen2(), qwen2()
+    for hf_model in (raw, processed):
+        randomise(hf_model)
+    raw, processed = (boot(hf_model, save_tokenizer(tmp_path)) for hf_model in (raw, processed))
+    processed.enable_compatibility_mode()
+    for kind in KINDS:
+        ours, theirs = (LanguageModel(m).activations(some_tokens(), f"blocks.1.{kind}") for m in (raw, processed))
+        assert (float((ours - theirs).abs().max()) < 1e-4) == (kind != "attn.hook_z")
+    with pytest.warns(UserWarning, match="value biases are zero"):
+        assert "value biases" in fetch(processed, "blocks.0.attn.hook_z").provenance.notes[0]
+    assert not fetch(raw, "blocks.0.attn.hook_z").provenance.notes
+    assert not fetch(processed, "blocks.0.hook_attn_out").provenance.notes
+
+
 # --- odds and ends ---------------------------------------------------------------------------------------------------
 
 
@@ -587,6 +613,13 @@ def test_the_digest_tells_models_apart_and_is_steady():
         other.blocks[0].mlp.out.original_component.weight[0, 0] += 1.0
     digests = [LanguageModel(model).digest() for model in (first, again, other)]
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_digest_tells_names_shapes_and_number_formats_apart():
+    zeros = torch.zeros(2, 3)
+    pairs = [("a", zeros), ("b", zeros), ("a", zeros.T), ("a", zeros.double()), ("a", zeros.reshape(-1))]
+    assert len({digest_tensors([pair]) for pair in pairs}) == len(pairs)
+    assert digest_tensors(pairs[:2]) == digest_tensors(pairs[1::-1]), "in any order"
 
 
 def test_a_model_without_a_tokenizer_has_no_special_tokens():

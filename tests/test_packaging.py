@@ -138,7 +138,15 @@ def test_the_wheel_is_not_too_large(built):
 def test_the_sdist_can_be_tested(built):
     with tarfile.open(built["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    wanted = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "tests/test_packaging.py"}
+    wanted = {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "Makefile",
+        "constraints.txt",
+        "constraints-tl3.txt",
+        "tests/test_packaging.py",
+    }
     assert not wanted - names
     assert not any(name.startswith((".venv", "dist")) for name in names)
 
@@ -227,8 +235,8 @@ def requirements() -> list[Requirement]:
     return [requirement for requirement in parsed if requirement.name != PROJECT["name"]]
 
 
-def pins() -> dict[str, str]:
-    lines = (CHECKOUT / "constraints.txt").read_text("utf-8").splitlines()
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    lines = (CHECKOUT / file).read_text("utf-8").splitlines()
     return dict(line.split("==") for line in lines if line and not line.startswith("#"))
 
 
@@ -237,6 +245,24 @@ def test_every_requirement_has_a_pin_that_fits(requirement):
     pin = {canonicalize_name(name): version for name, version in pins().items()}[canonicalize_name(requirement.name)]
     assert pin in requirement.specifier
     assert not requirement.marker
+
+
+@pytest.mark.parametrize(("file", "version"), [("constraints-tl2.txt", "2."), ("constraints-tl3.txt", "3.")])
+def test_other_versions_of_transformerlens_are_pinned_to_what_the_project_allows(file, version):
+    assert pins(file)["transformer-lens"].startswith(version)
+    for requirement in map(Requirement, PROJECT["dependencies"]):
+        assert pins(file)[requirement.name] in requirement.specifier
+
+
+def test_the_tests_of_other_versions_exist_and_the_check_runs_them():
+    makefile = (CHECKOUT / "Makefile").read_text("utf-8").replace("\\\n", "")
+    lists = re.findall(r"^TESTS_tl\d := \$\(patsubst %,tests/test_%.py,(.*)\)$", makefile, re.MULTILINE)
+    assert len(lists) == 2
+    for name in " ".join(lists).split():
+        assert (CHECKOUT / "tests" / f"test_{name}.py").is_file()
+    check = (CHECKOUT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert "make test-tl2 test-tl3" in check
+    assert " make test " in check[-1]
 
 
 def test_the_changelog_begins_with_this_version():

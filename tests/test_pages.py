@@ -107,7 +107,7 @@ def test_the_policy_allows_these_scripts_and_no_request(features):
     policy = tree.find(".//meta[@http-equiv]").get("content")
     assert policy.startswith("default-src 'none'; img-src data:;")
     scripts = running_scripts(tree)
-    assert len(scripts) == 3
+    assert len(scripts) == 5
     elements = [*tree.iter("style"), *scripts]
     digests = [base64.b64encode(hashlib.sha256(element.text.encode()).digest()).decode() for element in elements]
     assert re.findall(r"'sha256-([^']*)'", policy) == digests
@@ -714,7 +714,7 @@ def _seconds_per_feature(features):
 
 
 def test_provenance_is_optional_for_a_page():
-    assert PageContext().loss_how == "Loss contribution"
+    assert PageContext().loss_how("direct") == "direct effect"
     assert isinstance(make_provenance(), Provenance)
     assert FeatureVisParams().feature_layout()
 

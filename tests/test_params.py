@@ -52,7 +52,7 @@ BAD_VALUES = {
     "memory_budget": ["", "much", "4XB", 0, -1, "-4GB", "nan", "inf", None, True],
     "ignore_tokens": ["bos", [0.5], [-1], 1.5],
     "correlate_features": ["none", 0, True, "ALL"],
-    "ablation": ["full", "none", False, 0],
+    "ablation": ["none", False, 0, (), [], ("full", "none"), ["direct", 1], {"full"}, b"full"],
     "include_left_tables": [1, 0, "yes", None],
     "rows_in_left_tables": [0, 1.5, None],
     "buffer": [(5,), (1, 2, 3), (-1, 5), 5, "55", (1.0, 2.0)],
@@ -189,3 +189,19 @@ def test_the_nearest_names_come_first() -> None:
     known = ["blocks.0.mlp.hook_post", "blocks.0.mlp.hook_pre", "blocks.0.hook_resid_pre", "embed"]
     assert nearest("blocks.0.mlp.hook_pos", known)[0] == "blocks.0.mlp.hook_post"
     assert nearest("zzzz", known) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "each"),
+    [
+        (None, None, ()),
+        ("full", "full", ("full",)),
+        (["direct"], "direct", ("direct",)),
+        (("full", "direct"), ("direct", "full"), ("direct", "full")),
+        (("full", "full"), "full", ("full",)),
+    ],
+)
+def test_ablations_are_kept_as_one_or_both_in_their_order(given: object, kept: object, each: object) -> None:
+    params = FeatureVisParams(ablation=given)
+    assert params.ablation == kept
+    assert params.ablations == each

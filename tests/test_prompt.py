@@ -117,6 +117,45 @@ def test_loss_effect_ranks_the_features_active_one_token_earlier_most_helpful_fi
             assert effect == pytest.approx(-float(change[ids[position]]), abs=2e-4)
 
 
+def test_sizes_are_rounded_like_those_of_the_corpus_and_quantiles_are_of_the_activation_as_it_is():
+    tokens = corpus()[:1]  # so few activations that every one of them is a knot
+    features = get_feature_data(encoder_for("gpt2"), shared("gpt2"), tokens, options())
+    data = prompted(tokens[0].tolist(), features=features, num_top_features=100)
+    checked = 0
+    for index, column in data.prompt_data_dict.items():
+        n, n_active = features[index].quantiles.n, features[index].activations.n_active
+        sizes, quantiles = (
+            [dict(ranking).get(index) for ranking in data.scores[s]] for s in ("act_size", "act_quantile")
+        )
+        assert [size or 0.0 for size in sizes] == column.sequence.feat_acts
+        found = sorted(quantile for quantile in quantiles if quantile is not None)
+        assert found == pytest.approx([1 - rank / n for rank in range(n_active, 0, -1)], abs=1e-6)
+        checked += n_active
+    assert checked > 50
+
+
+def test_the_negative_activations_of_a_signed_encoder_are_none_on_a_prompt_too():
+    encoder = random_encoder(64, 8)
+    with torch.no_grad():
+        encoder.b_enc.zero_()
+
+    class Signed:
+        d_in, d_hidden = 64, 8
+
+        def encode(self, x, features=None):
+            return (x - encoder.b_dec) @ (encoder.W_enc if features is None else encoder.W_enc[:, features])
+
+        def decoder_rows(self, features):
+            return encoder.decoder_rows(features)
+
+    data, expected = (
+        get_prompt_data(one, shared("gpt2"), PROMPT, get_feature_data(one, shared("gpt2"), corpus(), options()))
+        for one in (Signed(), encoder)
+    )
+    assert data.scores == expected.scores
+    assert data.n_active == expected.n_active
+
+
 @pytest.mark.parametrize("hook_point", ["blocks.0.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.1.hook_mlp_out"])
 def test_the_same_token_and_feature_has_the_same_effect_in_both_views(hook_point):
     features = get_feature_data(
@@ -182,7 +221,7 @@ def test_the_quantile_of_hand_made_knots():
     assert act_quantile(1.0, knots, ranks, 10) == pytest.approx(0.7)
     assert act_quantile(0.5, knots, ranks, 10) == pytest.approx(0.7)
     assert act_quantile(1.0, [], [], 10) == 1.0
-    assert act_quantile(1.0, [], [], 0) in (0.0, 1.0)
+    assert act_quantile(1.0, [], [], 0) == 0.0
 
 
 # --- the columns ----------------------------------------------------------------------------------------------------

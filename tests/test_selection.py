@@ -269,6 +269,20 @@ def test_the_groups_of_a_page_are_what_the_definitions_say(params):
     check_groups(acts, **params)
 
 
+@pytest.mark.parametrize(
+    ("maximum", "title"),
+    [
+        (1.0, "INTERVAL 0.500 – 1.000"),
+        (0.002, "INTERVAL 0.001000 – 0.002000"),
+        (50.0, "INTERVAL 25.00 – 50.00"),
+        (40000.0, "INTERVAL 20000 – 40000"),
+    ],
+)
+def test_the_title_of_an_interval_has_the_digits_that_activations_are_rounded_to(maximum, title):
+    groups = fetch_planted(torch.tensor([[[maximum], [0.0]]]), n_groups=2)[0].sequences.groups
+    assert groups[1].title == title
+
+
 def test_ignored_positions_are_shown_but_never_chosen():
     generator = torch.Generator().manual_seed(2)
     acts = torch.randn(8, 10, 3, generator=generator)

@@ -70,6 +70,12 @@ def test_a_maximum_that_rounds_up_to_a_power_of_ten_still_has_four_digits(maximu
     assert acts.values.tolist() == [oracles.rounded(v, maximum) for v in acts.raw.tolist()]
 
 
+@pytest.mark.parametrize("exponent", [-45, -24, -23, -22, -3, 0, 1, 22, 23, 24, 35])
+def test_a_number_of_steps_is_the_float_nearest_to_its_decimal_form(exponent):
+    counts = np.arange(1, 10_000)
+    assert Step(exponent).value(counts).tolist() == [float(f"{count}e{exponent}") for count in counts.tolist()]
+
+
 @pytest.mark.parametrize("maximum", [1e-45, 1e-38, 1.0, 1000.0, 0.001, 3.4e38])
 def test_the_smallest_and_largest_floats_are_rounded_too(maximum):
     found = one_feature([maximum]).maximum
@@ -237,7 +243,9 @@ def test_the_top_values_are_stored_as_they_are():
     raw = np.random.default_rng(0).random(500).astype(np.float32).astype(np.float64)
     values, ranks = quantile_knots(raw)
     assert ranks[:EXACT_KNOTS] == list(range(1, 33))
-    assert values[:EXACT_KNOTS] == sorted(raw.tolist(), reverse=True)[:32]
+    falling = sorted(raw.tolist(), reverse=True)
+    assert values[:EXACT_KNOTS] == falling[:32]
+    assert values[EXACT_KNOTS:] == [float(f"{falling[rank - 1]:.8e}") for rank in ranks[EXACT_KNOTS:]], "nine digits"
     assert ranks[-1] == 500
     assert values == sorted(values, reverse=True)
 
@@ -258,6 +266,13 @@ def test_act_quantile_is_the_share_of_smaller_activations():
     for value, at_least in [(6.0, 0), (5.0, 1), (4.5, 1), (4.0, 3), (2.0, 3), (1.0, 4), (0.5, 4)]:
         assert act_quantile(value, values, ranks, n) == pytest.approx(1 - at_least / n, abs=1e-12)
     assert act_quantile(1.0, [], [], n) == 1.0, "a feature that never fires on the corpus"
+
+
+@pytest.mark.parametrize("n", [3, 7, 115, 1234, 10**6 + 1, 3 * 10**9 + 7])
+def test_a_quantile_is_one_less_a_tail_of_six_digits_without_noise(n):
+    for at_least in (1, 2, 3):
+        expected = float(1 - Decimal(f"{at_least / n:.5e}"))
+        assert act_quantile(1.0, [1.0] * at_least, [1, 2, 3][:at_least], n) == expected
 
 
 @settings(max_examples=40)
@@ -408,6 +423,7 @@ def check_table(found, x, others, size, itself=None) -> None:
     assert found.indices == [index for index, _, _ in expected]
     assert found.pearson == pytest.approx([r for _, r, _ in expected], abs=2e-6)
     assert found.cosine == pytest.approx([c for _, _, c in expected], abs=2e-6)
+    assert [round(value, 6) for value in (*found.pearson, *found.cosine)] == [*found.pearson, *found.cosine]
 
 
 def correlated_acts(seed: int = 0) -> torch.Tensor:
@@ -503,6 +519,16 @@ def test_a_correlation_of_numbers_that_differ_in_the_last_bit_is_no_nonsense():
     (found,) = most_correlated(co, np.arange(2), 3)
     assert found.indices == [0]
     assert found.pearson == pytest.approx([oracles.pearson(x[:, 0].tolist(), y[:, 0].double().tolist())], abs=1e-6)
+
+
+def test_a_constant_is_one_even_where_its_mean_is_rounded():
+    x = torch.tensor([[1.0], [0.0], [0.0], [2.0], [0.0], [1.0]])
+    y = torch.full((6, 2), 0.1, dtype=torch.float64)  # six times 0.1 is not 0.6
+    y[:, 1] = torch.arange(6)
+    co = CoMoments(1, 2, torch.device("cpu"))
+    co.add(SparseColumns.of(x), y)
+    assert co.y.squares[0] > 0
+    assert most_correlated(co, np.arange(2), 3)[0].indices == [1]
 
 
 @settings(max_examples=40)

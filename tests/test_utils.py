@@ -40,7 +40,14 @@ def test_ticks_lie_inside_rise_and_are_at_most_seven(a, b):
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-3, 3, [-3, -2, -1, 0, 1, 2, 3]), (2, 2, [2]), (0, float("nan"), [0])],
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-3, 3, [-3, -2, -1, 0, 1, 2, 3]),
+        (0, 20, [0, 5, 10, 15, 20]),
+        (0.1, 6.9, [1, 2, 3, 4, 5, 6]),
+        (2, 2, [2]),
+        (0, float("nan"), [0]),
+    ],
 )
 def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == expected
@@ -77,7 +84,10 @@ def test_numbers_look_right(text, expected):
     assert text == expected
 
 
-@pytest.mark.parametrize(("largest", "expected"), [(0.0, 3), (3.21, 3), (0.0321, 5), (123.4, 1), (1e9, 0), (1e-30, 12)])
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [(0.0, 3), (3.21, 3), (0.0321, 5), (123.4, 1), (1e9, 0), (1e-30, 33), (9e11, 0), (1e12, -9), (1e30, -27)],
+)
 def test_decimals_follow_the_scale(largest, expected):
     assert decimals_for(largest) == expected
 

@@ -1,0 +1,270 @@
+"""What changes in the predictions when a feature is taken out of the model (the full effect).
+
+A forward pass is run in which the feature's contribution is subtracted at the hook point, at every position of the row, and
+everything later is computed again. Many pairs of a feature and a row share a pass. Blocks before the hook point's are not
+run again, nothing is run behind the last token that is looked at, nor after the last block but for these tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_vis._ablation import Effects, Tail, chunk_size, joined, largest_changes
+from sae_vis._errors import ModelError
+from sae_vis.model_fns import Change, HookPoint, LanguageModel
+
+SAME = 1e-4  # relative to the largest value: a shortened pass must give the final residual of the whole one
+
+
+class RowAblation(NamedTuple):
+    """One feature to be taken out of one row, and the predictions to be looked at.
+
+    ``feature`` indexes the directions, ``row`` the rows. ``positions`` and ``contributions``: where the feature is written,
+    and how much of its direction. ``predicted``: the tokens whose predictions are compared, as rising positions from 1 on;
+    ``listed`` says for which of them the raised and lowered tokens are wanted.
+    """
+
+    feature: int
+    row: int
+    positions: Int[Tensor, " a"]
+    contributions: Float[Tensor, " a"]
+    predicted: Int[Tensor, " t"]
+    listed: Bool[Tensor, " t"]
+
+
+class _Clean(NamedTuple):
+    """Rows as they are: what enters the first block that is run again, and what leaves the model."""
+
+    tokens: Int[Tensor, "rows seq"]
+    entering: Float[Tensor, "rows seq d_model"] | None
+    leaving: Float[Tensor, "rows seq d"]
+
+
+class FullAblation:
+    """Forward passes without a feature, for directions ``[n, d]`` that are written at a hook point.
+
+    ``tail`` leads from the final residual stream to the logits; without one the whole model is run. ``sample`` are a few
+    rows of tokens on which the short cuts are compared with the whole pass.
+
+    Raises:
+        ModelError: if the directions do not fit the hook point, or nothing that the logits depend on reads it.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        hook_point: HookPoint,
+        directions: Float[Tensor, "n d"],
+        tail: Tail | None,
+        sample: Int[Tensor, "rows seq"],
+        rows_a_batch: int,
+        n_changes: int,
+    ) -> None:
+        self.model, self.directions = model, directions
+        self.tail = None if hook_point.block is None else tail
+        self.rows_a_batch, self.n_changes = rows_a_batch, min(n_changes, model.d_vocab)
+        self.start = Start.find(model, hook_point.block or 0, sample)
+        self.hook_points = [hook_point.name]
+        if hook_point.kind == "hook_resid_mid" and not _passes_the_mlp(model, hook_point, sample):
+            self.hook_points.append(f"blocks.{hook_point.block}.hook_resid_post")
+        self._check_that_it_is_read(sample)
+
+    def effects(
+        self, tokens: Int[Tensor, "rows seq"], work: Iterable[RowAblation]
+    ) -> Iterator[tuple[RowAblation, Effects]]:
+        """The effects of each ablation on its predictions; the ablations come in an order of their own."""
+        clean = self._clean(tokens)
+        by_length: dict[int, list[RowAblation]] = {}
+        for one in sorted(work, key=lambda one: (one.row, one.feature)):
+            by_length.setdefault(self._length(one, tokens.shape[1]), []).append(one)
+        for length, ablations in sorted(by_length.items()):
+            size = min(
+                self.rows_a_batch, max(1, chunk_size(self.model.d_vocab) // (length if self.tail is None else 1))
+            )
+            for first in range(0, len(ablations), size):
+                batch = ablations[first : first + size]
+                yield from zip(batch, self._batch(clean, batch, length), strict=True)
+
+    def _length(self, one: RowAblation, seq_len: int) -> int:
+        """How much of the row is run: the row's own, so that its numbers do not depend on the rest of the batch."""
+        return min(seq_len, self.model.padded_length(int(one.predicted[-1]))) if self.model.causal else seq_len
+
+    def _clean(self, tokens: Tensor) -> _Clean:
+        entry = [self.start.entry] if self.start.block else []
+        if self.tail is None:
+            captured = self.model.capture(tokens, entry) if entry else {}
+            return _Clean(tokens, captured.get(self.start.entry), self.model.logits(tokens))
+        captured = self.model.capture(tokens, [*entry, self.model.final_hook])
+        return _Clean(tokens, captured.get(self.start.entry), captured[self.model.final_hook])
+
+    def _batch(self, clean: _Clean, batch: Sequence[RowAblation], length: int) -> list[Effects]:
+        """One forward pass of the beginnings of some rows, each without its feature."""
+        rows = torch.tensor([one.row for one in batch])
+        written = torch.zeros(len(batch), length)
+        for index, one in enumerate(batch):
+            inside = one.positions < length
+            written[index, one.positions[inside]] = one.contributions[inside]
+        entering = None if clean.entering is None else clean.entering[rows.to(clean.entering.device), :length]
+        directions = self.directions[torch.tensor([one.feature for one in batch], device=self.directions.device)]
+        contribution = written.to(directions)[:, :, None] * directions[:, None, :]
+        without = self._leaving(clean.tokens[rows, :length], entering, contribution)
+        return self._compared(clean, without, batch)
+
+    def _leaving(self, tokens: Tensor, entering: Tensor | None, contribution: Float[Tensor, "rows seq d"]) -> Tensor:
+        """What leaves the model without the contribution: the final residual stream, or the logits without a tail."""
+        changes = self.start.changes(entering)
+        for name in self.hook_points:
+            changes[name] = _subtracting(contribution, after=changes.get(name))
+        with self.start.passing_over(self.model):
+            if self.tail is None:
+                return self.model.logits(tokens, changes)
+            return self.model.capture(tokens, [self.model.final_hook], changes)[self.model.final_hook]
+
+    def _compared(self, clean: _Clean, without: Tensor, batch: Sequence[RowAblation]) -> list[Effects]:
+        """The effects at every prediction of the batch, in chunks of as many as memory holds."""
+        counts = torch.tensor([len(one.predicted) for one in batch])
+        index = torch.repeat_interleave(torch.arange(len(batch)), counts)
+        row = torch.repeat_interleave(torch.tensor([one.row for one in batch]), counts)
+        predicted = torch.cat([one.predicted for one in batch])
+        listed = torch.cat([one.listed for one in batch])
+        place = row * clean.tokens.shape[1] + predicted - 1
+        chunk, device, parts = chunk_size(self.model.d_vocab), without.device, []
+        for first in range(0, len(predicted), chunk):
+            some = slice(first, first + chunk)
+            places, local = torch.unique(place[some], return_inverse=True)
+            change = self._log_probs(clean.leaving.flatten(0, 1)[places.to(device)])[local.to(device)]
+            change -= self._log_probs(without[index[some].to(device), (predicted[some] - 1).to(device)])
+            next_token = clean.tokens[row[some], predicted[some]].to(device)
+            parts.append(largest_changes(change, next_token, self.n_changes, listed[some]))
+        split = [torch.split(values, counts.tolist()) for values in joined(parts)]
+        return [Effects(*columns) for columns in zip(*split, strict=True)]
+
+    def _log_probs(self, leaving: Float[Tensor, "k d"]) -> Float[Tensor, "k d_vocab"]:
+        if self.tail is not None:
+            self.tail.prepare(leaving)
+            leaving = self.tail.logits()
+        return torch.log_softmax(leaving, dim=-1)
+
+    def _check_that_it_is_read(self, sample: Tensor) -> None:
+        name = self.hook_points[0]
+        value = self.model.activations(sample, name).float().flatten(2)
+        if value.shape[2] != self.directions.shape[1]:
+            raise ModelError(
+                f"The decoder writes vectors of width {self.directions.shape[1]}, but {name!r} takes {value.shape[2]}."
+            )
+        clean = self._clean(sample)
+        if torch.equal(self._leaving(sample, clean.entering, value.roll(1, -1) + 1.0), clean.leaving):
+            raise ModelError(
+                f"ablation='full' cannot be measured at {name!r}: a change there changes no logit, so nothing reads it. "
+                "Use ablation='direct' or ablation=None, or another hook point."
+            )
+
+
+# --- beginning in the middle ---------------------------------------------------------------------------------------
+
+_Output = Callable[[Tensor], Any]
+# What a block gives back, by model: the residual stream, or a tuple of it. Which one is right, the check tells.
+_OUTPUTS: tuple[_Output, ...] = (lambda residual: residual, lambda residual: (residual,))
+_WRONG_OUTPUT = (TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+
+
+class Start(NamedTuple):
+    """The first block that is run; those before it give back what they get, as ``output`` gives it."""
+
+    block: int
+    output: _Output = _OUTPUTS[0]
+
+    @classmethod
+    def find(cls, model: LanguageModel, block: int, sample: Int[Tensor, "rows seq"]) -> Start:
+        """The block itself, if passing over those before it changes nothing on the sample; else the first one."""
+        if block == 0:
+            return cls(0)
+        entry = cls(block).entry
+        clean = model.capture(sample, [entry, model.final_hook])
+        for output in _OUTPUTS:
+            start = cls(block, output)
+            try:
+                with start.passing_over(model):
+                    final = model.capture(sample, [model.final_hook], start.changes(clean[entry]))[model.final_hook]
+            except _WRONG_OUTPUT:
+                continue
+            if _same(final, clean[model.final_hook]):
+                return start
+        return cls(0)
+
+    @property
+    def entry(self) -> str:
+        """The hook point of what enters the block."""
+        return f"blocks.{self.block}.hook_resid_pre"
+
+    def changes(self, entering: Tensor | None) -> dict[str, Change]:
+        """What puts the residual stream back that the earlier blocks would have made."""
+        return {self.entry: _overwriting(entering)} if self.block and entering is not None else {}
+
+    @contextmanager
+    def passing_over(self, model: LanguageModel) -> Iterator[None]:
+        """The blocks before this one do nothing; afterwards they are as they were."""
+        blocks = [model.model.blocks[index] for index in range(self.block)]
+        before = [vars(block).get("forward") for block in blocks]
+
+        def give_back(*args: Any, **kwargs: Any) -> Any:
+            return self.output(args[0] if args else kwargs["hidden_states"])
+
+        try:
+            for block in blocks:
+                vars(block)["forward"] = give_back
+            yield
+        finally:
+            for block, own in zip(blocks, before, strict=True):
+                if own is None:
+                    vars(block).pop("forward", None)
+                else:
+                    vars(block)["forward"] = own
+
+
+def _passes_the_mlp(model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> bool:
+    """Whether a change in the middle of a block reaches its end beside the MLP, as in the residual stream it must.
+
+    TransformerBridge's hook point there is what the MLP's norm reads: a change goes into the MLP only.
+    """
+    mlp, end = f"blocks.{hook_point.block}.hook_mlp_out", f"blocks.{hook_point.block}.hook_resid_post"
+    plain = model.capture(sample, [hook_point.name, mlp, end])
+    change = plain[hook_point.name].float().roll(1, -1) + 1.0
+    changes = {hook_point.name: _subtracting(change), mlp: _overwriting(plain[mlp])}
+    moved = model.capture(sample, [end], changes)[end].float() - plain[end].float()
+    return bool(moved.norm() > 0.5 * change.norm())
+
+
+# --- changes at hook points ----------------------------------------------------------------------------------------
+
+
+def _overwriting(values: Float[Tensor, "rows seq *d"]) -> Change:
+    def overwrite(value: Tensor) -> Tensor:
+        changed = value.clone()
+        changed[: values.shape[0], : values.shape[1]] = values
+        return changed
+
+    return overwrite
+
+
+def _subtracting(contribution: Float[Tensor, "rows seq d"], after: Change | None = None) -> Change:
+    """Less the contribution, whose width is that of the value with its heads flattened."""
+
+    def subtract(value: Tensor) -> Tensor:
+        changed = value.clone() if after is None else after(value)
+        n_rows, seq_len = contribution.shape[:2]
+        part = changed[:n_rows, :seq_len]
+        changed[:n_rows, :seq_len] = (part.float() - contribution.reshape(part.shape)).to(changed.dtype)
+        return changed
+
+    return subtract
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= SAME * b.abs().max())
