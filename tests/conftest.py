@@ -104,3 +104,23 @@ def prompt_data() -> MultiPromptData:
             "loss_effect": [[], [], [(8, -0.125)]],
         },
     )
+
+
+# --- a browser -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A real Chromium, one for each module that asks for it."""
+    import browser  # and Playwright, which few environments have
+
+    yield from browser.launched()
+
+
+@pytest.fixture
+def show(chromium, tmp_path):
+    """A function that opens documents in Chromium, and fails the test if a page complains or asks for anything."""
+    import browser
+
+    with browser.opener(chromium, tmp_path) as show:
+        yield show

@@ -30,17 +30,6 @@ URL = "features.html#feature={feature}"
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    yield from browser.launched()
-
-
-@pytest.fixture
-def show(chromium, tmp_path):
-    with browser.opener(chromium, tmp_path) as show:
-        yield show
-
-
-@pytest.fixture(scope="module")
 def features():
     features = make_features(12, dead=(3,), first_group_size=4, n_groups=2, other_groups_size=2)
     features.feature_data_dict[5].label = "import statements"

@@ -26,17 +26,6 @@ if browser.sync_playwright:
     from playwright.sync_api import expect
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    yield from browser.launched()
-
-
-@pytest.fixture
-def show(chromium, tmp_path):
-    with browser.opener(chromium, tmp_path) as show:
-        yield show
-
-
 # --- escaping ---------------------------------------------------------------------------------------------------------
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")

@@ -13,17 +13,6 @@ from sae_vis.utils_fns import format_signed
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser for all
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    yield from browser.launched()
-
-
-@pytest.fixture
-def show(chromium, tmp_path):
-    with browser.opener(chromium, tmp_path) as show:
-        yield show
-
-
 def fetch(ablation):
     fvp = FeatureVisParams("blocks.0.mlp.hook_post", ablation=ablation, verbose=False, n_groups=2, first_group_size=4)
     return get_feature_data(random_encoder(64, 6), shared("gpt2"), some_tokens(), fvp)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import browser
 import pytest
 import torch
 from drawing import number
@@ -16,17 +15,6 @@ from sae_vis.utils_fns import decimals_for, format_fixed
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser for all
 
 SCALES = [1e30, 1e12, 2500.7, 1.0, 0.00855, 1.2345e-4, 3e-6, 1e-30, 2.0**-149]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    yield from browser.launched()
-
-
-@pytest.fixture
-def show(chromium, tmp_path):
-    with browser.opener(chromium, tmp_path) as show:
-        yield show
 
 
 @pytest.fixture(scope="module")
