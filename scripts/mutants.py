@@ -732,22 +732,10 @@ MUTANTS: list[Mutant] = [
             "batch.place_among_all(at), effect",
         ),
         (
-            "direct-across-rows",
-            "the last token of a row predicts nothing",
-            " & (active % batch.seq_len + 1 < batch.seq_len)",
-            "",
-        ),
-        (
             "direct-everywhere",
             "only shown predictions are measured",
             "wanted = np.isin(active + 1, in_batch)",
             "wanted = np.isin(active, in_batch)",
-        ),
-        (
-            "full-from-the-first",
-            "a token before the feature's first activation has no effect",
-            "predicted = predicted[predicted > first]",
-            "predicted = predicted[predicted >= first]",
         ),
         (
             "full-after-the-second",

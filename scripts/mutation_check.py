@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import queue
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -40,6 +41,7 @@ COPIED = ("sae_vis", "css", "html", "js", "tests", "docs", "pyproject.toml")
 PRELOADED = ["torch", "numpy", "msgspec", "tqdm", "safetensors.torch", "transformers", "transformer_lens.model_bridge"]
 PYTEST = ["-q", "-p", "no:cacheprovider", "-p", "no:cov", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 AUTOMATIC_TITLE = "## Automatic mutants"
+MEMORY_LIMIT = 16 * 2**30  # of address space, of which torch takes much and uses little
 WRONG_SOURCES = 99  # exit status of a child that would test other files than the mutant's
 
 
@@ -81,9 +83,11 @@ def copy_repository(folder: Path) -> None:
 # --- running -----------------------------------------------------------------------------------------------------
 
 
-def _child(tree: str, arguments: list[str], log: str) -> None:
+def _child(tree: str, arguments: list[str], log: str, time_limit: float) -> None:
     """In a process of its own: pytest on the copy."""
     os.setsid()
+    signal.alarm(int(time_limit) + 10)  # a mutant that never ends does not outlive this program
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))  # nor does one that never ends take all memory
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -115,7 +119,7 @@ class Runner:
     def tests(self, tree: Path, arguments: Sequence[str], time_limit: float) -> tuple[int | None, str]:
         """Pytest's exit status (None: it took too long) and output."""
         log = tree.with_suffix(".log")
-        process = self.processes.Process(target=_child, args=(str(tree), list(arguments), str(log)))
+        process = self.processes.Process(target=_child, args=(str(tree), list(arguments), str(log), time_limit))
         process.start()
         process.join(time_limit)
         status = process.exitcode
