@@ -397,10 +397,11 @@ def _one_of(*allowed: object) -> Any:
 def _ablation(name: str, value: Any) -> Ablation | tuple[Ablation, ...] | None:
     """One of them as a string, both as a tuple in the order in which they are shown."""
     asked = (value,) if isinstance(value, str) else () if value is None else value
-    known = asked if isinstance(asked, tuple | list) and all(item in ABLATIONS for item in asked) else None
-    if known is None or (value is not None and not known):
+    items = list(asked) if isinstance(asked, tuple | list) else [None]
+    known = [str.__str__(item) for item in items if isinstance(item, str)]
+    if len(known) < len(items) or not set(known) <= set(ABLATIONS) or (value is not None and not known):
         raise InputError(
-            f"FeatureVisParams.{name} must be 'direct', 'full', ('direct', 'full') or None, got {value!r}."
+            f"FeatureVisParams.{name} must be 'direct', 'full', ('direct', 'full') or None, got {shown(value)}."
         )
     chosen = tuple(one for one in ABLATIONS if one in known)
     return chosen if len(chosen) > 1 else chosen[0] if chosen else None

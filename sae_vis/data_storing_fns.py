@@ -189,6 +189,7 @@ class HistogramData:
                 f"bar_edges must rise over a finite range, got {low!r} to {high!r}.",
             )
             _check(sorted(self.bar_edges) == self.bar_edges, self, "bar_edges must not fall.")
+        _check(sorted(set(self.tick_vals)) == self.tick_vals, self, "tick_vals must rise.")
 
     def get_html(
         self,
@@ -216,6 +217,7 @@ class NeuronAlignmentData:
     def __post_init__(self) -> None:
         _check_same_length(self, indices=self.indices, values=self.values, share_of_l1=self.share_of_l1)
         _check_finite(self, values=self.values, share_of_l1=self.share_of_l1)
+        _check(all(0.0 <= share <= 1.0 for share in self.share_of_l1), self, "share_of_l1 must be from 0 to 1.")
 
     def get_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
         """The table, with at most ``rows`` rows."""

@@ -6,6 +6,7 @@ is. Numbers become text here, so that there is one place that says how a number 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
@@ -263,7 +264,8 @@ def middle_plot(
     """
     low, high = edges[0], edges[-1]
     inside = [tick for tick in tick_vals if low <= tick <= high]
-    places = [_short_place(plot_x(tick, low, high)) for tick in inside]
+    at = [plot_x(tick, low, high) for tick in inside]
+    places = list(map(_short_place, at))
     labels = format_ticks(inside)
     tick = template("plot_tick.html")
     below = [2 * index + 1 for index in range(len(heights)) if edges[index] + edges[index + 1] < 0]
@@ -276,17 +278,21 @@ def middle_plot(
         lower=_bars(heights, 0, split),
         upper=_bars(heights, split, len(heights)),
         tick_lines="".join(f"M{place} 82v3.5" for place in places),
-        tick_labels=join(tick.fill(x=places[i], label=labels[i]) for i in _with_room(places, labels)),
+        tick_labels=join(tick.fill(x=places[i], label=labels[i]) for i in _with_room(at, labels)),
         pin=pin,
     )
 
 
-def _with_room(places: Sequence[str], labels: Sequence[str]) -> range:
-    """Which ticks get their label: all, or every second or third one where they would touch; zero among them."""
+def _with_room(places: Sequence[float], labels: Sequence[str]) -> range:
+    """Which ticks get their label: all, or every second or third one where they would touch; zero among them.
+
+    ``places`` rise. Where some lie on each other, as a file may have them, one label has to do.
+    """
     if len(labels) < 2:
         return range(len(labels))
     widest = max(map(len, labels)) * PLOT_CHARACTER + PLOT_CHARACTER
-    step = math.ceil(widest / (float(places[1]) - float(places[0])))
+    narrowest = min(after - before for before, after in itertools.pairwise(places))
+    step = math.ceil(widest / max(narrowest, widest / len(labels)))
     return range(labels.index("0") % step if "0" in labels else 0, len(labels), step)
 
 

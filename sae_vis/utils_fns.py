@@ -12,6 +12,7 @@ MINUS = "\u2212"  # as wide as a plus sign, unlike the hyphen
 PLAIN_DECIMALS = 8  # more of them, and a number is written with a power of ten
 PLAIN_LIMIT = 1e12  # likewise from here on
 THOUSANDS = 999_999.5  # below, a number is written out even with more significant digits than asked for
+MOST_DECIMALS = 300  # ten to that power is a float still
 SMALLEST_SPAN = 1e-300  # of an axis; below, floats have too few digits for round steps
 
 # --- axis ticks and rounding -------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ def decimals_for(scale: float, digits: int = 4) -> int:
     if not (math.isfinite(scale) and scale):
         return digits - 1
     decimals = digits - 1 - math.floor(math.log10(abs(scale)))
-    return decimals if abs(scale) >= PLAIN_LIMIT else max(0, decimals)
+    return decimals if abs(scale) >= PLAIN_LIMIT else min(MOST_DECIMALS, max(0, decimals))
 
 
 def format_fixed(value: float, decimals: int) -> str:

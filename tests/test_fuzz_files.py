@@ -32,7 +32,7 @@ from sae_vis.__main__ import main
 
 BOTH = [MultiFeatureData, MultiPromptData]
 TINY = {"first_group_size": 1, "n_groups": 1, "other_groups_size": 1, "n_bins": 3, "n_logits": 2, "buffer": (2, 2)}
-NOT_A_NUMBER = re.compile(r"(?<![a-z-])(?:nan|inf|infinity)(?![a-z])", re.IGNORECASE)
+NOT_A_NUMBER = re.compile(r"(?<![A-Za-z-])(?:nan|inf)(?![A-Za-z])")
 STRICTLY = 400  # one page in so many is parsed as a browser would, packed parts and all
 
 
@@ -95,8 +95,8 @@ class Checker:
 
 
 def without_texts(page):
-    """What only numbers and markup of ours can have put there: attributes that are drawn, and the hover numbers."""
-    return "\n".join(re.findall(r' (?:d|x|style|data-scale|data-v)="[^"]*"|class="hover">[^<]*<', page))
+    """What the page says, without what it includes and what is packed."""
+    return re.sub(r"<(style|script)(?: type=\"text/plain\"[^>]*)?>.*?</\1>", "", page, flags=re.DOTALL)
 
 
 # --- the whole file --------------------------------------------------------------------------------------------------

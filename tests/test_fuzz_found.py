@@ -22,6 +22,7 @@ from sae_vis import (
     InputError,
     Layout,
     MultiFeatureData,
+    NeuronAlignmentData,
     TemplateError,
     _params,
 )
@@ -111,6 +112,33 @@ def test_features_beyond_what_params_can_name_are_refused(number, feature_data, 
 def test_a_histogram_over_no_range_or_an_infinite_one_is_refused(edges):
     with pytest.raises(InputError, match="bar_edges must"):
         HistogramData(edges, [1] * (len(edges) - 1), [])
+
+
+@pytest.mark.parametrize("ticks", [[1.0, 1.0], [1.0, 0.5], [0.25, 0.5, 0.25]])
+def test_ticks_that_do_not_rise_are_refused(ticks):
+    with pytest.raises(InputError, match="tick_vals must rise"):
+        HistogramData([0.0, 2.0], [1], ticks)
+
+
+@pytest.mark.parametrize("ticks", [[0.5, 0.5000001], [0.0, 5e-324, 1.0], [index / 1000 for index in range(1000)]])
+def test_ticks_on_top_of_each_other_are_drawn_with_few_labels(ticks):
+    labels = HistogramData([0.0, 1.0], [1], ticks).get_html().count('y="96"')
+    assert 1 <= labels <= 12
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, 1e308])
+def test_shares_that_are_none_are_refused(share):
+    with pytest.raises(InputError, match="share_of_l1 must be from 0 to 1"):
+        NeuronAlignmentData([1], [0.5], [share])
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-300])
+def test_the_smallest_activations_there_are_are_drawn(size, feature_data):
+    feature = feature_data[2]
+    feature.activations.max = size
+    feature.sequences.groups[0].sequences[0].feat_acts[:] = [0.0, size, size]
+    acts = hover_numbers(feature_data)
+    assert acts["acts"][1] / 10 ** acts["decimals"][0] == pytest.approx(size, rel=0.5, abs=1e-300)
 
 
 @pytest.mark.parametrize("span", [5e-324, 1e-300, 1e308, 1.7e308])

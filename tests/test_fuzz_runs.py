@@ -211,6 +211,8 @@ def _two_dimensional(prompt):
 class OddEncoder:
     """Follows the protocol, with what is planted in place of some of its answers."""
 
+    PLAIN = frozenset(("encode", "decoder_rows", "d_in", "d_hidden", "hook_point"))
+
     def __init__(self, **changes):
         self.inner = identity_encoder(WIDTH, 3)
         self.changes = changes
@@ -238,6 +240,20 @@ class OddEncoder:
         return self.planted("decoder_rows", self.inner.decoder_rows(features % 3).detach())
 
 
+class OddTranscoder(OddEncoder):
+    """Has all that is optional, too."""
+
+    @property
+    def hook_point_out(self):
+        return self.planted("hook_point_out", HOOK_POINT)
+
+    def write_scale(self, x):
+        return self.planted("write_scale", torch.ones(x.shape[:2]))
+
+    def digest(self):
+        return self.planted("digest", "digest")
+
+
 def _raise(*_):
     raise OwnError("from the user's own code")
 
@@ -262,6 +278,7 @@ def odd_answer(random):
     )
 
 
+ABLATIONS = ["direct", "direct", "full", ("direct", "full"), None]
 NO_TENSORS = [None, "x", 3, [], float("nan")]
 OTHER_ANSWERS = [
     *(_raise, lambda x: x[..., :-1], lambda x: x[:-1], lambda x: x[None], lambda x: x[0], lambda x: x.flatten()),
@@ -282,12 +299,21 @@ def odd_width(random):
 
 def odd_encoder(random):
     changes = {}
-    for name in random.sample(
-        ["encode", "encode", "decoder_rows", "d_in", "d_hidden", "hook_point"], random.choice([1, 1, 2])
-    ):
-        if name in ("encode", "decoder_rows"):
+    names = [
+        "encode",
+        "encode",
+        "decoder_rows",
+        "write_scale",
+        "d_in",
+        "d_hidden",
+        "hook_point",
+        "hook_point_out",
+        "digest",
+    ]
+    for name in random.sample(names, random.choice([1, 1, 2])):
+        if name in ("encode", "decoder_rows", "write_scale"):
             changes[name] = odd_answer(random)
-        elif name == "hook_point":
+        elif name in ("hook_point", "hook_point_out", "digest"):
             changes[name] = always(random.choice([None, "", "nowhere", 3, HOOK_POINT, "\ud800", ["x"]]))
         else:
             changes[name] = odd_width(random)
@@ -314,15 +340,17 @@ def test_any_encoder_is_refused_or_used(part, model):
             b=random.random() < 0.2,
             features=random.choice([None, None, 1, [0, 2]]),
             whole=random.random() < 0.5,
+            ablation=random.choice(ABLATIONS),
             **odd_encoder(random),
         )
 
     def check(case):
         given = dict(case.arguments)
-        odd = OddEncoder(**{name: change for name, change in given.items() if name not in ("b", "features", "whole")})
-        options = {"hook_point": None if "hook_point" in given else HOOK_POINT, "features": given["features"]}
-        options["include_left_tables"] = given["whole"]
-        if given["b"]:
+        chosen = {name: given.pop(name) for name in ("b", "features", "whole", "ablation")}
+        odd = (OddEncoder if given.keys() <= OddEncoder.PLAIN else OddTranscoder)(**given)
+        options = {"hook_point": None if "hook_point" in given else HOOK_POINT, "features": chosen["features"]}
+        options |= {"include_left_tables": chosen["whole"], "ablation": chosen["ablation"]}
+        if chosen["b"]:
             return fetch_odd(identity_encoder(WIDTH, 3), model, odd, **options | {"hook_point": HOOK_POINT})
         return fetch_odd(odd, model, **options)
 
@@ -428,7 +456,8 @@ def odd_model(random):
 @pytest.mark.parametrize("part", range(2))
 def test_any_model_is_refused_or_used(part, table, encoder):
     def check(case):
-        changes = case.arguments
+        changes = dict(case.arguments)
+        ablation = changes.pop("ablation")
         try:
             with torch.no_grad():
                 odd = OddModel(table, {name: change for name, change in changes.items() if name != "tokenizer"})
@@ -437,11 +466,13 @@ def test_any_model_is_refused_or_used(part, table, encoder):
         if "tokenizer" in changes:
             odd.tokenizer = changes["tokenizer"]
         hooks = {name: dict(part._forward_hooks) for name, part in odd.named_modules()}
-        answer = fetch_odd(encoder, odd, ignore_tokens=None if "tokenizer" in changes else ())
+        answer = fetch_odd(encoder, odd, ignore_tokens=None if "tokenizer" in changes else (), ablation=ablation)
         assert hooks == {name: dict(part._forward_hooks) for name, part in odd.named_modules()}
         return answer
 
-    answers = survey(f"models {part}", 500, lambda random: Case(**odd_model(random)), check)
+    answers = survey(
+        f"models {part}", 500, lambda random: Case(ablation=random.choice(ABLATIONS), **odd_model(random)), check
+    )
     assert answers["fetched"] > 0.02 * answers.total()
     assert answers["the user's own error"]
     assert answers["refused"] > 0.2 * answers.total()
