@@ -330,6 +330,19 @@ def test_an_odd_norm_is_left_to_the_models_own_modules():
     assert worst_error(data, model, hook_point, tokens, encoder) < TOLERANCE
 
 
+@pytest.mark.parametrize("size", [0.003, 0.03])
+def test_a_norm_that_is_a_little_odd_is_left_to_the_models_own_modules_too(size):
+    model = build("gpt2")
+    model.ln_final.register_forward_hook(lambda module, args, result: result + size * torch.tanh(args[0]).roll(1, -1))
+    wrapped, tokens = LanguageModel(model), some_tokens()
+    with wrapped.as_for_inference():
+        formula = FormulaTail(wrapped, wrapped.final_norm(), torch.zeros(1, 16))
+        formula.prepare(wrapped.final_residual(tokens).flatten(0, 1))
+        off = float((formula.logits() - wrapped.logits(tokens).flatten(0, 1)).abs().max())
+    assert 1e-3 < off < 0.5
+    assert isinstance(tail_for(model), ModelTail)
+
+
 class ScaledLogits:
     """A model that scales its logits after the unembedding, where nobody can see it."""
 
