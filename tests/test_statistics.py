@@ -239,6 +239,13 @@ def test_a_value_that_many_positions_share_is_counted_with_all_of_them(value):
     check_tail(raw, float(np.nextafter(np.float32(value), np.float32(0))))
 
 
+def test_rounding_never_lifts_a_knot_above_the_exact_ones_before_it():
+    for value in np.random.default_rng(0).random(50).astype(np.float32).astype(np.float64).tolist():
+        values, _ = quantile_knots(np.full(40, value))  # half of them are rounded up
+        assert values[:EXACT_KNOTS] == [value] * EXACT_KNOTS
+        assert values == sorted(values, reverse=True)
+
+
 def test_the_top_values_are_stored_as_they_are():
     raw = np.random.default_rng(0).random(500).astype(np.float32).astype(np.float64)
     values, ranks = quantile_knots(raw)
