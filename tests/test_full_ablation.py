@@ -298,7 +298,7 @@ def sizes_of_calls(module: Any) -> list[tuple[int, int]]:
 
 def firing_on(model: Any, token: int, position: int) -> Any:
     """One feature that fires on this token at this position only, read where GPT-2's first block begins."""
-    place = (model.W_E[token] + model.W_pos[position]).detach()
+    place = hook_values(model, torch.full((1, position + 1), token), "blocks.0.hook_resid_pre")[0, position]
     encoder = random_encoder(16, 1)
     with torch.no_grad():
         encoder.b_dec.zero_()
