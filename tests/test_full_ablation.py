@@ -313,8 +313,9 @@ def test_nothing_is_run_behind_the_last_token_that_is_shown():
     tokens[tokens == 9] = 10
     tokens[:, 2] = 9
     options = {"buffer": (1, 2), "n_groups": 0, "first_group_size": 20, "ignore_tokens": ()}
+    encoder = firing_on(model, 9, 2)
     sizes = sizes_of_calls(model.blocks[1].attn)
-    data = fetch(model, "blocks.0.hook_resid_pre", tokens, firing_on(model, 9, 2), **options)
+    data = fetch(model, "blocks.0.hook_resid_pre", tokens, encoder, **options)
     assert data[0].activations.n_active == len(sequences_of(data[0])) == 8
     assert {s.start + len(s.token_ids) for s in sequences_of(data[0])} == {5}
     assert [size for size in sizes if size[1] < 24] == [(8, 8)]  # one pass for all, of as few tokens as keep the bits
