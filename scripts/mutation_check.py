@@ -119,6 +119,7 @@ class Runner:
     def tests(self, tree: Path, arguments: Sequence[str], time_limit: float) -> tuple[int | None, str]:
         """Pytest's exit status (None: it took too long) and output."""
         log = tree.with_suffix(".log")
+        log.unlink(missing_ok=True)  # what an earlier mutant made fail is not this one's
         process = self.processes.Process(target=_child, args=(str(tree), list(arguments), str(log), time_limit))
         process.start()
         process.join(time_limit)
