@@ -1290,8 +1290,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
                 "scaled = exact / 10.0**self.exponent if self.exponent > 1 else exact * 10.0**-self.exponent",
                 "scaled = exact / 10.0**self.exponent if self.exponent > -1 else exact * 10.0**-self.exponent",
                 "if abs(self.exponent) >= LARGEST_EXACT_POWER:",
-                "return numbers * 10.0**self.exponent if self.exponent > 0 else numbers / 10.0**-self.exponent",
-                "return numbers * 10.0**self.exponent if self.exponent >= 1 else numbers / 10.0**-self.exponent",
             ),
         ),
         (
