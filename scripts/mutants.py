@@ -1452,5 +1452,115 @@ AUTOMATIC: dict[str, tuple[str, ...]] = {
     "sae_vis/_ablation.py": _named(f"{ABLATION}"),
 }
 
-# Automatic mutants that change nothing that anybody can see, with the reason.
-EQUIVALENT: dict[tuple[str, str], str] = {}
+# Automatic mutants that change nothing that anybody can see: the module, the reason, and the broken lines.
+EQUIVALENT: dict[tuple[str, str], str] = {
+    (f"sae_vis/{file}", line): reason
+    for file, reason, lines in (
+        (
+            "_prompt_scoring.py",
+            "Only the sign of the factor orders the ranking.",
+            (
+                "sign = -2.0 if largest_first else 1.0",
+                "sign = -1.0 if largest_first else 2.0",
+            ),
+        ),
+        (
+            "_statistics.py",
+            "At powers of ten that float64 holds exactly, both ways of scaling give the same steps and floats.",
+            (
+                "LARGEST_EXACT_POWER = 21  # powers of ten up to this one are exact in float64, so products and quotients round once",  # noqa: E501
+                "scaled = exact / 10.0**self.exponent if self.exponent >= 0 else exact * 10.0**-self.exponent",
+                "scaled = exact / 10.0**self.exponent if self.exponent <= 0 else exact * 10.0**-self.exponent",
+                "scaled = exact / 10.0**self.exponent if self.exponent > 1 else exact * 10.0**-self.exponent",
+                "scaled = exact / 10.0**self.exponent if self.exponent > -1 else exact * 10.0**-self.exponent",
+                "if abs(self.exponent) >= LARGEST_EXACT_POWER:",
+            ),
+        ),
+        (
+            "_statistics.py",
+            "A second guard: the first 32 ranks are exact and fall, and from rank 17 on 6 % more is a rank more at least.",
+            (
+                "for i in range(2, len(values)):  # rounding must not lift a value above the exact ones before it",
+                "ranks.append(min(n_active, max(ranks[-1] - 1, math.floor(ranks[-1] * KNOT_RATIO))))",
+                "ranks.append(min(n_active, max(ranks[1] + 1, math.floor(ranks[-1] * KNOT_RATIO))))",
+                "ranks.append(min(n_active, max(ranks[-2] + 1, math.floor(ranks[-1] * KNOT_RATIO))))",
+                "ranks.append(min(n_active, max(ranks[-0] + 1, math.floor(ranks[-1] * KNOT_RATIO))))",
+                "ranks.append(min(n_active, max(ranks[-1] + 0, math.floor(ranks[-1] * KNOT_RATIO))))",
+            ),
+        ),
+        (
+            "_statistics.py",
+            "Guards that change nothing: activations lie above 0 and at most at the last edge; no groups give none.",
+            (
+                "if not len(acts.values) or n_groups == -1:",
+                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, -1, n_groups - 1)',
+                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups + 1)',
+                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 0)',
+                "ends = np.searchsorted(interval_of[by_interval], np.arange(n_groups + 2))",
+            ),
+        ),
+        (
+            "_statistics.py",
+            "How many candidates are looked at at once: the choice is the same.",
+            (
+                "def _candidates(order: Ints, acts: FeatureActivations, piece: int = 257) -> Iterator[Example]:",
+                "def _candidates(order: Ints, acts: FeatureActivations, piece: int = 255) -> Iterator[Example]:",
+            ),
+        ),
+        (
+            "_statistics.py",
+            "Two guards for constants, each enough alone: float32 activations that are all equal have squares of exactly 0.",
+            (
+                "varies_x, varies_y = (x.high >= x.low).cpu().numpy(), (y.high > y.low).cpu().numpy()",
+                "usable = varies_y & (squares_y >= 0)",
+                "usable = varies_y & (squares_y > -1)",
+                "if not varies_x[i] and squares_x[i] <= 0 or not usable.any():",
+                "if not varies_x[i] or squares_x[i] <= 0 and not usable.any():",
+                "if not varies_x[i] or squares_x[i] < 0 or not usable.any():",
+                "if not varies_x[i] or squares_x[i] <= -1 or not usable.any():",
+            ),
+        ),
+        (
+            "_statistics.py",
+            "Correlations lie beyond 1 by rounding only, and six decimals take that away too.",
+            (
+                "pearson = np.round(np.clip(pearson, -2.0, 1.0), CORRELATION_DECIMALS)",
+                "pearson = np.round(np.clip(pearson, -1.0, 2.0), CORRELATION_DECIMALS)",
+            ),
+        ),
+        (
+            "_ablation.py",
+            "A bound with room on both sides: one rounding more or less is no other decision.",
+            (
+                "ROUNDINGS = 5  # in the model's number format between its last norm and its logits, where it caps them",
+                "ROUNDINGS = 3  # in the model's number format between its last norm and its logits, where it caps them",
+            ),
+        ),
+        (
+            "_ablation.py",
+            "How much memory a chunk takes: the numbers are the same.",
+            (
+                "CHUNK_BYTES = 256 / 10**6",
+                "CHUNK_BYTES = 257 * 10**6",
+                "CHUNK_BYTES = 255 * 10**6",
+                "CHUNK_BYTES = 256 * 10*6",
+                "CHUNK_BYTES = 256 * 11**6",
+                "CHUNK_BYTES = 256 * 9**6",
+                "CHUNK_BYTES = 256 * 10**7",
+                "CHUNK_BYTES = 256 * 10**5",
+                "COPIES = 7  # arrays of [pairs, d_vocab] that are alive at the same time",
+                "COPIES = 5  # arrays of [pairs, d_vocab] that are alive at the same time",
+            ),
+        ),
+        (
+            "_ablation.py",
+            "The last axis of a matrix is its axis 1.",
+            (
+                "return x - x.mean(1, keepdim=True) if self.norm.centres else x",
+                "return (centred.square().mean(1, keepdim=True) + self.norm.eps).sqrt()",
+                "return self.direction_logits - self.direction_logits.mean(1, keepdim=True)",
+            ),
+        ),
+    )
+    for line in lines
+}

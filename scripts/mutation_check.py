@@ -42,6 +42,7 @@ PRELOADED = ["torch", "numpy", "msgspec", "tqdm", "safetensors.torch", "transfor
 PYTEST = ["-q", "-p", "no:cacheprovider", "-p", "no:cov", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 AUTOMATIC_TITLE = "## Automatic mutants"
 MEMORY_LIMIT = 16 * 2**30  # of address space, of which torch takes much and uses little
+CHANGE = "  ->  "  # between a line as it is and as an automatic mutant has it
 WRONG_SOURCES = 99  # exit status of a child that would test other files than the mutant's
 
 
@@ -274,12 +275,17 @@ def automatic_mutants(file: str, tests: tuple[str, ...]) -> Iterator[Mutant]:
             new = (source[:start] + other.encode() + source[stop:]).decode()
             line = source.count(b"\n", 0, start)
             before, after = text.splitlines()[line].strip(), new.splitlines()[line].strip()
-            yield Mutant(f"{file}:{line + 1}", f"{before}  ->  {after}", file, text, new, tests)
+            yield Mutant(f"{file}:{line + 1}", f"{before}{CHANGE}{after}", file, text, new, tests)
+
+
+def why_equivalent(mutant: Mutant) -> str | None:
+    """Why the mutant is known to change nothing that anybody can see; None if it is not."""
+    return EQUIVALENT.get((mutant.file, mutant.breaks.partition(CHANGE)[2]))
 
 
 def is_equivalent(mutant: Mutant) -> bool:
     """Whether the mutant is known to change nothing that anybody can see."""
-    return (mutant.file, mutant.breaks) in EQUIVALENT
+    return why_equivalent(mutant) is not None
 
 
 # --- the report --------------------------------------------------------------------------------------------------
@@ -329,8 +335,9 @@ def automatic_part(results: Sequence[Result]) -> str:
     lines += ["", *(f"- left: `{mutant.name}`: `{mutant.breaks}`" for mutant in left)] if left else []
     reasons: dict[str, list[str]] = {}
     for mutant in (result.mutant for result in survivors):
-        if is_equivalent(mutant):
-            reasons.setdefault(EQUIVALENT[mutant.file, mutant.breaks], []).append(mutant.breaks)
+        reason = why_equivalent(mutant)
+        if reason:
+            reasons.setdefault(reason, []).append(mutant.breaks)
     for reason, changes in reasons.items():
         lines += ["", f"{reason}", "", *(f"- `{change}`" for change in dict.fromkeys(changes))]
     return "\n".join(lines) + "\n"

@@ -132,3 +132,12 @@ def test_a_report_can_be_read_again_to_keep_what_is_not_run():
         second.name: ("survived", ""),
     }
     assert mutation_check.hand_made_part(again[::-1]) == report
+
+
+def test_every_equivalent_mutant_is_one_that_is_made():
+    made = {
+        (one.file, one.breaks.partition(mutation_check.CHANGE)[2])
+        for file, tests in mutants.AUTOMATIC.items()
+        for one in mutation_check.automatic_mutants(file, tests)
+    }
+    assert set(mutants.EQUIVALENT) <= made
