@@ -139,10 +139,12 @@ class FeatureFetcher:
         decoder_rows = written_by(self.run.encoder, store.features)
         check_feature_rows(decoder_rows, ids, "The decoder weights")
         formula, methods = self._methods(decoder_rows)
+        weights = None
         if formula is not None:
-            check_feature_rows(formula.logit_weights(), ids, "The logit weights")
+            logit_weights = formula.logit_weights()
+            check_feature_rows(logit_weights, ids, "The logit weights")
+            weights = logit_weights.cpu().numpy().astype(np.float64)
         shown = self._measure(methods, chosen)
-        weights = None if formula is None else formula.logit_weights().cpu().numpy().astype(np.float64)
         for index, (one, seen) in enumerate(zip(chosen, shown, strict=True)):
             row = decoder_rows[index].cpu().numpy().astype(np.float64)
             yield self._feature(one, seen, index, row, None if weights is None else weights[index], tables)

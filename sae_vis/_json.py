@@ -55,9 +55,7 @@ _LARGEST = 1.7976931348623157e308
 _Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]  # NaN passes neither comparison
 _encode = msgspec.json.Encoder().encode
 _BLOCK = 2**22
-STALE_SECONDS = (
-    24 * 60 * 60
-)  # no save takes that long: a temporary file of that age was left behind by one that was killed
+STALE_SECONDS = 24 * 60 * 60  # no save takes that long: a temporary file of that age is of one that was killed
 _TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
 _LONGEST_MESSAGE = 1000
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError)

@@ -128,21 +128,20 @@ def hover_numbers(
     are there; where one is, ``only`` says which ("direct" or "full").
     """
     loss_decimals = _decimals_at_most(LOSS_DECIMALS, max(largest(losses), largest(full_losses)))
-    value: dict[str, object] = {
+    full = {"losses": _losses(full_losses, loss_decimals), "effects": full_effects}
+    other: dict[str, object] = {"full": full} if full_losses else {"only": only}
+    value = {
         "decimals": [act_decimals, loss_decimals, logit_decimals],
         "rows": rows,
         "starts": starts,
         "lengths": lengths,
         "ids": ids,
         "acts": _integers(acts, act_decimals),
-        "only": only,
+        **other,
         "losses": _losses(losses, loss_decimals),
         "logits": _integers(logits, logit_decimals),
         "effects": effects,
     }
-    if full_losses:
-        del value["only"]
-        value["full"] = {"losses": _losses(full_losses, loss_decimals), "effects": full_effects}
     return Html(msgspec.json.encode(value).decode())  # nothing but numbers: there is nothing to escape
 
 
