@@ -125,7 +125,7 @@ class AutoEncoder(nn.Module):
         x = x.to(weight)
         if self.cfg.apply_b_dec_to_input:
             x = x - self.b_dec
-        return torch.relu(x @ weight + bias)
+        return (x @ weight).add_(bias).relu_()  # in place: the arrays are large
 
     def decode(self, acts: Float[Tensor, "... d_hidden"]) -> Float[Tensor, "... d_in"]:
         """The reconstruction of ``x``."""
