@@ -182,7 +182,7 @@ def save_tokenizer(d_vocab: int, folder: Path) -> None:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[UNKNOWN]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
+    fast: Any = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=SPECIAL[BOS],
         eos_token=SPECIAL[EOS],
@@ -190,6 +190,10 @@ def save_tokenizer(d_vocab: int, folder: Path) -> None:
         unk_token=SPECIAL[UNKNOWN],
     )
     fast.save_pretrained(folder)
+    # Newer versions of transformers write a class name that older ones do not know; all know this one.
+    config = folder / "tokenizer_config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def words(d_vocab: int) -> list[str]:
