@@ -32,10 +32,10 @@ from sae_vis.data_storing_fns import FeatureData
 from sae_vis.model_fns import LanguageModel
 
 # Of what is timed at most; a whole number of chunks. Sizes of chunks that were fast where this was written.
-SAMPLED_ROWS, CHUNK_ROWS = 256, 16
+SAMPLED_ROWS, CHUNK_ROWS = 256, 8
 SAMPLED_POSITIONS, CHUNK_POSITIONS = 4096, 256
-SAMPLED_PAIRS, CHUNK_PAIRS = 4096, 64
-SAMPLED_PASSES, CHUNK_PASSES = 512, 16
+SAMPLED_PAIRS, CHUNK_PAIRS = 4096, 16
+SAMPLED_PASSES, CHUNK_PASSES = 512, 8
 LISTED = 5
 
 
@@ -171,6 +171,19 @@ class Blocks:
         return self._linear(mixed.transpose(1, 2).reshape(rows, seq, width), f"{name}.c_proj")
 
 
+def _product(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """``x @ weight + bias``, always into the same memory: new memory for each chunk would cost as much as the product."""
+    memory = bias.new_empty(0)
+
+    def product(x: Tensor) -> Tensor:
+        nonlocal memory
+        if len(memory) < len(x):
+            memory = bias.new_empty(len(x), len(bias))
+        return torch.addmm(bias, x, weight, out=memory[: len(x)])
+
+    return product
+
+
 def _listed(logits: Tensor) -> tuple[Tensor, Tensor]:
     log_probs = torch.log_softmax(logits, -1)
     return log_probs.topk(LISTED).values, log_probs.topk(LISTED, largest=False).values
@@ -202,7 +215,7 @@ def _shared_pieces(case: Case, given: Material, lm: LanguageModel) -> dict[str, 
     weight, bias = encoder.W_enc[:, asked].contiguous(), encoder.b_enc[asked].contiguous()
     acts = torch.cat([lm.activations(rows, hook_point) for rows in sample[: 4 * CHUNK_ROWS].split(CHUNK_ROWS)])
     x = repeated(acts.flatten(0, 1), min(SAMPLED_ROWS, case.rows) * seq_len)
-    encoded = timed(lambda part: torch.addmm(bias, part, weight), x, CHUNK_ROWS * seq_len, case.rows * seq_len)
+    encoded = timed(_product(weight, bias), x, CHUNK_ROWS * seq_len, case.rows * seq_len)
     return {"forward": forward, "encoder": encoded}
 
 
@@ -211,12 +224,9 @@ def _direct_pieces(given: Material, lm: LanguageModel, counts: Counts) -> dict[s
     weight, bias = lm.unembedding()
     residual = lm.final_residual(given.tokens[:CHUNK_ROWS]).flatten(0, 1)
     residual = residual / residual.std(-1, keepdim=True)
-
-    def unembedded(part: Tensor) -> Tensor:
-        return torch.addmm(bias, part, weight)
-
+    unembedded = _product(weight, bias)
     sample = repeated(residual, min(SAMPLED_POSITIONS, counts.positions))
-    logits = unembedded(residual[:CHUNK_PAIRS])
+    logits = unembedded(residual[:CHUNK_PAIRS]).clone()
     n_pairs = min(SAMPLED_PAIRS, counts.pairs)
     return {
         "unembedding": timed(unembedded, sample, CHUNK_POSITIONS, counts.positions),

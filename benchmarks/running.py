@@ -91,5 +91,8 @@ def _run(command: list[str], limit_s: float, environment: Mapping[str, str] | No
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         return {"error": f"It ended with status {done.returncode}: {done.stderr.strip()[-TOLD:]}"}
-    result: Result = json.loads(lines[-1])
-    return result
+    try:
+        result = json.loads(lines[-1])
+    except ValueError:
+        return {"error": f"Its last line is no result: {lines[-1][:TOLD]}"}
+    return result if isinstance(result, dict) else {"error": f"Its last line is no result: {lines[-1][:TOLD]}"}
