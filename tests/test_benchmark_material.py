@@ -59,6 +59,7 @@ def plain_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
         return model(tokens).logits
 
 
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_every_transformer_lens_has_the_model_that_was_written(folder, given):
     tokens = given.tokens[:4]
     expected = plain_logits(folder, tokens)
