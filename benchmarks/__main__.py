@@ -56,7 +56,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Cases: " + "; ".join(f"{case.name}: {case.title}" for case in CASES),
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="names, or letters such as S (default: all)")
-    parser.add_argument("--repeat", type=int, default=3, help="rounds at most; long cases have one (default: 3)")
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        choices=range(1, 101),
+        metavar="N",
+        default=3,
+        help="rounds at most; long cases have one (default: 3)",
+    )
     parser.add_argument("--no-peers", action="store_true", help="leave the other libraries out")
     parser.add_argument("--prepare", action="store_true", help="only make the environments and the models")
     parser.add_argument("--tiny", action="store_true", help="models of a moment, to try everything out")

@@ -20,7 +20,6 @@ from sae_vis import FeatureVisParams, MultiFeatureData, get_feature_data
 from sae_vis.model_fns import LanguageModel
 
 _PACKED = re.compile(rb'data-packed="\d+">([^<]*)<')
-_PROCESSES = ("processes", "n_processes", "workers")  # as the argument of save_html may be called
 
 
 def main() -> None:
@@ -31,9 +30,8 @@ def main() -> None:
     given = material.load(case.shape, cache, case.rows)
     with timer.stage("data"):
         data = fetch(case, given, out)
-    page = out / "ours.html"
     with timer.stage("html"):
-        data.save_html(page)
+        page = draw(case, data, out)
     result = {
         "features": len(data),
         "checksum": checksum(case, given),
@@ -51,6 +49,16 @@ def fetch(case: Case, given: Material, out: Path) -> MultiFeatureData:
     )
     more: dict[str, Any] = {"out_dir": out / "features"} if case.folder and _takes(get_feature_data, "out_dir") else {}
     return get_feature_data(given.encoder, given.model, given.tokens, params, **more)
+
+
+def draw(case: Case, data: MultiFeatureData, out: Path) -> Path:
+    """The page of all features; a site, whose features lie in files of their own, where they are too many for one page."""
+    save_site = getattr(data, "save_site", None)
+    if case.folder and save_site is not None:
+        save_site(out / "site")
+        return out / "site"
+    data.save_html(out / "ours.html")
+    return out / "ours.html"
 
 
 def _takes(function: Any, argument: str) -> bool:
@@ -95,11 +103,10 @@ def seconds(run: Any) -> float:
 
 def render_speed(data: MultiFeatureData, page: Path) -> dict[str, float | None]:
     """Seconds to draw all features with one process and with two; None for two where the library draws with one only."""
-    argument = next((name for name in _PROCESSES if _takes(data.save_html, name)), None)
-    if argument is None:
-        return {"render_s_one_process": seconds(lambda: data.save_html(page)), "render_s_two_processes": None}
     save: Any = data.save_html
-    one, two = (seconds(lambda n=n: save(page, **{argument: n})) for n in (1, 2))
+    if not _takes(save, "processes"):
+        return {"render_s_one_process": seconds(lambda: save(page)), "render_s_two_processes": None}
+    one, two = (seconds(lambda n=n: save(page, processes=n)) for n in (1, 2))
     return {"render_s_one_process": one, "render_s_two_processes": two}
 
 

@@ -17,6 +17,13 @@ from benchmarks.running import Result
 
 KB, GB = 1e3, 1e9
 
+NOTE = (
+    "Figures are medians over the rounds, ratios medians of those within a round. The pieces of the roofline were timed on "
+    "`sampled` of `n` and multiplied. Seconds are wall-clock, without imports and without loading the model. Peak memory is "
+    "that of the whole process (model and libraries included) and of its workers. The peers count the first token of each "
+    "row, BOS, as any other; we leave it out."
+)
+
 
 def figures(case: Case, rounds: Sequence[Result], others: Mapping[str, Sequence[Result]]) -> dict[str, float]:
     """The figures of a case: medians over its rounds; each ratio is made within a round.
@@ -177,8 +184,7 @@ def document(cases: Sequence[Case], rounds: Mapping[str, Sequence[Result]]) -> d
             "torch": version("torch"),
             "transformer_lens": version("transformer-lens"),
         },
-        "note": "Figures are medians over the rounds, ratios medians of those within a round. The pieces of the roofline were "
-        "timed on `sampled` of `n` and multiplied. Seconds are wall-clock, without imports and without loading the model.",
+        "note": NOTE,
         "cases": {case.name: _case(case, rounds[case.name], rounds) for case in cases},
     }
 

@@ -101,15 +101,15 @@ def _counts(case: Case, given: Material, data: MultiFeatureData) -> Counts:
     seq_len = case.shape.seq_len
     if case.ablation != "full":
         return Counts(case.rows, *count_pairs(data.values(), seq_len))
-    lm = LanguageModel(given.model)
-    ignored = torch.tensor(data.provenance.ignored_token_ids)
-
-    def acts(feature: int, rows: list[int]) -> Tensor:
-        tokens = given.tokens[rows]
-        found = given.encoder.encode(lm.activations(tokens, case.shape.hook_point), torch.tensor([feature]))[..., 0]
-        return found.masked_fill(torch.isin(tokens, ignored), 0.0)
-
-    return Counts(case.rows, *count_pairs(data.values(), seq_len), count_ablations(data.values(), acts))
+    lm, asked = LanguageModel(given.model), torch.tensor(list(data))
+    ignored = torch.isin(given.tokens, torch.tensor(data.provenance.ignored_token_ids))
+    rows = given.tokens.split(CHUNK_ROWS)
+    # Of all rows at once, as most are shown for some feature.
+    acts = torch.cat([given.encoder.encode(lm.activations(some, case.shape.hook_point), asked) for some in rows])
+    acts = acts.masked_fill_(ignored[..., None], 0.0)
+    columns = {feature: index for index, feature in enumerate(data)}
+    ablations = count_ablations(data.values(), lambda feature, rows: acts[rows, :, columns[feature]])
+    return Counts(case.rows, *count_pairs(data.values(), seq_len), ablations)
 
 
 # --- timing -------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,6 +301,34 @@ def test_the_peak_memory_is_that_of_the_largest_moment():
     block[::4096] = b"x" * len(block[::4096])  # or the pages would not be there
     del block
     assert measuring.peak_bytes() - before > 250_000_000 or before > 550_000_000  # unless an earlier test took more
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells")
+def test_the_memory_of_workers_in_other_processes_counts():
+    code = "import time; block = bytearray(b'x') * 300_000_000; print('ready', flush=True); time.sleep(60)"
+    timer = measuring.Timer()
+    with timer.stage("alone"):
+        pass
+    with timer.stage("with a worker"), subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as worker:
+        worker.stdout.readline()
+        alone = measuring.peak_bytes()
+        while measuring.family_bytes() < 300_000_000:
+            time.sleep(0.01)
+        time.sleep(2 * measuring.WATCH_S)
+        own = measuring.family_bytes()
+        worker.kill()
+    assert own > 300_000_000
+    assert timer.peaks["with a worker"] >= max(own - 50_000_000, alone) > timer.peaks["alone"] - 50_000_000
+
+
+def test_a_folder_is_as_large_as_the_files_in_it(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.js").write_text("12345", "utf-8")
+    (tmp_path / "index.html").write_text("123", "utf-8")
+    measuring.report(measuring.Timer(), tmp_path)
+    measuring.report(measuring.Timer(), tmp_path / "index.html")
+    sizes = [json.loads(line)["html_bytes"] for line in capsys.readouterr().out.splitlines() if line]
+    assert sizes == [8, 3]
 
 
 # --- peers --------------------------------------------------------------------------------------------------------

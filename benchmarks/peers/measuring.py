@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+WATCH_S = 0.2  # looking takes a few milliseconds
 
 
 def peak_bytes() -> int:
@@ -25,8 +29,41 @@ def peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def family_bytes() -> int:
+    """What this process and all that it has started, and these in turn, hold now; 0 where /proc does not tell."""
+    parents, sizes = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+            sizes[int(entry.name)] = int((entry / "statm").read_bytes().split()[1]) * resource.getpagesize()
+        except (OSError, IndexError):  # it has ended meanwhile
+            continue
+    family = {os.getpid()}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(sizes.get(one, 0) for one in family)
+
+
+class _Watch(threading.Thread):
+    """Looks at the memory of this process and its workers from time to time; ``most`` is the most that it saw."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most = 0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(WATCH_S):
+            self.most = max(self.most, family_bytes())
+
+    def end(self) -> int:
+        self._ended.set()
+        self.join()
+        return self.most
+
+
 class Timer:
-    """Wall-clock seconds of named stages, and the peak memory at the end of each."""
+    """Wall-clock seconds of named stages, and the peak memory at the end of each, with that of workers in other processes."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -35,10 +72,12 @@ class Timer:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measure what stands inside."""
+        watch = _Watch()
+        watch.start()
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
-        self.peaks[name] = peak_bytes()
+        self.peaks[name] = max(peak_bytes(), watch.end())
 
 
 def task() -> dict[str, Any]:
@@ -54,6 +93,8 @@ def checksum(model: Any, sae: Any, tokens: Any, hook_point: str) -> float:
 
 
 def report(timer: Timer, html: Path, **more: Any) -> None:
-    """Print the result."""
-    result = {"seconds": timer.seconds, "peak_bytes": timer.peaks, "html_bytes": html.stat().st_size, **more}
+    """Print the result; ``html`` is the page, or the folder of one."""
+    files = [html] if html.is_file() else [path for path in html.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    result = {"seconds": timer.seconds, "peak_bytes": timer.peaks, "html_bytes": size, **more}
     print("\n" + json.dumps(result), flush=True)
