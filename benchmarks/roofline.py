@@ -230,7 +230,7 @@ def _direct_pieces(given: Material, lm: LanguageModel, counts: Counts) -> dict[s
     n_pairs = min(SAMPLED_PAIRS, counts.pairs)
     return {
         "unembedding": timed(unembedded, sample, CHUNK_POSITIONS, counts.positions),
-        # Always the same logits, so that none need to be made: what is in them does not change the time.
+        # Always the same logits: those of a pair cost nothing to make, and lie in the cache, at best.
         "pairs": timed(lambda part: _listed(logits[: len(part)]), torch.arange(n_pairs), CHUNK_PAIRS, counts.pairs),
     }
 
