@@ -112,14 +112,13 @@ def table(cases: Sequence[Case], rounds: Mapping[str, Sequence[Result]]) -> str:
         lines += [line for line in (_our_line(case, found), *_peer_lines(case, rounds[case.name], found)) if line]
         lines += [f"    {text}" for text in (*_target_lines(case, found), *_errors(rounds[case.name]))]
     widths = [max(len(line[i]) for line in lines if not isinstance(line, str)) for i in range(len(_COLUMNS))]
-    return "\n".join(
-        line
-        if isinstance(line, str)
-        else "  ".join(
-            text.rjust(w) if i > 1 else text.ljust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return "\n".join(line if isinstance(line, str) else _aligned(line, widths) for line in lines)
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Names on the left of their columns, numbers on the right."""
+    who, numbers = zip(cells[:2], widths[:2], strict=True), zip(cells[2:], widths[2:], strict=True)
+    return "  ".join([*(text.ljust(w) for text, w in who), *(text.rjust(w) for text, w in numbers)]).rstrip()
 
 
 def _our_line(case: Case, found: Mapping[str, float]) -> Sequence[str] | None:
