@@ -44,7 +44,7 @@ test-tl2: .venv-tl2/installed  ## the tests that meet a HookedTransformer, on Tr
 test-tl3: .venv-tl3/installed  ## the tests that meet a model, on TransformerLens 3 with SAELens 6
 	.venv-tl3/bin/python -m pytest $(PYTEST_ARGS) $(TESTS_tl3)
 
-bench: $(VENV)/installed  ## sae_vis beside its peers and the machine's own limit (an hour or more; see README)
+bench: $(VENV)/installed  ## sae_vis beside its peers and the machine's own limit (hours; see README)
 	$(RUN) benchmarks $(BENCH_ARGS)
 
 coverage: $(VENV)/installed-dev  ## the test suite, with the lines that it does not reach
