@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,7 @@ def compared(peer: Result, ours: Result) -> Result:
 
 
 def _run(command: list[str], limit_s: float, environment: Mapping[str, str] | None = None) -> Result:
+    load = os.getloadavg()[0]  # who else is using the machine: a disturbed run can be told by it
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=limit_s, env=environment, cwd=ROOT
@@ -95,4 +97,6 @@ def _run(command: list[str], limit_s: float, environment: Mapping[str, str] | No
         result = json.loads(lines[-1])
     except ValueError:
         return {"error": f"Its last line is no result: {lines[-1][:TOLD]}"}
-    return result if isinstance(result, dict) else {"error": f"Its last line is no result: {lines[-1][:TOLD]}"}
+    if not isinstance(result, dict):
+        return {"error": f"Its last line is no result: {lines[-1][:TOLD]}"}
+    return {**result, "load_before": load}
