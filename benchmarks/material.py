@@ -24,7 +24,7 @@ SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>", "<|unk|>")
 DENSITY = 0.005
 N_CTX = 256
 SAMPLED_POSITIONS = 8192
-VERSION = 1  # of what is written: part of the folder's name, so that older files are not taken for new ones
+VERSION = 2  # of what is written: part of the folder's name, so that older files are not taken for new ones
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def _write(shape: Shape, folder: Path) -> None:
 def random_weights(shape: Shape) -> Iterator[tuple[str, Tensor]]:
     """Weights of GPT-2's names whose residual stream, neurons and logits have the sizes of a trained model's.
 
-    Every block adds about as much as the embedding holds; the logits have a standard deviation of about 2.5. The
+    The logits have a standard deviation of about 2.5, and the largest logit weight of a feature is well above 0.3: below
+    it both peers draw a million ticks on the axis of its histogram, which would say nothing about their usual pages. The
     unembedding is centred and the norms do nothing but normalise, as processing leaves them, for all contestants alike.
     """
     generator = torch.Generator().manual_seed(0)
@@ -134,7 +135,7 @@ def random_weights(shape: Shape) -> Iterator[tuple[str, Tensor]]:
         yield f"{block}.attn.c_proj.bias", normal(d_model, std=0.05)
         yield f"{block}.mlp.c_fc.weight", normal(d_model, d_mlp, std=1.0 / d_model**0.5)
         yield f"{block}.mlp.c_fc.bias", normal(d_mlp, std=0.2) - 0.3
-        yield f"{block}.mlp.c_proj.weight", normal(d_mlp, d_model, std=1.0 / d_mlp**0.5)
+        yield f"{block}.mlp.c_proj.weight", normal(d_mlp, d_model, std=3.0 / d_mlp**0.5)
         yield f"{block}.mlp.c_proj.bias", normal(d_model, std=0.05)
         for number in (1, 2):
             yield f"{block}.ln_{number}.weight", torch.ones(d_model)

@@ -81,6 +81,16 @@ def test_the_logits_are_not_degenerate(folder, given):
     assert float(logits.softmax(-1).max()) < 0.99
 
 
+@pytest.mark.slow
+def test_the_logit_weights_are_large_enough_for_the_ticks_of_the_peers():
+    shape = material.GELU_1L
+    weights = dict(material.random_weights(shape))
+    decoder = torch.randn(64, shape.d_in, generator=torch.Generator().manual_seed(2))
+    decoder /= decoder.norm(dim=1, keepdim=True)
+    logit_weights = decoder @ weights["transformer.h.0.mlp.c_proj.weight"] @ weights["lm_head.weight"].T
+    assert float(logit_weights.max(1).values.min()) > 0.5
+
+
 def test_the_features_fire_on_half_a_percent_of_the_tokens_and_have_unit_directions(shape, given):
     lm = LanguageModel(given.model)
     with lm.as_for_inference():
