@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import os
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
 from dataclasses import dataclass, field
@@ -67,12 +68,18 @@ def _check_same_length(where: object, **lists: Sized | None) -> None:
         raise InputError(f"{type(where).__name__}: lists of one length expected, but {told}.")
 
 
+# Files hold hundreds of the following two classes for each feature. Their checks look at all at once, which a right one
+# passes; only what is not seen to be right so goes through the checks above, which say what is wrong.
+_UNSEEN = (TypeError, OverflowError, AttributeError)  # what looking at values of wrong types may raise
+
 MOST = 2**63 - 1  # of anything that is counted: more than a corpus can hold, and JSON allows numbers of any length
 
 
 def _check_counts(where: object, **counts: Sequence[int]) -> None:
     """Nothing is negative, nor larger than anything can be."""
     for name, values in counts.items():
+        if all(0 <= value <= MOST for value in values):
+            continue
         for index, value in enumerate(values):
             _check(0 <= value <= MOST, where, f"{name}[{index}] must be from 0 to {MOST}, got {_short_int(value)}.")
 
@@ -91,7 +98,7 @@ def _short_int(value: int) -> str:
 def _check_finite(where: object, **values: Sequence[float | None] | float | None) -> None:
     """No NaN and no infinity, which JSON cannot hold and no page can show."""
     for name, value in values.items():
-        items = value if isinstance(value, Sequence) else (value,)
+        items: Any = value if type(value) is list or isinstance(value, Sequence) else (value,)  # the first is fast
         # Files hold millions of numbers, and only a finite sum rules both out.
         if math.isfinite(sum(filter(None, items))):
             continue
@@ -164,7 +171,7 @@ class PageContext:
 # --- the parts of one feature ------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(slots=True)
 class HistogramData:
     """Equal bins: ``n + 1`` edges, ``n`` counts, and the ticks of the axis. All empty where there is nothing to count."""
 
@@ -206,7 +213,7 @@ class HistogramData:
         return html_fns.middle_plot(kind, label, self.bar_edges, self.bar_heights, self.tick_vals, line)
 
 
-@dataclass
+@dataclass(slots=True)
 class NeuronAlignmentData:
     """The neurons of the hook point with the largest decoder weights, and each weight's share of the L1 norm (0 to 1)."""
 
@@ -231,7 +238,7 @@ class NeuronAlignmentData:
         )
 
 
-@dataclass
+@dataclass(slots=True)
 class CorrelationData:
     """The columns that correlate most with a feature: Pearson's r, and the cosine similarity of the activations."""
 
@@ -262,7 +269,7 @@ class CorrelationData:
         )
 
 
-@dataclass
+@dataclass(slots=True)
 class FeatureTablesData:
     """The left-hand tables; None where a table was not computed."""
 
@@ -284,7 +291,7 @@ class FeatureTablesData:
         return html_fns.left_tables(tables)
 
 
-@dataclass
+@dataclass(slots=True)
 class ActivationsData:
     """How often and how strongly a feature fires over the counted positions; the moments are None if it never does."""
 
@@ -317,7 +324,7 @@ class ActivationsData:
         return html_fns.activations_histogram(summary, self.histogram.get_html(page, pin=pin, pin_text=pin_text))
 
 
-@dataclass
+@dataclass(slots=True)
 class LogitsData:
     """The direct effect of one unit of the feature on the logits, centred over the vocabulary.
 
@@ -370,7 +377,7 @@ class LogitsData:
         return html_fns.logits_histogram(f"of {_count(sum(self.histogram.bar_heights), 'token')}", plot)
 
 
-@dataclass
+@dataclass(slots=True)
 class TokenEffect:
     """The tokens whose log-probability the feature raises and lowers most, at the predicted token ``at`` of a sequence.
 
@@ -384,12 +391,26 @@ class TokenEffect:
     lowered_logprobs: list[float]
 
     def __post_init__(self) -> None:
+        raised, lowered = self.raised_logprobs, self.lowered_logprobs
+        try:
+            # Only a finite sum has no NaN and no infinity in it.
+            if (
+                len(self.raised_token_ids) == len(raised)
+                and len(self.lowered_token_ids) == len(lowered)
+                and math.isfinite(sum(raised) + sum(lowered))
+            ):
+                return
+        except _UNSEEN:
+            pass
+        self._check_each()
+
+    def _check_each(self) -> None:
         _check_same_length(self, raised_token_ids=self.raised_token_ids, raised_logprobs=self.raised_logprobs)
         _check_same_length(self, lowered_token_ids=self.lowered_token_ids, lowered_logprobs=self.lowered_logprobs)
         _check_finite(self, raised_logprobs=self.raised_logprobs, lowered_logprobs=self.lowered_logprobs)
 
 
-@dataclass
+@dataclass(slots=True)
 class FullEffects:
     """The effects of the full ablation on a sequence, where those of the direct one are stored too."""
 
@@ -400,7 +421,7 @@ class FullEffects:
         _check_finite(self, loss_contribution=self.loss_contribution)
 
 
-@dataclass
+@dataclass(slots=True)
 class SequenceData:
     """A shown piece of a row: tokens ``start .. start + len(token_ids)`` of ``row``, token ``bold_idx`` of them bold.
 
@@ -419,6 +440,25 @@ class SequenceData:
     full: FullEffects | None = None
 
     def __post_init__(self) -> None:
+        try:
+            n_tokens, full = len(self.token_ids), self.full
+            if (
+                n_tokens == len(self.feat_acts) == len(self.loss_contribution)
+                and (full is None or n_tokens == len(full.loss_contribution))
+                and 0 <= self.bold_idx < n_tokens
+                and self.row >= 0 <= self.start
+                and math.isfinite(sum(self.feat_acts) + sum(filter(None, self.loss_contribution)))
+            ):
+                for effect in self.effects if full is None else self.all_effects():
+                    if not 0 <= effect.at < n_tokens:
+                        break
+                else:
+                    return
+        except _UNSEEN:
+            pass
+        self._check_each()
+
+    def _check_each(self) -> None:
         _check_same_length(
             self,
             token_ids=self.token_ids,
@@ -476,7 +516,7 @@ class SequenceData:
         return [*self.effects, *self.full.effects] if self.full else self.effects
 
 
-@dataclass
+@dataclass(slots=True)
 class SequenceGroupData:
     """Examples of one kind: the top activations (``share`` None), or random ones with activations in (lower, upper]."""
 
@@ -503,7 +543,7 @@ class SequenceGroupData:
         return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty(nothing)])
 
 
-@dataclass
+@dataclass(slots=True)
 class SequenceMultiGroupData:
     """All groups of examples of a feature: the top activations, then the intervals from the top down."""
 
@@ -568,7 +608,7 @@ def _hover_effects(sequences: Sequence[SequenceData], effects: Sequence[list[Tok
     return _page.effect_numbers(at, ids, logprobs)
 
 
-@dataclass
+@dataclass(slots=True)
 class QuantileKnots:
     """Points of a feature's distribution of activations, from which ``act_quantile`` is looked up.
 
@@ -583,8 +623,7 @@ class QuantileKnots:
         _check_same_length(self, values=self.values, ranks=self.ranks)
         _check_finite(self, values=self.values)
         _check(
-            all(a >= b for a, b in zip(self.values, self.values[1:], strict=False))
-            and all(a < b for a, b in zip(self.ranks, self.ranks[1:], strict=False)),
+            all(map(operator.ge, self.values, self.values[1:])) and all(map(operator.lt, self.ranks, self.ranks[1:])),
             self,
             "values must fall and ranks must rise.",
         )

@@ -1414,10 +1414,23 @@ MUTANTS: list[Mutant] = [
         (
             "not-checked",
             "what msgspec passes over is looked for",
-            "        _check_thoroughly(data, kind)",
-            "        pass",
+            "    _check_thoroughly(data, kind)",
+            "    pass",
         ),
-        ("end-unread", "a document ends where it should", "return data[position:] == _CLOSING", "return True"),
+        (
+            "line-unread",
+            "nothing in a line is passed over",
+            "if _encode(values[-1]) != line or not",
+            "if not",
+            "test_json.py test_fast_checks.py",
+        ),
+        (
+            "header-unread",
+            "nothing in the header is passed over",
+            "if kind.opening(_encode(header)) != opening:",
+            "if False:",
+            "test_json.py test_fast_checks.py",
+        ),
         ("gzip-time", "equal data gives equal bytes", "mtime=0", "mtime=None"),
         ("gzip-bomb", "a bomb is stopped", "if total > max_bytes:", "if total > max_bytes * 10**6:"),
         (
