@@ -14,7 +14,7 @@ import itertools
 import json
 import operator
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -153,18 +153,22 @@ def effect_numbers(at: Sequence[int], ids: Sequence[list[int]], logprobs: Sequen
     and upwards where they are lowered: small numbers.
     """
     # Three at least: beside the largest change of a feature stand many that are a hundred times smaller.
-    strongest = largest(itertools.chain.from_iterable(logprobs))
+    flat = list(itertools.chain.from_iterable(logprobs))
+    lowest, highest = (min(flat), max(flat)) if flat else (0.0, 0.0)
+    strongest = max(highest, -lowest)
     decimals = _decimals_at_most(min(LOSS_DECIMALS, max(3, decimals_for(strongest, 3))), strongest)
-    steps: list[int | float] = []
-    for which, values in enumerate(logprobs):
-        scale = -(10**decimals) if which % 2 else 10**decimals
-        whole = [_whole(value * scale) for value in values]
-        steps += whole[:1]
-        steps += map(operator.sub, whole, whole[1:])
+    scale = _scale(decimals)
+    lengths = list(map(len, logprobs))
+    factors = itertools.chain.from_iterable(map(itertools.repeat, itertools.cycle((scale, -scale)), lengths))
+    whole: list[int | float] = list(map(_to_whole(strongest * scale), map(operator.mul, flat, factors)))
+    steps: list[int | float] = list(map(operator.sub, itertools.chain((0,), whole), whole))
+    for first, length in zip(itertools.accumulate(lengths, initial=0), lengths, strict=False):
+        if length:
+            steps[first] = whole[first]  # there is no step to where a list begins
     return {
         "decimals": decimals,
         "at": at,
-        "counts": [len(group) for group in ids],
+        "counts": list(map(len, ids)),
         "ids": list(itertools.chain.from_iterable(ids)),
         "steps": steps,
     }
@@ -175,8 +179,21 @@ def _losses(losses: Sequence[float | None], decimals: int) -> list[int | float |
 
 
 def _integers(values: Sequence[float | None], decimals: int) -> list[int | float | None]:
-    scale = 10**decimals
-    return [_whole(value * scale) if value else value if value is None else 0 for value in values]
+    scale = _scale(decimals)
+    whole = _to_whole(largest(values) * scale)
+    return [whole(value * scale) if value else value if value is None else 0 for value in values]
+
+
+def _scale(decimals: int) -> float:
+    return float(10**decimals)  # what multiplying a float by the int does; a power of floats is another number
+
+
+def _to_whole(strongest: float) -> Callable[[float], int | float]:
+    """What makes scaled numbers whole, the fast way where none is larger than ``strongest``."""
+    return _rounded if strongest < _WHOLE_BELOW else _whole
+
+
+_rounded: Callable[[float], int] = float.__round__  # half the time of round, which looks for this
 
 
 def _whole(scaled: float) -> int | float:

@@ -47,7 +47,7 @@ class Html(str):
     needs: frozenset[str]
 
     def __new__(cls, text: str = "", needs: frozenset[str] = _NO_NEEDS) -> Self:
-        self = super().__new__(cls, text)
+        self = str.__new__(cls, text)
         self.needs = needs
         return self
 
@@ -87,6 +87,18 @@ class Template:
         self._pieces = pieces
         self._holes = [(index, pieces[index]) for index in range(1, len(pieces), 2)]
         self.names = frozenset(pieces[1::2])
+
+    def pieces(self, *names: str) -> list[str]:
+        """The markup around the holes, for what is filled thousands of times, with ``Html`` alone.
+
+        Raises:
+            TemplateError: if the holes are not these, in this order, or the markup needs files.
+        """
+        if self._pieces[1::2] != list(names) or self.needs:
+            raise TemplateError(
+                f"Template {self.name} needs files, or has not just the holes {', '.join(names)} in this order."
+            )
+        return self._pieces[::2]
 
     def fill(self, **values: Value) -> Html:
         """The markup with every hole filled.

@@ -9,6 +9,7 @@ draw a page again, with no model, no tokenizer and no torch. Every class checks 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import operator
 import os
@@ -35,6 +36,7 @@ from sae_vis.utils_fns import (
 )
 
 V = TypeVar("V")
+_flat = itertools.chain.from_iterable
 
 NAME_LIMIT = 200  # characters that a page shows of the name of a model or a hook point
 TEXT_LIMIT = 2000  # likewise of a note or a reason
@@ -140,8 +142,8 @@ class PageContext:
         return dataclasses.replace(
             self,
             act_max=activations.max or largest_act,  # a prompt may exceed it: its colours are as strong as can be
-            loss_max=largest(loss for sequence in shown for loss in sequence.loss_contribution),
-            full_loss_max=largest(loss for sequence in shown for loss in sequence.full_losses()),
+            loss_max=largest(_flat(sequence.loss_contribution for sequence in shown)),
+            full_loss_max=largest(_flat(sequence.full_losses() for sequence in shown)),
             shown_logits=logits.shown_logits if logits else {},
             logit_decimals=decimals_for(largest(logits.shown_logits.values())) if logits else 3,
         )
@@ -489,19 +491,19 @@ class SequenceData:
         bold_idx = self.bold_idx if bold_idx is None else bold_idx
         ignored, act_max, loss_max, full_max = page.ignored, page.act_max, page.loss_max, page.full_loss_max
         texts, draw = page.printer.sequence(self.token_ids), html_fns.token
+        tokens = html_fns.plain_tokens(texts)  # most are
         full_losses = self.full_losses() or [None] * len(texts)
-        shown = zip(texts, self.token_ids, self.feat_acts, self.loss_contribution, full_losses, strict=True)
-        tokens = [
-            draw(
-                text,
-                level(act, act_max) if act else 0.0,  # most are zero
-                level(loss, loss_max) if loss else 0.0,
-                index == bold_idx,
-                token_id in ignored,
-                level(full, full_max) if full else 0.0,
-            )
-            for index, (text, token_id, act, loss, full) in enumerate(shown)
-        ]
+        shown = zip(self.token_ids, self.feat_acts, self.loss_contribution, full_losses, strict=True)
+        for index, (token_id, act, loss, full) in enumerate(shown):
+            if act or loss or full or index == bold_idx or token_id in ignored:
+                tokens[index] = draw(
+                    texts[index],
+                    level(act, act_max) if act else 0.0,
+                    level(loss, loss_max) if loss else 0.0,
+                    index == bold_idx,
+                    token_id in ignored,
+                    level(full, full_max) if full else 0.0,
+                )
         act, decimals = self.feat_acts[bold_idx], decimals_for(act_max, 3)
         if 0 < act < 0.5 * 10.0**-decimals:  # three digits would make it a zero; a fourth tells it from one
             decimals = decimals_for(act_max)
@@ -573,17 +575,17 @@ def _loss_key(page: PageContext) -> Html:
 
 def _hover(sequences: Sequence[SequenceData], page: PageContext) -> Html:
     """The numbers behind some sequences, for the hover text."""
-    ids = [token_id for sequence in sequences for token_id in sequence.token_ids]
+    ids = list(_flat(sequence.token_ids for sequence in sequences))
     distinct = dict.fromkeys(ids) if page.shown_logits else ()
     numbers = _page.hover_numbers(
         rows=[sequence.row for sequence in sequences],
         starts=[sequence.start for sequence in sequences],
         lengths=[len(sequence.token_ids) for sequence in sequences],
         ids=ids,
-        acts=[act for sequence in sequences for act in sequence.feat_acts],
-        losses=[loss for sequence in sequences for loss in sequence.loss_contribution],
-        full_losses=[loss for sequence in sequences for loss in sequence.full_losses()],
-        logits=[page.shown_logits.get(token_id) for token_id in distinct],
+        acts=list(_flat(sequence.feat_acts for sequence in sequences)),
+        losses=list(_flat(sequence.loss_contribution for sequence in sequences)),
+        full_losses=list(_flat(sequence.full_losses() for sequence in sequences)),
+        logits=list(map(page.shown_logits.get, distinct)),
         effects=_hover_effects(sequences, [sequence.effects for sequence in sequences]),
         full_effects=_hover_effects(sequences, [s.full.effects if s.full else [] for s in sequences]),
         only=page.measured[0] if page.measured else "direct",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 
@@ -100,7 +101,11 @@ class TokenPrinter:
 
     def sequence(self, token_ids: Sequence[int]) -> list[Html]:
         """Tokens beside each other: those that make up a character together are shown as that character."""
-        shown = [self.one(token_id) for token_id in token_ids]
+        known = self._shown
+        try:
+            shown = [known[token_id] for token_id in token_ids]
+        except KeyError:
+            shown = [self.one(token_id) for token_id in token_ids]
         if self._bytes.keys().isdisjoint(token_ids):
             return shown
         return joined_tokens(shown, [self._bytes.get(token_id, "") for token_id in token_ids])
@@ -127,7 +132,18 @@ def token(text: Html, activation: float, effect: float, bold: bool, ignored: boo
     if not (activation or effect or full_effect or bold or ignored):
         return _plain_token(text)
     attributes = _token_attributes(activation, effect, full_effect, bold, ignored)
-    return template("token_template.html").fill(attributes=attributes, text=text)
+    before, between, after = _token_pieces()
+    return Html(f"{before}{attributes}{between}{text}{after}", text.needs)
+
+
+def plain_tokens(texts: Sequence[Html]) -> list[Html]:
+    """Tokens of which nothing is to be said."""
+    return list(map(_plain_token, texts))
+
+
+@cache
+def _token_pieces() -> list[str]:
+    return template("token_template.html").pieces("attributes", "text")
 
 
 @lru_cache(maxsize=65536, typed=True)  # typed: a plain str must not be taken for the equal Html
@@ -153,7 +169,17 @@ def _short(share: float) -> str:
 
 def sequence(tokens: Sequence[Html], value: str) -> Html:
     """A line of tokens with ``value`` before it."""
-    return template("sequence_template.html").fill(tokens=join(tokens), value=value)
+    before, between, after = _sequence_pieces()
+    needs = frozenset[str]().union(*map(_needs_of, tokens))
+    return Html("".join([before, escape(value), between, *tokens, after]), needs)
+
+
+@cache
+def _sequence_pieces() -> list[str]:
+    return template("sequence_template.html").pieces("value", "tokens")
+
+
+_needs_of = operator.attrgetter("needs")  # a plain str has none: what is no Html cannot slip through
 
 
 def sequence_group(title: str, detail: str, sequences: Sequence[Html]) -> Html:

@@ -43,7 +43,11 @@ def round_significant(value: float, digits: int) -> float:
 
 def largest(values: Iterable[float | None]) -> float:
     """The largest absolute value, 0 where there is none."""
-    return max((abs(value) for value in values if value), default=0.0)
+    numbers = list(filter(None, values))
+    if not numbers:
+        return 0.0
+    lowest, highest = min(numbers), max(numbers)
+    return max(highest, -lowest)
 
 
 # --- number formats ----------------------------------------------------------------------------------------------

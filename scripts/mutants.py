@@ -1312,21 +1312,21 @@ MUTANTS: list[Mutant] = [
         (
             "hover-decimals",
             "the hover text's losses have four decimals",
-            "_whole(value * scale) if value else value",
-            "_whole(value * scale * 10) if value else value",
+            "whole(value * scale) if value else value",
+            "whole(value * scale * 10) if value else value",
         ),
         ("hover-none", "no loss is not a loss of zero", "else value if value is None else 0 for", "else 0 for"),
         (
             "hover-steps",
             "steps run downwards",
-            "map(operator.sub, whole, whole[1:])",
-            "map(operator.sub, whole[1:], whole)",
+            "map(operator.sub, itertools.chain((0,), whole), whole)",
+            "map(operator.sub, whole, itertools.chain((0,), whole))",
         ),
         (
             "hover-lowered",
             "what is lowered is negative",
-            "-(10**decimals) if which % 2 else 10**decimals",
-            "10**decimals",
+            "itertools.cycle((scale, -scale))",
+            "itertools.cycle((scale, scale))",
         ),
     ),
     *_group(
