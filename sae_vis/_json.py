@@ -92,6 +92,15 @@ def document(obj: object) -> Iterator[bytes]:
     yield _CLOSING
 
 
+def line(cls: type, value: object) -> bytes:
+    """One value of a ``cls``, as it stands in its line of a document.
+
+    Raises:
+        InputError: if a value cannot be written; its path is named.
+    """
+    return _checked_line(value, _kind(cls).line_mirror, "$")
+
+
 _CLOSING = b"\n]}\n"
 
 
@@ -224,6 +233,25 @@ def load_any(classes: Sequence[type], path: PathLike, *, max_bytes: int = MAX_BY
             return _load(kinds, data)
     except _WrongFileError as wrong:
         raise FileFormatError(f"{os.fspath(path)}: {cut(str(wrong), _LONGEST_MESSAGE)}.") from None
+
+
+def loads(cls: type[T], data: bytes) -> T:
+    """The object of class ``cls`` whose ``document`` this is.
+
+    Raises:
+        FileFormatError: if it is not.
+    """
+    kind = _kind(typing.cast("Any", cls))
+    try:
+        loaded: T = _load({kind.name: kind}, data)
+    except _WrongFileError as wrong:
+        raise FileFormatError(f"{cut(str(wrong), _LONGEST_MESSAGE)}.") from None
+    return loaded
+
+
+def line_reader(cls: type) -> Callable[[bytes], Any]:
+    """What reads one value from its line of a document of a ``cls``, written by ``line``: it is not checked for more."""
+    return _kind(cls).decode_line
 
 
 class _WrongFileError(Exception):

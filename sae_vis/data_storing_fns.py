@@ -8,17 +8,29 @@ draw a page again, with no model, no tokenizer and no torch. Every class checks 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import operator
 import os
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
+from collections.abc import (
+    Callable,
+    Generator,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    Sized,
+    ValuesView,
+)
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from sae_vis import _json, _page, html_fns
+from sae_vis import _json, _page, _render_pool, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
@@ -833,13 +845,22 @@ class MultiFeatureData:
         first = self._first(feature)
         return _features_document(self, page or self._context(), list(self), first)
 
-    def save_html(self, path: str | os.PathLike[str], feature: int | None = None) -> None:
-        """Write the whole page to one file, which opens from disk with no network; ``feature`` is shown at the start.
+    def save_html(
+        self, path: str | os.PathLike[str], feature: int | None = None, *, processes: int | None = None
+    ) -> None:
+        """Write the whole page to one file, which opens from disk with no network.
+
+        Args:
+            path: the file.
+            feature: the one that is shown at the start; None: the first.
+            processes: how many draw; None: as many as there are cores, where the features are enough to be worth it; 1: this
+                one alone. The file is the same.
 
         Raises:
-            InputError: if there is no such feature.
+            InputError: if there is no such feature, or ``processes`` is no such number.
         """
-        _json.write_atomic(path, self.get_html(feature=feature).encode())
+        document = _features_document(self, self._context(), list(self), self._first(feature), processes=processes)
+        _json.write_atomic(path, document.encode())
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
@@ -913,19 +934,82 @@ class MultiFeatureData:
         return _features_document(self, page, shown, next(iter(shown), None), note)
 
 
+def packed_features(
+    features: Iterable[FeatureData], page: PageContext, count: int, processes: int | None = None
+) -> Generator[tuple[FeatureData, str], None, None]:
+    """Each feature with its packed HTML, in order; close it if it is not read to the end.
+
+    Args:
+        features: read one by one, few of them held at once.
+        page: the page that they are drawn for.
+        count: how many there are, about.
+        processes: how many draw; None: as many as there are cores, where ``count`` makes that worth it; 1: this one alone.
+
+    Raises:
+        InputError: if ``processes`` is no such number.
+    """
+
+    def here(feature: FeatureData) -> str:
+        return _page.pack(feature.get_html(page))
+
+    n = _render_pool.n_processes(processes, count)
+    setup = worker_setup(page) if n > 1 else None
+    if setup is None:
+        yield from ((feature, here(feature)) for feature in features)
+    else:
+        yield from _render_pool.ordered_map(features, n, setup, _worker_line, here)
+
+
+def worker_setup(page: PageContext) -> bytes | None:
+    """What a worker process must know of a page: the features in a line, a document without any; None if that is not all."""
+    if type(page) is not PageContext or type(page.printer) is not TokenPrinter or page.provenance is None:
+        return None
+    printer = page.printer
+    data = MultiFeatureData({}, dict(printer.vocab), dict(printer.vocab_bytes), {}, page.params, page.provenance)
+    try:
+        return b" ".join(b"%d" % feature for feature in sorted(page.features)) + b"\n" + b"".join(_json.document(data))
+    except InputError:  # what no file can hold is drawn all the same
+        return None
+
+
+def _worker_line(feature: FeatureData) -> bytes | None:
+    try:
+        return _json.line(MultiFeatureData, feature) if type(feature) is FeatureData else None
+    except InputError:
+        return None
+
+
 def _features_document(
-    features: MultiFeatureData, page: PageContext, shown: list[int], first: int | None, note: str = ""
+    features: MultiFeatureData,
+    page: PageContext,
+    shown: list[int],
+    first: int | None,
+    note: str = "",
+    processes: int | None = 1,
 ) -> Html:
-    """The feature-centric page: ``first`` in plain HTML, the others packed."""
-    data, title = features.feature_data_dict, _title(page)
-    packed = [_page.packed(i, _page.pack(data[i].get_html(page))) for i in shown if i != first]
-    index = {"ids": shown, "labels": {i: data[i].label for i in shown if data[i].label}, "title": title}
+    """The feature-centric page: ``first`` in plain HTML, the others packed. Every feature is looked at once."""
+    title, opened, labels = _title(page), NOTHING, dict[int, str]()
+
+    def others() -> Iterator[FeatureData]:
+        nonlocal opened
+        for index in shown:
+            feature = features[index]
+            if feature.label:
+                labels[index] = feature.label
+            if index == first:
+                opened = feature.get_html(page)
+            else:
+                yield feature
+
+    with contextlib.closing(packed_features(others(), page, len(shown), processes)) as drawn:
+        packed = [_page.packed(feature.feature_idx, text) for feature, text in drawn]
+    index = {"ids": shown, "labels": labels, "title": title}
     body = html_fns.features_page(
         "SAE features" if len(shown) != 1 else "SAE feature",
         _subtitle(page.provenance),
         html_fns.feature_selector(first, len(shown)) if first is not None and len(shown) > 1 else NOTHING,
         _notes(page, note),
-        html_fns.empty("There are no features in this data.") if first is None else data[first].get_html(page),
+        html_fns.empty("There are no features in this data.") if first is None else opened,
         _footer(page),
         html_fns.hovertext(),
     )

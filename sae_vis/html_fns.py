@@ -86,6 +86,16 @@ class TokenPrinter:
         self._bytes = vocab_bytes
         self._shown: dict[int, Html] = {}
 
+    @property
+    def vocab(self) -> Mapping[int, str]:
+        """The texts of the tokens."""
+        return self._vocab
+
+    @property
+    def vocab_bytes(self) -> Mapping[int, str]:
+        """The bytes (hex) of the tokens that are only part of a character."""
+        return self._bytes
+
     def one(self, token_id: int) -> Html:
         """A token by itself."""
         shown = self._shown.get(token_id)
@@ -299,7 +309,7 @@ def middle_plot(
     return template("middle_plots.html").fill(
         kind=kind,
         label=label,
-        scale=f"{low!r} {high!r} {PLOT_LEFT:g} {PLOT_RIGHT:g}",
+        scale=f"{float(low)!r} {float(high)!r} {PLOT_LEFT:g} {PLOT_RIGHT:g}",
         count=f"{max(heights):,}",
         lower=_bars(heights, 0, split),
         upper=_bars(heights, split, len(heights)),
