@@ -27,6 +27,7 @@ _HOLE = re.compile(r"\{\{ *([a-z_][a-z0-9_]*) *\}\}")
 _NEEDS = re.compile(r"\A<!-- needs: ([a-z0-9_./ -]+?) -->\n")
 _FILE = re.compile(r"(css|html|js)/[a-z0-9_]{1,80}\.(css|html|js)")
 _ASSET_ENDS = {"css": re.compile("</style", re.IGNORECASE), "js": re.compile("</script|<!--", re.IGNORECASE)}
+_SPECIAL = re.compile("[&<>\"']")
 # What HTML cannot hold, what could reorder the page and what cannot be seen: controls, line separators, bidi and zero-width
 # characters, surrogates, noncharacters, the replacement character.
 UNPRINTABLE = re.compile(
@@ -58,9 +59,13 @@ class Html(str):
 
 def escape(text: str) -> Html:
     """``text`` as HTML that shows it and does nothing else, in an element or in a quoted attribute."""
+    return Html(_escaped(text))
+
+
+def _escaped(text: str) -> str:
     if not text.isprintable() or "\ufffd" in text:  # the common case is fast
         text = UNPRINTABLE.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
-    return Html(html.escape(text, quote=True))
+    return html.escape(text, quote=True) if _SPECIAL.search(text) else text
 
 
 def join(parts: Iterable[str]) -> Html:
@@ -117,7 +122,7 @@ class Template:
                     needs = needs | value.needs
                 pieces[index] = value
             elif isinstance(value, str):
-                pieces[index] = escape(value)
+                pieces[index] = _escaped(value)
             elif (number := _number(value)) is not None:
                 pieces[index] = number
             else:

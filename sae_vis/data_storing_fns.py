@@ -502,14 +502,13 @@ class SequenceData:
         page = page or PageContext(act_max=max(self.feat_acts))
         bold_idx = self.bold_idx if bold_idx is None else bold_idx
         ignored, act_max, loss_max, full_max = page.ignored, page.act_max, page.loss_max, page.full_loss_max
-        texts, draw = page.printer.sequence(self.token_ids), html_fns.token
-        tokens = html_fns.plain_tokens(texts)  # most are
+        texts, drawn = page.printer.sequence(self.token_ids), html_fns.token_attributes
+        attributes = [NOTHING] * len(texts)  # most have none
         full_losses = self.full_losses() or [None] * len(texts)
         shown = zip(self.token_ids, self.feat_acts, self.loss_contribution, full_losses, strict=True)
         for index, (token_id, act, loss, full) in enumerate(shown):
             if act or loss or full or index == bold_idx or token_id in ignored:
-                tokens[index] = draw(
-                    texts[index],
+                attributes[index] = drawn(
                     level(act, act_max) if act else 0.0,
                     level(loss, loss_max) if loss else 0.0,
                     index == bold_idx,
@@ -519,7 +518,7 @@ class SequenceData:
         act, decimals = self.feat_acts[bold_idx], decimals_for(act_max, 3)
         if 0 < act < 0.5 * 10.0**-decimals:  # three digits would make it a zero; a fourth tells it from one
             decimals = decimals_for(act_max)
-        return html_fns.sequence(tokens, format_fixed(act, decimals))
+        return html_fns.sequence(texts, attributes, format_fixed(act, decimals))
 
     def full_losses(self) -> list[float | None]:
         """The loss contributions of the full ablation, where both are stored."""

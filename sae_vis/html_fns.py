@@ -10,7 +10,7 @@ import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 
 from sae_vis._templates import Html, escape, join, template
 from sae_vis.utils_fns import (
@@ -128,41 +128,17 @@ class TokenPrinter:
 # --- sequences ---------------------------------------------------------------------------------------------------
 
 
-def token(text: Html, activation: float, effect: float, bold: bool, ignored: bool, full_effect: float = 0.0) -> Html:
-    """One token of a sequence, coloured.
+@cache  # shares have two decimals, so there are not many
+def token_attributes(activation: float, effect: float, bold: bool, ignored: bool, full_effect: float = 0.0) -> Html:
+    """How a token of a sequence is coloured; nothing for most.
 
     Args:
-        text: the printable text.
         activation: 0 to 1 of the feature's maximum, for the background.
         effect: -1 to 1 of the feature's largest effect on the loss, for the underline; negative lowers the loss.
         bold: whether this is the token that the sequence was chosen for.
         ignored: whether the token's position is left out of every number.
         full_effect: like ``effect``, of the full ablation, where both are there.
     """
-    if not (activation or effect or full_effect or bold or ignored):
-        return _plain_token(text)
-    attributes = _token_attributes(activation, effect, full_effect, bold, ignored)
-    before, between, after = _token_pieces()
-    return Html(f"{before}{attributes}{between}{text}{after}", text.needs)
-
-
-def plain_tokens(texts: Sequence[Html]) -> list[Html]:
-    """Tokens of which nothing is to be said."""
-    return list(map(_plain_token, texts))
-
-
-@cache
-def _token_pieces() -> list[str]:
-    return template("token_template.html").pieces("attributes", "text")
-
-
-@lru_cache(maxsize=65536, typed=True)  # typed: a plain str must not be taken for the equal Html
-def _plain_token(text: Html) -> Html:
-    return template("token_template.html").fill(attributes=NOTHING, text=text)
-
-
-@cache  # the levels have two decimals, so there are not many
-def _token_attributes(activation: float, effect: float, full_effect: float, bold: bool, ignored: bool) -> Html:
     styles = [f"--a:{_short(activation)}"] if activation else []
     if effect:
         styles.append(f"--{'h' if effect < 0 else 'r'}:{_short(abs(effect))}")
@@ -177,16 +153,20 @@ def _short(share: float) -> str:
     return f"{share:.2f}".lstrip("0").rstrip("0").rstrip(".")
 
 
-def sequence(tokens: Sequence[Html], value: str) -> Html:
-    """A line of tokens with ``value`` before it."""
-    before, between, after = _sequence_pieces()
-    needs = frozenset[str]().union(*map(_needs_of, tokens))
-    return Html("".join([before, escape(value), between, *tokens, after]), needs)
+def sequence(texts: Sequence[Html], attributes: Sequence[Html], value: str) -> Html:
+    """A line of tokens with ``value`` before it; each token has its printable text and its ``token_attributes``."""
+    (before, between, after), (start, middle, end) = _sequence_pieces()
+    # There are hundreds of tokens for each feature: their pieces are joined at once, all of them Html.
+    tokens = zip(itertools.repeat(end + start), attributes, itertools.repeat(middle), texts, strict=False)
+    inner = "".join(itertools.chain.from_iterable(tokens))[len(end) :]
+    needs = frozenset[str]().union(*set(map(_needs_of, texts)))
+    return Html(f"{before}{escape(value)}{between}{inner}{end if texts else ''}{after}", needs)
 
 
 @cache
-def _sequence_pieces() -> list[str]:
-    return template("sequence_template.html").pieces("value", "tokens")
+def _sequence_pieces() -> tuple[list[str], list[str]]:
+    line, token = template("sequence_template.html"), template("token_template.html")
+    return line.pieces("value", "tokens"), token.pieces("attributes", "text")
 
 
 _needs_of = operator.attrgetter("needs")  # a plain str has none: what is no Html cannot slip through

@@ -1253,7 +1253,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "_templates.py",
         "test_templates.py",
-        ("unescaped-hole", "a hole's text is escaped", "pieces[index] = escape(value)", "pieces[index] = value"),
+        ("unescaped-hole", "a hole's text is escaped", "pieces[index] = _escaped(value)", "pieces[index] = value"),
         ("quotes-unescaped", "quotes are escaped", "quote=True", "quote=False"),
         (
             "plus-trusts",

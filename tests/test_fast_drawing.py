@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sae_vis import TemplateError, _page
 from sae_vis._templates import Html, Template, join, template
-from sae_vis.html_fns import TokenPrinter, plain_tokens, sequence, token
+from sae_vis.html_fns import TokenPrinter, sequence, token_attributes
 from sae_vis.utils_fns import decimals_for, largest
 
 ORDINARY = st.floats(-50, 50) | st.integers(-1000, 1000).map(lambda number: number / 64) | st.sampled_from([0.0, -0.0])
@@ -108,24 +108,26 @@ def test_a_sequence(token_ids, data):
     for token_id in token_ids:
         again.one(token_id)
     assert again.sequence(token_ids) == texts
-    assert plain_tokens(texts) == [token(text, 0.0, 0.0, False, False) for text in texts]
-    tokens = []
-    for text in texts:
-        act, loss = data.draw(SHARES), data.draw(SHARES)
-        tokens.append(token(text, act, -loss, bold := data.draw(st.booleans()), False))
-        attributes = tokens[-1].removeprefix("<span").partition(">")[0]
-        assert tokens[-1] == template("token_template.html").fill(attributes=Html(attributes), text=text)
-        assert bool(attributes) == bool(act or loss or bold)
+    attributes = [
+        token_attributes(data.draw(SHARES), -data.draw(SHARES), data.draw(st.booleans()), data.draw(st.booleans()))
+        for _ in texts
+    ]
+    tokens = [
+        template("token_template.html").fill(attributes=attribute, text=text)
+        for attribute, text in zip(attributes, texts, strict=True)
+    ]
     value = data.draw(st.sampled_from(["1.5", '"<', "−2"]))
-    assert sequence(tokens, value) == template("sequence_template.html").fill(tokens=join(tokens), value=value)
+    expected = template("sequence_template.html").fill(tokens=join(tokens), value=value)
+    assert sequence(texts, attributes, value) == expected
+
+
+def test_no_tokens_are_a_sequence_too():
+    assert sequence([], [], "1") == template("sequence_template.html").fill(tokens=Html(""), value="1")
 
 
 def test_what_the_tokens_of_a_sequence_need_goes_with_them():
-    tokens = [Html("a", frozenset(["css/a.css"])), Html("b", frozenset(["css/b.css"])), Html("c")]
-    assert sequence(tokens, "1").needs == {"css/a.css", "css/b.css"}
-    assert token(tokens[0], 0.5, 0.0, False, False).needs == {"css/a.css"}
-    with pytest.raises(AttributeError):
-        sequence(["<b>"], "1")
+    texts = [Html("a", frozenset(["css/a.css"])), Html("b", frozenset(["css/b.css"])), Html("c")]
+    assert sequence(texts, [Html("")] * 3, "1").needs == {"css/a.css", "css/b.css"}
 
 
 def test_only_a_template_of_just_these_holes_is_given_in_pieces():
