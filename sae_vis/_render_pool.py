@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _AHEAD = 2  # batches on their way to a worker: it reads the next one while this
 _WINDOW = 4  # batches for each worker that are held at once
 _HEADER = 8  # bytes
 _LONGEST_GREETING = 100
+_PATIENCE = 120.0  # seconds for a few features: a worker that takes longer was stopped
 _POLL = 0.2  # seconds, since on some systems a wait without a limit cannot be interrupted
 
 # The module path first, before anything is imported along another one.
@@ -134,6 +136,8 @@ class _Pool:
                 if process is None:
                     break
                 self.workers.append(_Worker(self, process, setup))
+                if not self.workers[-1].start():
+                    break
         except BaseException:  # an interrupt between two starts
             self.close()
             raise
@@ -151,9 +155,10 @@ class _Pool:
             if not batch.taken:  # the workers have not started yet, or they are all dead
                 self.waiting.remove(batch)
                 return []
-            while batch.answers is None:
+            end = time.monotonic() + _PATIENCE
+            while batch.answers is None and time.monotonic() < end:
                 self.changed.wait(_POLL)
-            return batch.answers
+            return batch.answers or []
 
     def close(self) -> None:
         """End the workers, whatever they do; nothing of them is left."""
@@ -176,9 +181,19 @@ class _Worker:
         self.setup = setup
         self.greeted = self.dead = False
         self.sent: deque[_Batch[Any]] = deque()
-        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
-        for thread in self.threads:
-            thread.start()
+        self.threads: list[threading.Thread] = []
+
+    def start(self) -> bool:
+        """Start the threads; False if there can be none (any more, while Python ends)."""
+        try:
+            for work in (self._read, self._write):
+                thread = threading.Thread(target=work, daemon=True)
+                thread.start()
+                self.threads.append(thread)
+        except RuntimeError:
+            self.process.kill()
+            return False
+        return True
 
     def end(self) -> None:
         for thread in self.threads:

@@ -335,11 +335,12 @@ def _bars(heights: Sequence[int], start: int, stop: int) -> str:
     width = (PLOT_RIGHT - PLOT_LEFT) / len(heights)
     gap = min(1.0, width / 6)
     scale = (PLOT_BOTTOM - PLOT_TOP) / max(1, *heights)
+    wide = _short_place(width - gap, 2)
     bars = []
     for index in range(start, stop):
         if heights[index]:
             x, tall = _short_place(PLOT_LEFT + index * width + gap / 2), _short_place(max(1.0, heights[index] * scale))
-            bars.append(f"M{x} 82v-{tall}h{_short_place(width - gap, 2)}V82")
+            bars.append(f"M{x} 82v-{tall}h{wide}V82")
     return "".join(bars)
 
 

@@ -1232,14 +1232,14 @@ MUTANTS: list[Mutant] = [
         ("true-minus", "a true minus sign", "text = MINUS + text[1:] if", "text = text if"),
         ("minus-zero", "no minus before a zero", 'if text.strip("-0.") else text[1:]', "if text else text[1:]"),
         ("plus-sign", "a positive effect has its sign", 'else f"+{text}"', "else text"),
-        ("level-lost", "a weak activation is not none", "scale), 2) or 0.01", "scale), 2)"),
+        ("level-lost", "a weak activation is not none", "round(share, 2) or 0.01", "round(share, 2)"),
         (
             "level-beyond",
             "no level is above 1",
-            "round(min(1.0, abs(value) / scale), 2)",
-            "round(abs(value) / scale, 2)",
+            "if share < 1.0 else 1.0",
+            "if share < 10.0 else 1.0",
         ),
-        ("level-sign", "a level keeps its sign", "math.copysign(share, value)", "share"),
+        ("level-sign", "a level keeps its sign", "share if value > 0 else -share", "share"),
         ("hidden-shown", "invisible characters are named", "elif _is_hidden(char) or", "elif False or"),
         ("space-unmarked", "spaces at the ends are marked", "0 < index < last", "0 <= index <= last"),
         (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sae_vis import TemplateError, _page
 from sae_vis._templates import Html, Template, join, template
 from sae_vis.html_fns import TokenPrinter, sequence, token_attributes
-from sae_vis.utils_fns import decimals_for, largest
+from sae_vis.utils_fns import decimals_for, largest, level
 
 ORDINARY = st.floats(-50, 50) | st.integers(-1000, 1000).map(lambda number: number / 64) | st.sampled_from([0.0, -0.0])
 NUMBERS = ORDINARY | st.floats(allow_nan=False, allow_infinity=False)
@@ -30,6 +30,14 @@ def at_most(decimals: int, scale: float) -> int:
 
 def plain_largest(values) -> float:
     return max((abs(value) for value in values if value), default=0.0)
+
+
+@given(NUMBERS, NUMBERS)
+def test_a_level(value, scale):
+    expected = 0.0
+    if value and scale > 0:
+        expected = math.copysign(round(min(1.0, abs(value) / scale), 2) or 0.01, value)
+    assert str(level(value, scale)) == str(expected)
 
 
 @given(st.lists(MAYBE))

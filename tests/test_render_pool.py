@@ -216,6 +216,25 @@ def test_a_worker_that_answers_too_little_is_not_believed(features, expected, st
     assert drawn(features, 2) == expected
 
 
+def test_a_worker_that_is_stopped_is_not_waited_for(features, expected, started, here, monkeypatch):
+    monkeypatch.setattr(_render_pool, "_PATIENCE", 0.5)
+    results = []
+    for feature, text in packed_features((features[index] for index in features), features._context(), N, 2):
+        results.append((feature.feature_idx, text))
+        if len(results) == 6:
+            started[0].send_signal(signal.SIGSTOP)
+    assert results == expected
+
+
+def test_without_threads_this_process_draws(features, expected, started, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert drawn(features, 2) == expected
+    assert len(started) == 1
+
+
 # --- memory ------------------------------------------------------------------------------------------------------
 
 
