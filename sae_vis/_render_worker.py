@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from sae_vis.html_fns import TokenPrinter
 def main() -> None:
     """Serve the process at the other end of standard input and output until it closes them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for that process
+    gc.set_threshold(100_000)  # there are no cycles to be found in what is read and drawn, but many small objects
     stdin = sys.stdin.buffer
     # Nothing but answers may stand on the pipe, whatever is printed.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as stdout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import os
@@ -304,6 +305,21 @@ def test_a_worker_answers_line_by_line_and_leaves_empty_what_it_cannot_draw(feat
     assert _render_pool.read_frame(told).split(b"\n") == [first, b"", b"", second]
     assert _render_pool.read_frame(told) == first
     assert _render_pool.read_frame(told) is None
+
+
+def test_drawing_leaves_nothing_to_the_garbage_collector(features):
+    """Workers look for garbage seldom: there must be none."""
+    lines = [_json.line(MultiFeatureData, features[index]) for index in features]
+    draw = _render_worker.drawer(worker_setup(features._context()))
+    draw(lines[0])
+    gc.collect()
+    gc.disable()
+    try:
+        for line in lines:
+            draw(line)
+        assert gc.collect() < N
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("cut", [0, 3, 8, 11])
