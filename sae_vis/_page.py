@@ -14,7 +14,7 @@ import itertools
 import json
 import operator
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -54,8 +54,24 @@ def packed(feature: int, text: str) -> Html:
 
 def document(title: str, body: Html, elements: Sequence[Html] = ()) -> Html:
     """The whole page: a body, the data elements after it, and the style sheets and scripts that both need."""
+    return _document(title, body, elements, join(elements))
+
+
+_HERE = Html("\0")  # no text on a page holds it: it would be named instead
+
+
+def document_pieces(title: str, body: Html, elements: Sequence[Html]) -> Iterator[bytes]:
+    """The bytes of the same page, one element after the other: a page of thousands of features is never there as a whole."""
+    before, _, after = _document(title, body, elements, _HERE).partition(_HERE)
+    yield before.encode()
+    for element in elements:
+        yield element.encode()
+    yield after.encode()
+
+
+def _document(title: str, body: Html, elements: Sequence[Html], data: Html) -> Html:
     page = template("page.html")
-    needs = sorted(page.needs.union(body.needs, *(element.needs for element in elements)))
+    needs = sorted(page.needs.union(body.needs, *{element.needs for element in elements}))
     css = [Html(asset(need)) for need in needs if need.startswith("css/")]
     scripts = [_script(need) for need in needs if need.startswith("js/")]
     styles = template("style.html").fill(css=join(css))
@@ -64,7 +80,7 @@ def document(title: str, body: Html, elements: Sequence[Html] = ()) -> Html:
         policy=_policy([styles], scripts),
         styles=styles,
         body=body,
-        data=join(elements),
+        data=data,
         scripts=join(scripts),
     )
 

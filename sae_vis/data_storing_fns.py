@@ -858,8 +858,8 @@ class MultiFeatureData:
         Raises:
             InputError: if there is no such feature, or ``processes`` is no such number.
         """
-        document = _features_document(self, self._context(), list(self), self._first(feature), processes=processes)
-        _json.write_atomic(path, document.encode())
+        parts = _features_parts(self, self._context(), list(self), self._first(feature), processes=processes)
+        _json.write_atomic(path, _page.document_pieces(*parts))
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
@@ -979,14 +979,23 @@ def _worker_line(feature: FeatureData) -> bytes | None:
 
 
 def _features_document(
+    features: MultiFeatureData, page: PageContext, shown: list[int], first: int | None, note: str = ""
+) -> Html:
+    return _page.document(*_features_parts(features, page, shown, first, note))
+
+
+def _features_parts(
     features: MultiFeatureData,
     page: PageContext,
     shown: list[int],
     first: int | None,
     note: str = "",
     processes: int | None = 1,
-) -> Html:
-    """The feature-centric page: ``first`` in plain HTML, the others packed. Every feature is looked at once."""
+) -> tuple[str, Html, list[Html]]:
+    """Title, body and elements of the feature-centric page: ``first`` in plain HTML, the others packed.
+
+    Every feature is looked at once.
+    """
     title, opened, labels = _title(page), NOTHING, dict[int, str]()
 
     def others() -> Iterator[FeatureData]:
@@ -1013,7 +1022,7 @@ def _features_document(
         html_fns.hovertext(),
     )
     elements = [_vocab_element(page, features.vocab), _page.data("index", index), *packed]
-    return _page.document(title if first is None else f"Feature {first} · {title}", body, elements)
+    return title if first is None else f"Feature {first} · {title}", body, elements
 
 
 def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:

@@ -143,3 +143,16 @@ def test_only_a_template_of_just_these_holes_is_given_in_pieces():
     for text in ("{{ b }}{{ a }}", "{{ a }}", "{{ a }}{{ b }}{{ a }}", "<!-- needs: css/a.css -->\n{{ a }}{{ b }}"):
         with pytest.raises(TemplateError, match=r"has not just the holes a, b in this order"):
             Template("html/test.html", text).pieces("a", "b")
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("title", ["a page", "\0", "a\0b", "<!-- \0 -->"])
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_page_in_pieces_is_the_page(title, n):
+    body = join([title, Html("<b>x</b>", frozenset(["css/general.css"])), "\0é\U0001f3bb"])
+    elements = [_page.packed(index, f"{index}") for index in range(n)] + [_page.data("index", {"title": title})]
+    pieces = list(_page.document_pieces(title, body, elements))
+    assert b"".join(pieces).decode() == _page.document(title, body, elements)
+    assert len(pieces) == n + 3
