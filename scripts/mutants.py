@@ -37,7 +37,7 @@ def _named(tests: str) -> tuple[str, ...]:
 
 STATISTICS, SELECTION, ACTIVATIONS = "test_statistics.py", "test_selection.py", "test_activations.py"
 ABLATION, PROMPT, MODEL = "test_ablation.py", "test_prompt.py", "test_model_fns.py"
-FULL = "test_full_ablation.py"
+FULL, POOL = "test_full_ablation.py", "test_render_pool.py"
 INVARIANCES, FETCHING, PAGES = "test_invariances.py", "test_fetching.py", "test_pages.py"
 
 MUTANTS: list[Mutant] = [
@@ -1454,6 +1454,30 @@ MUTANTS: list[Mutant] = [
             "range(version, VERSION)",
             "range(version + 1, VERSION)",
         ),
+    ),
+    # --- workers --------------------------------------------------------------------------------------------------
+    *_group(
+        "_render_pool.py",
+        POOL,
+        (
+            "pool-order",
+            "results come in order",
+            "while pending:\n            yield from _results(pool, pending.popleft()",
+            "while pending:\n            yield from _results(pool, pending.pop()",
+        ),
+        ("pool-here", "what no worker drew is drawn here", "if answer else here(item)", 'if answer else ""'),
+        ("pool-window", "few features are held at once", "if len(pending) >= _WINDOW * processes:", "if False:"),
+        ("pool-worth-it", "few features are drawn by one process", "if n_items >= WORTH_IT", "if n_items > WORTH_IT"),
+    ),
+    *_group(
+        "_render_worker.py",
+        POOL,
+        ("pool-links", "links are those of the page", "frozenset(map(int, features.split()))", "frozenset[int]()"),
+    ),
+    *_group(
+        "html_fns.py",
+        POOL,
+        ("pool-ints", "an int is drawn like a float", 'scale=f"{float(low)!r}', 'scale=f"{low!r}'),
     ),
 ]
 

@@ -58,6 +58,13 @@ def drawn(features, processes) -> list[tuple[int, str]]:
     return [(feature.feature_idx, text) for feature, text in drawing]
 
 
+def as_a_worker(features, page) -> list[str | None]:
+    """What a worker makes of each feature, None for those that it never gets."""
+    draw = _render_worker.drawer(worker_setup(page))
+    lines = [data_storing_fns._worker_line(feature) for feature in features]
+    return [None if line is None else draw(line) for line in lines]
+
+
 def wait_for(condition, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -114,8 +121,12 @@ def test_what_cannot_be_sent_is_drawn_here_and_ints_are_drawn_like_floats(tmp_pa
         data[8].sequences.groups[0].sequences[0].token_ids
     )
     data.vocab[10**6] = "\udc00"
-    assert drawn(data, 2) == drawn(data, 1)
+    one_process = drawn(data, 1)
+    assert drawn(data, 2) == one_process
     assert len(started) == 2
+    worker = as_a_worker(data.values(), data._context())
+    assert [index for index, text in enumerate(worker) if text is None] == [2, 6]
+    assert all(text in (None, expected) for text, (_, expected) in zip(worker, one_process, strict=True))
 
 
 def test_a_page_of_another_kind_is_drawn_here(features, started):
@@ -132,7 +143,9 @@ def test_a_page_of_another_kind_is_drawn_here(features, started):
 def test_links_are_those_of_the_page(features, started):
     page = data_storing_fns.dataclasses.replace(features._context(), features=frozenset([1, 2]))
     chosen = [features[index] for index in range(12)]
-    assert list(packed_features(chosen, page, 12, 2)) == list(packed_features(chosen, page, 12, 1))
+    one_process = list(packed_features(chosen, page, 12, 1))
+    assert list(packed_features(chosen, page, 12, 2)) == one_process
+    assert as_a_worker(chosen, page) == [text for _, text in one_process]
 
 
 def test_a_features_own_class_is_drawn_here():
