@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     html.add_argument("file", type=Path, metavar="FILE.json", help="what save_json wrote (.json or .json.gz)")
     html.add_argument("-o", "--out", type=Path, metavar="OUT.html", help="default: the name of FILE, with .html")
     html.add_argument("--force", action="store_true", help="overwrite a file that sae-vis did not write")
+    html.add_argument("--processes", type=int, metavar="N", help="how many draw the features (default: as is fast)")
 
     info = commands.add_parser("info", help="say what a saved file holds", description=_info.__doc__)
     info.add_argument("file", type=Path, metavar="FILE.json", help="what save_json wrote (.json or .json.gz)")
@@ -99,7 +100,10 @@ def _html(args: argparse.Namespace) -> None:
     out = args.out or args.file.with_name(_stem(args.file) + ".html")
     _check_may_overwrite(out, force=args.force)
     data = _load(args.file)
-    data.save_html(out)
+    if hasattr(data, "prompt_data_dict"):  # few features, and one process
+        data.save_html(out)
+    else:
+        data.save_html(out, processes=args.processes)
     size = f"  {_size(out.stat().st_size):>9}  {out}\n" if out.is_file() else ""
     print(f"{size}Open it in a browser: it is one file and needs no network.", file=sys.stdout if size else sys.stderr)
 
