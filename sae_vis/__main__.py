@@ -21,6 +21,7 @@ DEMO_FILES = ("demo_feature_vis.html", "demo_prompt_vis.html", "demo_features.js
 # How a file of ours begins: only such a file is overwritten without --force.
 OWN_MARKS = (b'<meta name="generator" content="sae_vis', b'{"format": "sae_vis"')
 MARK_WITHIN = 4096  # bytes
+SAVED = "what save_json wrote (.json or .json.gz), or the folder of a run with out_dir"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,12 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--force", action="store_true", help="overwrite files that sae-vis did not write")
 
     html = commands.add_parser("html", help="draw the page of a saved file", description=_html.__doc__)
-    html.add_argument("file", type=Path, metavar="FILE.json", help="what save_json wrote (.json or .json.gz)")
+    html.add_argument("file", type=Path, metavar="FILE", help=SAVED)
     html.add_argument("-o", "--out", type=Path, metavar="OUT.html", help="default: the name of FILE, with .html")
     html.add_argument("--force", action="store_true", help="overwrite a file that sae-vis did not write")
 
     info = commands.add_parser("info", help="say what a saved file holds", description=_info.__doc__)
-    info.add_argument("file", type=Path, metavar="FILE.json", help="what save_json wrote (.json or .json.gz)")
+    info.add_argument("file", type=Path, metavar="FILE", help=SAVED)
     return parser
 
 
@@ -95,8 +96,9 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _html(args: argparse.Namespace) -> None:
-    """Draw the page of a file that save_json wrote; no model and no torch are needed."""
-    out = args.out or args.file.with_name(_stem(args.file) + ".html")
+    """Draw the page of a file that save_json wrote, or of a folder of a run; no model and no torch are needed."""
+    file = args.file.resolve() if args.file.is_dir() else args.file  # "." has no name
+    out = args.out or file.with_name(_stem(file) + ".html")
     _check_may_overwrite(out, force=args.force)
     data = _load(args.file)
     data.save_html(out)
@@ -105,9 +107,10 @@ def _html(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    """Say what a file that save_json wrote holds, and where its numbers come from."""
+    """Say what a file that save_json wrote holds, or a folder of a run, and where its numbers come from."""
     data = _load(args.file)
-    print(f"{args.file} ({_size(args.file.stat().st_size)})")
+    files = args.file.iterdir() if args.file.is_dir() else [args.file]
+    print(f"{args.file} ({_size(sum(file.stat().st_size for file in files))})")
     facts = _facts(data)
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -118,6 +121,8 @@ def _load(path: Path) -> MultiFeatureData | MultiPromptData:
     from sae_vis import _json
     from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 
+    if path.is_dir():
+        return MultiFeatureData.load_dir(path)
     data: MultiFeatureData | MultiPromptData = _json.load_any([MultiFeatureData, MultiPromptData], path)
     return data
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from sae_vis import _json, _page, html_fns
+from sae_vis import _feature_folder, _json, _page, html_fns
 from sae_vis._errors import InputError
-from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, Ablation, FeatureVisParams, Layout
+from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import (
@@ -633,6 +633,15 @@ class FeatureData:
         """Every token that occurs in the sequences and in their effects."""
         return _token_ids(self._shown_sequences())
 
+    def vocab_ids(self) -> set[int]:
+        """Every token that any panel shows."""
+        logits = self.logits
+        return self.token_ids().union(*((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
+
+    def shown_rows(self) -> set[int]:
+        """The rows that the examples come from."""
+        return {sequence.row for sequence in self._shown_sequences()}
+
     def _shown_sequences(self) -> list[SequenceData]:
         return [sequence for group in self.sequences.groups for sequence in group.sequences]
 
@@ -738,19 +747,25 @@ class MultiFeatureData:
 
     ``vocab`` holds the text of every token id that occurs, ``vocab_bytes`` the bytes (hex) of those that are only part of
     a character, ``rows`` the whole rows that examples come from (empty with ``store_rows=False``).
+
+    What ``load_dir`` opens reads a feature from its file when it is asked for, and forgets it again: a change to such a
+    feature does not last.
     """
 
-    feature_data_dict: dict[int, FeatureData]
+    feature_data_dict: Mapping[int, FeatureData]
     vocab: dict[int, str]
     vocab_bytes: dict[int, str]
-    rows: dict[int, list[int]]
+    rows: Mapping[int, list[int]]
     params: FeatureVisParams
     provenance: Provenance
 
     def __post_init__(self) -> None:
-        self.feature_data_dict = dict(sorted(self.feature_data_dict.items()))
-        for index, feature in self.feature_data_dict.items():
-            _check(index == feature.feature_idx, self, f"key {index} holds feature {feature.feature_idx}.")
+        if not isinstance(
+            self.feature_data_dict, _feature_folder.LazyMapping
+        ):  # which is sorted, and checks what it reads
+            self.feature_data_dict = dict(sorted(self.feature_data_dict.items()))
+            for index, feature in self.feature_data_dict.items():
+                _check(index == feature.feature_idx, self, f"key {index} holds feature {feature.feature_idx}.")
         _check_hex(self, self.vocab_bytes)
 
     def __getitem__(self, feature: int) -> FeatureData:
@@ -774,11 +789,11 @@ class MultiFeatureData:
 
     def values(self) -> ValuesView[FeatureData]:
         """The features, in rising order of their index."""
-        return {index: self[index] for index in self}.values()
+        return ValuesView(self)  # which reads one after the other
 
     def items(self) -> ItemsView[int, FeatureData]:
         """Pairs of index and feature, in rising order."""
-        return {index: self[index] for index in self}.items()
+        return ItemsView(self)
 
     def __repr__(self) -> str:
         return f"MultiFeatureData({_count(len(self), 'feature')} of {_subtitle(self.provenance)})"
@@ -813,6 +828,18 @@ class MultiFeatureData:
         """
         return _json.load(cls, path, max_bytes=max_bytes)
 
+    @classmethod
+    def load_dir(cls, folder: str | os.PathLike[str]) -> MultiFeatureData:
+        """Open a folder that ``get_feature_data(..., out_dir=folder)`` wrote, finished or not; neither model nor torch is needed.
+
+        A feature is read when it is asked for, and checked then; memory holds few at a time.
+
+        Raises:
+            FileFormatError: if the folder is not what it should be; the file is named.
+        """
+        with _feature_folder.FeatureFolder.existing(cls, folder) as opened:
+            return opened.data()
+
     def _repr_html_(self) -> str:
         shown = list(self)[: _page.NOTEBOOK_FEATURES]
         document = self._notebook_document(shown)
@@ -837,9 +864,9 @@ class MultiFeatureData:
         if self.params.features is not None and other.params.features is not None:
             features = tuple(sorted({*self.params.features, *other.params.features}))
         return MultiFeatureData(
-            feature_data_dict={**self.feature_data_dict, **other.feature_data_dict},
-            vocab=_merged("vocab", self.vocab, other.vocab),
-            vocab_bytes=_merged("vocab_bytes", self.vocab_bytes, other.vocab_bytes),
+            feature_data_dict=_feature_folder.joined(self.feature_data_dict, other.feature_data_dict),
+            vocab=dict(_merged("vocab", self.vocab, other.vocab)),
+            vocab_bytes=dict(_merged("vocab_bytes", self.vocab_bytes, other.vocab_bytes)),
             rows=_merged("rows", self.rows, other.rows),
             params=dataclasses.replace(self.params, features=features),
             provenance=self.provenance,
@@ -877,8 +904,15 @@ def _features_document(
 ) -> Html:
     """The feature-centric page: ``first`` in plain HTML, the others packed."""
     data, title = features.feature_data_dict, _title(page)
-    packed = [_page.packed(i, _page.pack(data[i].get_html(page))) for i in shown if i != first]
-    index = {"ids": shown, "labels": {i: data[i].label for i in shown if data[i].label}, "title": title}
+    packed: list[Html] = []
+    labels: dict[int, str] = {}
+    for i in shown:  # each is read once, where it comes from a folder
+        feature = data[i]
+        if i != first:
+            packed.append(_page.packed(i, _page.pack(feature.get_html(page))))
+        if feature.label:
+            labels[i] = feature.label
+    index = {"ids": shown, "labels": labels, "title": title}
     body = html_fns.features_page(
         "SAE features" if len(shown) != 1 else "SAE feature",
         _subtitle(page.provenance),
@@ -950,19 +984,9 @@ def _some(values: Sequence[object], at_most: int = 8) -> str:
     return ", ".join(map(str, values[:at_most])) + (", …" if len(values) > at_most else "") if values else "none"
 
 
-# Options that change how a run is made, not what it finds.
-_RUN_OPTIONS: dict[str, Any] = {
-    "features": None,
-    "minibatch_size_tokens": 64,
-    "minibatch_size_features": None,
-    "memory_budget": "4GB",
-    "verbose": True,
-}
-
-
 def _check_same_run(one: MultiFeatureData, other: MultiFeatureData) -> None:
     for what, mine, others in (
-        ("parameters", *(dataclasses.replace(data.params, **_RUN_OPTIONS) for data in (one, other))),
+        ("parameters", *(dataclasses.replace(data.params, **RUN_OPTIONS) for data in (one, other))),
         ("provenance", one.provenance, other.provenance),
     ):
         names = [f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) != getattr(others, f.name)]  # type: ignore[arg-type]
@@ -970,14 +994,14 @@ def _check_same_run(one: MultiFeatureData, other: MultiFeatureData) -> None:
             raise InputError(f"merge joins features of one run, but the {what} differ in: {', '.join(names)}.")
 
 
-def _merged(what: str, one: dict[int, V], other: dict[int, V]) -> dict[int, V]:
+def _merged(what: str, one: Mapping[int, V], other: Mapping[int, V]) -> Mapping[int, V]:
     differing = sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
     if differing:
         raise InputError(f"merge joins features of one run, but {what} differs at {_some(differing)}.")
-    return dict(sorted({**one, **other}.items()))
+    return _feature_folder.joined(one, other)
 
 
-def _absent_feature(feature: object, known: dict[int, FeatureData]) -> str:
+def _absent_feature(feature: object, known: Mapping[int, FeatureData]) -> str:
     return (
         f"Feature {feature!r} is not in this data, which holds {_count(len(known), 'feature')}: {_some(list(known))}."
     )
