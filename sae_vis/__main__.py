@@ -1,4 +1,4 @@
-"""The command line: ``sae-vis demo``, ``sae-vis html FILE``, ``sae-vis info FILE``. All but ``demo`` work without torch."""
+"""The command line: ``sae-vis demo``, ``html FILE``, ``site FILE`` and ``info FILE``. All but ``demo`` work without torch."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _demo(args)
         elif args.command == "html":
             _html(args)
+        elif args.command == "site":
+            _site(args)
         else:
             _info(args)
         sys.stdout.flush()
@@ -68,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     html.add_argument("-o", "--out", type=Path, metavar="OUT.html", help="default: the name of FILE, with .html")
     html.add_argument("--force", action="store_true", help="overwrite a file that sae-vis did not write")
 
+    site = commands.add_parser("site", help="make a folder for a static host", description=_site.__doc__)
+    site.add_argument("file", type=Path, metavar="SOURCE", help=SAVED)
+    site.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: the name of SOURCE, with _site")
+
     info = commands.add_parser("info", help="say what a saved file holds", description=_info.__doc__)
     info.add_argument("file", type=Path, metavar="FILE", help=SAVED)
     return parser
@@ -97,13 +103,26 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _html(args: argparse.Namespace) -> None:
     """Draw the page of a file that save_json wrote, or of a folder of a run; no model and no torch are needed."""
-    file = args.file.resolve() if args.file.is_dir() else args.file  # "." has no name
-    out = args.out or file.with_name(_stem(file) + ".html")
+    out = args.out or _beside(args.file, ".html")
     _check_may_overwrite(out, force=args.force)
     data = _load(args.file)
     data.save_html(out)
     size = f"  {_size(out.stat().st_size):>9}  {out}\n" if out.is_file() else ""
     print(f"{size}Open it in a browser: it is one file and needs no network.", file=sys.stdout if size else sys.stderr)
+
+
+def _site(args: argparse.Namespace) -> None:
+    """Make a folder whose index.html loads features when they are asked for, from disk or any host; no torch is needed."""
+    out = args.out or _beside(args.file, "_site")
+    from sae_vis._site import size_of
+
+    data = _load(args.file)
+    if not hasattr(data, "save_site"):
+        raise InputError(f"{str(args.file)!r} holds a prompt, which is one page: draw it with `sae-vis html`.")
+    data.save_site(out)
+    n_files, n_bytes = size_of(out)
+    print(f"  {_size(n_bytes):>9}  {out} ({n_files:,} files)")
+    print("Open its index.html in a browser, or put the folder on any static host.")
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -164,6 +183,12 @@ def _check_may_overwrite(path: Path, *, force: bool) -> None:
         raise InputError(f"Cannot read {str(path)!r}, which would be overwritten: {error.strerror}.") from None
     if start and not any(mark in start for mark in OWN_MARKS):
         raise InputError(f"{str(path)!r} was not written by sae-vis: give --force to overwrite it, or another --out.")
+
+
+def _beside(source: Path, ending: str) -> Path:
+    """A name beside the source's, with another ending."""
+    source = source.resolve() if source.is_dir() else source  # "." has no name
+    return source.with_name(_stem(source) + ending)
 
 
 def _stem(path: Path) -> str:

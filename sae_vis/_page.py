@@ -14,7 +14,7 @@ import itertools
 import json
 import operator
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -42,9 +42,9 @@ def data(element_id: str, value: object) -> Html:
     return template("data.html").fill(id=element_id, json=json_text(value))
 
 
-def pack(fragment: Html) -> str:
-    """A fragment as deflated bytes in base64, about a sixth of its size; ``js/inflate.js`` is the inverse."""
-    return base64.b64encode(zlib.compress(fragment.encode(), _COMPRESSION)).decode()
+def pack(fragment: Html) -> Html:
+    """A fragment as deflated bytes in base64, about a sixth of its size, with its needs; ``js/inflate.js`` is the inverse."""
+    return Html(base64.b64encode(zlib.compress(fragment.encode(), _COMPRESSION)).decode(), fragment.needs)
 
 
 def packed(feature: int, text: str) -> Html:
@@ -52,16 +52,21 @@ def packed(feature: int, text: str) -> Html:
     return template("packed.html").fill(feature=feature, packed=text)
 
 
-def document(title: str, body: Html, elements: Sequence[Html] = ()) -> Html:
-    """The whole page: a body, the data elements after it, and the style sheets and scripts that both need."""
+def document(
+    title: str, body: Html, elements: Sequence[Html] = (), needs: Iterable[str] = (), loads: bool = False
+) -> Html:
+    """The whole page: a body, the data elements after it, and the style sheets and scripts that both need.
+
+    ``needs`` are those of what is not in the page yet. With ``loads``, its scripts, and nothing else, may load others.
+    """
     page = template("page.html")
-    needs = sorted(page.needs.union(body.needs, *(element.needs for element in elements)))
+    needs = sorted(page.needs.union(needs, body.needs, *(element.needs for element in elements)))
     css = [Html(asset(need)) for need in needs if need.startswith("css/")]
     scripts = [_script(need) for need in needs if need.startswith("js/")]
     styles = template("style.html").fill(css=join(css))
     return page.fill(
         title=title,
-        policy=_policy([styles], scripts),
+        policy=_policy([styles], scripts, loads),
         styles=styles,
         body=body,
         data=join(elements),
@@ -73,15 +78,19 @@ def _script(name: str) -> Html:
     return template("script.html").fill(js=Html(asset(name)))
 
 
-def _policy(styles: Sequence[Html], scripts: Sequence[Html]) -> Html:
+def _policy(styles: Sequence[Html], scripts: Sequence[Html], loads: bool) -> Html:
     """These style sheets and scripts, style attributes, the empty icon, and nothing else.
+
+    With ``loads``, also the scripts that these scripts add. (A host would have to be named, and files have none; and
+    browsers take no digest for a script that is loaded from disk.)
 
     ``default-src`` covers neither the base of addresses nor where a form goes. A browser that knows no
     ``style-src-elem`` goes by ``style-src``, which the attributes need.
     """
+    added = " 'strict-dynamic'" if loads else ""
     return Html(
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; style-src-elem {_digests(styles)}; "
-        f"script-src {_digests(scripts)}; base-uri 'none'; form-action 'none'"
+        f"script-src {_digests(scripts)}{added}; base-uri 'none'; form-action 'none'"
     )
 
 

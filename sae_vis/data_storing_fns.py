@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from sae_vis import _feature_folder, _json, _page, html_fns
+from sae_vis import _feature_folder, _json, _page, _site, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
@@ -815,6 +815,22 @@ class MultiFeatureData:
         """
         _json.write_atomic(path, self.get_html(feature=feature).encode())
 
+    def save_site(self, folder: str | os.PathLike[str], feature: int | None = None) -> None:
+        """Write a folder, for as many features as there are: its ``index.html`` opens from disk and from any static host.
+
+        The page is that of ``save_html``, but features lie in files of 2 MB at most, which it loads when one is asked for.
+        They are drawn one after the other. A site that is there already is replaced; ``feature`` is shown at the start.
+
+        Raises:
+            InputError: if there is no such feature, or the folder holds anything else.
+        """
+        first, page = self._first(feature), self._context()
+        drawn = (
+            _site.Packed(i, data.label, _page.pack(data.get_html(page))) for i, data in self.feature_data_dict.items()
+        )
+        body = _features_body(self, page, first, len(self))
+        _site.write(folder, _first_title(page, first), _title(page), body, _vocab(page, self.vocab), drawn)
+
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
         _json.save(self, path)
@@ -903,7 +919,7 @@ def _features_document(
     features: MultiFeatureData, page: PageContext, shown: list[int], first: int | None, note: str = ""
 ) -> Html:
     """The feature-centric page: ``first`` in plain HTML, the others packed."""
-    data, title = features.feature_data_dict, _title(page)
+    data = features.feature_data_dict
     packed: list[Html] = []
     labels: dict[int, str] = {}
     for i in shown:  # each is read once, where it comes from a folder
@@ -912,18 +928,30 @@ def _features_document(
             packed.append(_page.packed(i, _page.pack(feature.get_html(page))))
         if feature.label:
             labels[i] = feature.label
-    index = {"ids": shown, "labels": labels, "title": title}
-    body = html_fns.features_page(
-        "SAE features" if len(shown) != 1 else "SAE feature",
+    index = {"ids": shown, "labels": labels, "title": _title(page)}
+    body = _features_body(features, page, first, len(shown), note)
+    elements = [_vocab_element(page, features.vocab), _page.data("index", index), *packed]
+    return _page.document(_first_title(page, first), body, elements)
+
+
+def _features_body(
+    features: MultiFeatureData, page: PageContext, first: int | None, count: int, note: str = ""
+) -> Html:
+    """The body of the feature-centric page: what does not depend on the feature, and ``first`` of ``count``."""
+    nothing = html_fns.empty("There are no features in this data.")
+    return html_fns.features_page(
+        "SAE features" if count != 1 else "SAE feature",
         _subtitle(page.provenance),
-        html_fns.feature_selector(first, len(shown)) if first is not None and len(shown) > 1 else NOTHING,
+        html_fns.feature_selector(first, count) if first is not None and count > 1 else NOTHING,
         _notes(page, note),
-        html_fns.empty("There are no features in this data.") if first is None else data[first].get_html(page),
+        nothing if first is None else features.feature_data_dict[first].get_html(page),
         _footer(page),
         html_fns.hovertext(),
     )
-    elements = [_vocab_element(page, features.vocab), _page.data("index", index), *packed]
-    return _page.document(title if first is None else f"Feature {first} · {title}", body, elements)
+
+
+def _first_title(page: PageContext, first: int | None) -> str:
+    return _title(page) if first is None else f"Feature {first} · {_title(page)}"
 
 
 def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
@@ -943,8 +971,12 @@ def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
 
 def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
     """How every token that the hover text may name is shown."""
+    return _page.data("vocab", _vocab(page, token_ids))
+
+
+def _vocab(page: PageContext, token_ids: Iterable[int]) -> dict[str, Any]:
     ids = sorted(token_ids)
-    return _page.data("vocab", {"ids": ids, "html": [page.printer.one(token_id) for token_id in ids]})
+    return {"ids": ids, "html": [page.printer.one(token_id) for token_id in ids]}
 
 
 def _title(page: PageContext) -> str:

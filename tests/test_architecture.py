@@ -34,6 +34,7 @@ UPPER = [
 ]
 LOWER = [
     "data_storing_fns",
+    "_site",
     "_feature_folder",
     "_page",
     "html_fns",
@@ -49,9 +50,10 @@ FOR_ALL = {"_errors", "utils_fns"}  # they import nothing themselves
 # What a module may import of ours at most, beside these, where that is less than everything below it.
 AT_MOST = {
     **{module: {*UPPER, "_params"} for module in UPPER},
-    "data_storing_fns": {"html_fns", "_page", "_feature_folder", "_json", "_params", "_templates"},
+    "data_storing_fns": {"html_fns", "_page", "_site", "_feature_folder", "_json", "_params", "_templates"},
     "_page": {"_templates"},
     "html_fns": {"_templates"},
+    "_site": {"_page", "_json", "_templates"},
     "_feature_folder": {"_json", "_params"},
     "_json": set(),
     "_params": set(),
