@@ -112,7 +112,7 @@
     const turn = ++latest;
     let html = plain.get(feature);
     try {
-      html ??= await saeVis.inflate(await packedText(feature, at));
+      html ??= await unpacked(feature, at);
     } catch (error) {
       if (turn === latest) saeVis.say(error.message);
       return;
@@ -125,6 +125,15 @@
     saeVis.say("");
     update();
     saeVis.prefetch?.(at, index.ids.length);
+  };
+
+  const unpacked = async (feature, at) => {
+    const text = await packedText(feature, at);
+    try {
+      return await saeVis.inflate(text);
+    } catch {
+      throw new Error(`Feature ${feature} cannot be unpacked: what is stored of it is damaged.`);
+    }
   };
 
   /* From a file of the site, or from the page, whose thousands of elements are looked for once. */
