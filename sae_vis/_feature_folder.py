@@ -322,8 +322,10 @@ class FeatureFolder(Generic[M]):
         self.cls, self.params, self.provenance = cls, params, provenance
         self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - as it is now, links and all, wherever the caller goes
         self._line_class: Any = get_args(get_type_hints(cls)["feature_data_dict"])[1]
-        self._parts: dict[int, _IndexFile] = {}
+        self._parts: set[int] = set()
         self._places: dict[int, _Place] = {}
+        self._token_ids: set[int] = set()  # of all parts together: those of each would fill the memory
+        self._shown_rows: set[int] = set()
         self.checksums: tuple[int, int | None] = (0, None)  # of the vocabulary and of the rows
         self._run_written = b""
         self._lock: int | None = None
@@ -455,7 +457,7 @@ class FeatureFolder(Generic[M]):
         """
         if self._lock is not None:
             self._write_run()
-        ids = set().union(*(index.token_ids for index in self._parts.values()))
+        ids = set(self._token_ids)
         rows: Mapping[int, list[int]] = {}
         if self.params.store_rows:
             rows = self._rows()
@@ -515,7 +517,9 @@ class FeatureFolder(Generic[M]):
             )
 
     def _enter(self, number: int, index: _IndexFile) -> None:
-        self._parts[number] = index
+        self._parts.add(number)
+        self._token_ids.update(index.token_ids)
+        self._shown_rows.update(index.rows)
         offset = 0
         for feature, size, length in zip(index.features, index.sizes, index.lengths, strict=True):
             self._places[feature] = _Place(number, offset, size, length)
@@ -529,7 +533,7 @@ class FeatureFolder(Generic[M]):
             raise FileFormatError(f"{path}: {expected:,} bytes expected, got {len(mapped):,}.")
         if zlib.crc32(mapped) != self.checksums[1]:
             raise FileFormatError(f"{path}: damaged: its checksum is not the one in {RUN}.")
-        return FolderRows(path, told.seq_len, set().union(*(index.rows for index in self._parts.values())))
+        return FolderRows(path, told.seq_len, self._shown_rows)
 
     def _vocab(self) -> tuple[dict[int, str], dict[int, str]]:
         path = self.folder / VOCAB
@@ -544,7 +548,9 @@ class FeatureFolder(Generic[M]):
 
     def _take_over(self, earlier: FeatureFolder[M]) -> None:
         """Go on where an earlier call stopped."""
-        self._parts, self._places, self._run_written = earlier._parts, earlier._places, earlier._run_written
+        self._parts, self._places = earlier._parts, earlier._places
+        self._token_ids, self._shown_rows = earlier._token_ids, earlier._shown_rows
+        self._run_written = earlier._run_written
         before, now = earlier.params.features, self.params.features
         if before is not None and now is not None:
             now = tuple(sorted({*before, *now}))

@@ -8,8 +8,10 @@ import errno
 import gzip
 import json
 import math
+import os
 import pickle
 import shutil
+import subprocess
 import tracemalloc
 import zlib
 from array import array
@@ -21,6 +23,7 @@ from fuzzing import survey
 from hypothesis import given
 from hypothesis import strategies as st
 from rendering_fixtures import make_features
+from test_saving_survives import run_child
 
 from sae_vis import FeatureVisParams, FileFormatError, InputError, MultiFeatureData, _feature_folder, _json
 from sae_vis.__main__ import main
@@ -396,6 +399,79 @@ def test_what_a_run_finds_out_is_kept(data, folder):
         pass
     assert third == again == MultiFeatureData.load_dir(folder).provenance
     assert third.direct_effect == "none"
+
+
+CHILD = """
+    import sys
+    sys.path.insert(0, sys.argv[3])
+    from test_feature_folder import opened
+    from sae_vis import MultiFeatureData
+    data = MultiFeatureData.load_json(sys.argv[1])
+    print("ready", flush=True)
+    with opened(data, sys.argv[2]) as run:
+        for i in data:
+            if i not in run.finished:
+                run.add([data[i]])
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is of POSIX")
+def test_a_run_that_is_killed_again_and_again_comes_to_its_end(tmp_path, folder):
+    one = trimmed(small())
+    data = dataclasses.replace(
+        one, feature_data_dict={i: dataclasses.replace(one[i % 7], feature_idx=i) for i in range(300)}
+    )
+    data.save_json(tmp_path / "data.json")
+    random, n_before, kills = Random(0), 0, 0
+    while True:
+        child = run_child(CHILD, tmp_path / "data.json", folder, Path(__file__).parent)
+        assert child.stdout.readline() == "ready\n", child.stderr.read()
+        try:
+            child.wait(random.uniform(0.01, 0.08) if kills < 5 else 60)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            kills += 1
+        told, errors = child.communicate()
+        assert not errors
+        if told == "done\n":
+            break
+        if (folder / RUN).exists() and (folder / VOCAB).exists() and (folder / ROWS).exists():
+            loaded = read_all(folder)
+            assert len(loaded) >= n_before
+            n_before = len(loaded)
+            assert all(loaded[i] == data[i] for i in loaded)
+    assert kills >= 2
+    assert read_all(folder) == data
+
+
+# --- a real run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"store_rows": False, "ablation": ("direct", "full")}])
+def test_what_a_model_gave_is_the_same_from_a_folder(options, folder):
+    torch = pytest.importorskip("torch")
+    from brute_force import random_encoder
+    from hf_models import shared, some_tokens
+
+    from sae_vis import get_feature_data
+    from sae_vis._vocabulary import token_texts
+
+    model, tokens = shared("gpt2"), some_tokens()
+    fvp = FeatureVisParams("blocks.0.mlp.hook_post", verbose=False, n_groups=2, first_group_size=4, **options)
+    data = get_feature_data(random_encoder(64, 6), model, tokens, fvp)
+    texts = token_texts(model.tokenizer, range(model.cfg.d_vocab))
+    stored = torch.as_tensor(tokens).to(torch.int32).numpy().astype("<u4").tobytes() if fvp.store_rows else None
+    with FeatureFolder.create_or_resume(
+        MultiFeatureData, folder, fvp, copy.deepcopy(data.provenance), texts.text, texts.partial, stored
+    ) as run:
+        run.add([data[0], data[4]])
+        run.add([data[i] for i in (5, 1, 2, 3)])
+        assert run.data() == data
+    loaded = MultiFeatureData.load_dir(folder)
+    assert loaded == data
+    assert loaded.get_html() == data.get_html()
 
 
 # --- never a mix ---------------------------------------------------------------------------------------------------------
