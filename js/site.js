@@ -28,7 +28,7 @@
 
   /* --- shards --- */
 
-  const shardAt = (place) => site().shards.findLastIndex(([, first]) => first <= place);
+  const shardAt = (place) => site().shards.filter(([, first]) => first <= place).length - 1;
 
   const shard = (number) => {
     const name = String(number).padStart(5, "0");

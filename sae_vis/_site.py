@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from sae_vis import _json, _page
 from sae_vis._errors import InputError, shown
-from sae_vis._templates import Html
+from sae_vis._templates import Html, template
 
 SHARD_BYTES = 2_000_000  # at most, but for a feature that is larger alone
 INDEX, FEATURES, ASSETS = "index.html", "features", "assets"
@@ -68,7 +68,7 @@ def write(
     _make(path)
     ids: list[int] = []
     labels: dict[int, str] = {}
-    needs = {"js/site.js"}
+    needs: set[str] = set()
 
     def noted() -> Iterator[Packed]:
         for packed in features:
@@ -87,7 +87,7 @@ def write(
         files["labels"] = _put(path, ASSETS, "labels", _received("labels", _json_string(labels)))
     elements = [
         _page.data("index", {"ranges": _ranges(ids), "labels": {}, "title": page_title}),
-        _page.data("site", {"shards": shards, **files}),
+        template("site.html").fill(json=_page.json_text({"shards": shards, **files})),
     ]
     document = _page.document(title, body, elements, needs, loads=True)
     _json.write_atomic(path / INDEX, document.encode())

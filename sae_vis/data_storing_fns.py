@@ -922,15 +922,19 @@ def _features_document(
     data = features.feature_data_dict
     packed: list[Html] = []
     labels: dict[int, str] = {}
+    token_ids: set[int] = set()
     for i in shown:  # each is read once, where it comes from a folder
         feature = data[i]
+        token_ids |= feature.token_ids()
         if i != first:
             packed.append(_page.packed(i, _page.pack(feature.get_html(page))))
         if feature.label:
             labels[i] = feature.label
     index = {"ids": shown, "labels": labels, "title": _title(page)}
     body = _features_body(features, page, first, len(shown), note)
-    elements = [_vocab_element(page, features.vocab), _page.data("index", index), *packed]
+    # The texts of a whole vocabulary may be more than a notebook should hold, for fifty features of thousands.
+    vocab = features.vocab if len(shown) == len(features) else token_ids
+    elements = [_vocab_element(page, vocab), _page.data("index", index), *packed]
     return _page.document(_first_title(page, first), body, elements)
 
 

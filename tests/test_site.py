@@ -18,6 +18,7 @@ from test_hostile_tokens import HOSTILE, data_with_text
 
 from sae_vis import Column, InputError, Layout, MultiFeatureData, _json, _page, _site
 from sae_vis.__main__ import main
+from sae_vis._templates import asset
 from sae_vis.data_storing_fns import _title
 
 FEW = {"first_group_size": 3, "n_groups": 2, "other_groups_size": 2}
@@ -198,7 +199,8 @@ def test_style_and_script_of_features_that_are_not_shown_at_first_are_there(fold
     features = make_features(2, dead=(0,), layout=layout, **FEW)
     features.save_site(folder)
     for document in (index(folder), features.get_html()):
-        assert ".plot" in document
+        assert asset("css/plots.css") in document
+    assert asset("css/plots.css") not in features[0].get_html()
 
 
 # --- hostile text --------------------------------------------------------------------------------------------------------
