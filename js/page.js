@@ -112,7 +112,7 @@
     const turn = ++latest;
     let html = plain.get(feature);
     try {
-      html ??= await unpacked(feature, at);
+      html ??= await unpacked(feature, at, () => turn === latest);
     } catch (error) {
       if (turn === latest) saeVis.say(error.message);
       return;
@@ -127,8 +127,8 @@
     saeVis.prefetch?.(at, index.ids.length);
   };
 
-  const unpacked = async (feature, at) => {
-    const text = await packedText(feature, at);
+  const unpacked = async (feature, at, isWanted) => {
+    const text = await packedText(feature, at, isWanted);
     try {
       return await saeVis.inflate(text);
     } catch {
@@ -137,8 +137,8 @@
   };
 
   /* From a file of the site, or from the page, whose thousands of elements are looked for once. */
-  const packedText = (feature, at) => {
-    if (saeVis.packedFeature) return saeVis.packedFeature(feature, at);
+  const packedText = (feature, at, isWanted) => {
+    if (saeVis.packedFeature) return saeVis.packedFeature(feature, at, isWanted);
     elements ??= new Map([...document.querySelectorAll("script[data-packed]")].map((element) => [Number(element.dataset.packed), element]));
     return elements.get(feature).textContent;
   };

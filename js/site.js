@@ -40,10 +40,10 @@
     return known;
   };
 
-  /* The packed fragment of the feature at a place among all. */
-  saeVis.packedFeature = async (feature, place) => {
+  /* The packed fragment of the feature at a place among all. isWanted says whether the reader still waits for it. */
+  saeVis.packedFeature = async (feature, place, isWanted) => {
     const number = shardAt(place);
-    const slow = setTimeout(() => saeVis.say(`Loading ${site().shards[number][0]} …`), SLOW);
+    const slow = setTimeout(() => isWanted() && saeVis.say(`Loading ${site().shards[number][0]} …`), SLOW);
     try {
       const text = (await shard(number))[feature];
       if (text === undefined) throw new Error(`Feature ${feature} is not in ${site().shards[number][0]}, where it should be.`);

@@ -14,7 +14,7 @@ import itertools
 import json
 import operator
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -42,9 +42,12 @@ def data(element_id: str, value: object) -> Html:
     return template("data.html").fill(id=element_id, json=json_text(value))
 
 
-def pack(fragment: Html) -> Html:
-    """A fragment as deflated bytes in base64, about a sixth of its size, with its needs; ``js/inflate.js`` is the inverse."""
-    return Html(base64.b64encode(zlib.compress(fragment.encode(), _COMPRESSION)).decode(), fragment.needs)
+def pack(fragment: Html) -> str:
+    """A fragment as deflated bytes in base64, about a sixth of its size; ``js/inflate.js`` is the inverse.
+
+    What it needs is forgotten: the page that it is for must need that too.
+    """
+    return base64.b64encode(zlib.compress(fragment.encode(), _COMPRESSION)).decode()
 
 
 def packed(feature: int, text: str) -> Html:
@@ -52,15 +55,13 @@ def packed(feature: int, text: str) -> Html:
     return template("packed.html").fill(feature=feature, packed=text)
 
 
-def document(
-    title: str, body: Html, elements: Sequence[Html] = (), needs: Iterable[str] = (), loads: bool = False
-) -> Html:
+def document(title: str, body: Html, elements: Sequence[Html] = (), loads: bool = False) -> Html:
     """The whole page: a body, the data elements after it, and the style sheets and scripts that both need.
 
-    ``needs`` are those of what is not in the page yet. With ``loads``, its scripts, and nothing else, may load others.
+    With ``loads``, its scripts, and nothing else, may load others.
     """
     page = template("page.html")
-    needs = sorted(page.needs.union(needs, body.needs, *(element.needs for element in elements)))
+    needs = sorted(page.needs.union(body.needs, *(element.needs for element in elements)))
     css = [Html(asset(need)) for need in needs if need.startswith("css/")]
     scripts = [_script(need) for need in needs if need.startswith("js/")]
     styles = template("style.html").fill(css=join(css))

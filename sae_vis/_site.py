@@ -41,11 +41,11 @@ _MARKS = (b'<meta name="generator" content="sae_vis', b'<script type="applicatio
 
 
 class Packed(NamedTuple):
-    """One feature of a site: its packed fragment (``_page.pack``), which carries what that needs."""
+    """One feature of a site; ``fragment`` is what ``_page.pack`` made of its HTML."""
 
     feature: int
     label: str | None
-    fragment: Html
+    fragment: str
 
 
 def write(
@@ -57,7 +57,7 @@ def write(
         folder: it may be absent, or hold an older site, which is replaced.
         title: the title of the document as it is at first.
         page_title: the title behind ``Feature 8 · `` of each feature.
-        body: the body of the page.
+        body: the body of the page, which needs all that a feature may need.
         vocab: how tokens are shown, as ``js/tooltip.js`` reads it.
         features: in rising order; each is taken when the one before is written or kept for writing.
 
@@ -68,12 +68,10 @@ def write(
     _make(path)
     ids: list[int] = []
     labels: dict[int, str] = {}
-    needs: set[str] = set()
 
     def noted() -> Iterator[Packed]:
         for packed in features:
             ids.append(packed.feature)
-            needs.update(packed.fragment.needs)
             if packed.label:
                 labels[packed.feature] = packed.label
             yield packed
@@ -89,7 +87,7 @@ def write(
         _page.data("index", {"ranges": _ranges(ids), "labels": {}, "title": page_title}),
         template("site.html").fill(json=_page.json_text({"shards": shards, **files})),
     ]
-    document = _page.document(title, body, elements, needs, loads=True)
+    document = _page.document(title, body, elements, loads=True)
     _json.write_atomic(path / INDEX, document.encode())
     _remove_others(path, {*(file for file, _ in shards), *files.values()})
 

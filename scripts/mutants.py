@@ -1466,7 +1466,6 @@ MUTANTS: list[Mutant] = [
             "number + 1, place, 0, []",
             "number + 1, place + 1, 0, []",
         ),
-        ("site-needs", "styles of what is not shown at first", "needs.update(packed.fragment.needs)", "pass"),
         (
             "site-ascii",
             "files are ASCII",

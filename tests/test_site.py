@@ -100,8 +100,8 @@ def test_shards_of_any_size(size, features, folder, monkeypatch):
 
 
 def test_shards_are_of_two_megabytes(folder):
-    text = _page.Html("A" * 300_000)
-    _site.write(folder, "t", "T", text, {}, (_site.Packed(i, None, text) for i in range(40)))
+    text = "A" * 300_000
+    _site.write(folder, "t", "T", _page.Html(), {}, (_site.Packed(i, None, text) for i in range(40)))
     sizes = [(folder / file).stat().st_size for file, _ in shards(folder)]
     assert all(1_700_000 < size <= 2_000_000 for size in sizes[:-1])
 
@@ -147,7 +147,7 @@ def test_a_feature_folder_gives_the_same_site(tmp_path):
 def test_the_index_of_a_whole_dictionary_stays_small(features, folder):
     def many():
         for i in range(16_384):
-            yield _site.Packed(i, f"label {i}", _page.Html("eJwDAAAAAAE="))
+            yield _site.Packed(i, f"label {i}", "eJwDAAAAAAE=")
 
     _site.write(folder, "t", "T", _page.Html("<p></p>"), {}, many())
     assert len(index(folder)) < 60_000
@@ -200,7 +200,6 @@ def test_style_and_script_of_features_that_are_not_shown_at_first_are_there(fold
     features.save_site(folder)
     for document in (index(folder), features.get_html()):
         assert asset("css/plots.css") in document
-    assert asset("css/plots.css") not in features[0].get_html()
 
 
 # --- hostile text --------------------------------------------------------------------------------------------------------
