@@ -14,9 +14,10 @@
     return new Response(stream).text();
   };
 
+  /* The data of an element, or of a file that a site has loaded. */
   saeVis.data = (id) => {
-    const element = document.getElementById(id);
-    return element ? JSON.parse(element.textContent) : null;
+    const text = document.getElementById(id)?.textContent ?? saeVis.received?.[id];
+    return text === undefined ? null : JSON.parse(text);
   };
 
   saeVis.say = (text) => {

@@ -3,11 +3,12 @@
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});
   const MOST_CHOICES = 60;
-  let index, place, shown, latest = 0;
+  let index, place, shown, latest = 0, elements;
   const plain = new Map(); // feature -> HTML of what was in the page from the start
 
   const start = () => {
     index = saeVis.data("index");
+    index.ids ??= index.ranges.flatMap(([low, high]) => Array.from({ length: high - low + 1 }, (_, more) => low + more));
     place = document.getElementById("feature");
     const first = place.querySelector(".feature");
     if (!first) return;
@@ -26,7 +27,11 @@
     update();
     if (!saeVis.canInflate) saeVis.say(saeVis.cannotInflate);
     followHash();
+    window.addEventListener("load", () => saeVis.prefetch?.(index.ids.indexOf(shown), index.ids.length));
   };
+
+  /* What a site has in a file of its own is there a little later. */
+  const labels = () => saeVis.labels ?? index.labels;
 
   /* --- asking for a feature --- */
 
@@ -64,7 +69,7 @@
   /* What was typed may be a number, which is also what the list gives, or a label or a part of one. */
   const ask = (typed) => {
     const text = typed.trim();
-    const byLabel = (fits) => Object.keys(index.labels).find((id) => fits(index.labels[id].toLowerCase()));
+    const byLabel = (fits) => Object.keys(labels()).find((id) => fits(labels()[id].toLowerCase()));
     const wanted = text.toLowerCase();
     const feature = byLabel((label) => label === wanted) ?? byLabel((label) => label.includes(wanted));
     if (text) go(/^\d+$/.test(text) ? text : (feature ?? encodeURIComponent(text)));
@@ -75,7 +80,7 @@
     const text = document.getElementById("choose").value.trim().toLowerCase();
     const choices = [];
     for (const id of index.ids) {
-      const label = index.labels[id] ?? "";
+      const label = labels()[id] ?? "";
       if (text && (String(id).startsWith(text) || label.toLowerCase().includes(text))) {
         const option = document.createElement("option");
         option.value = id;
@@ -90,8 +95,13 @@
 
   const show = async (asked) => {
     const feature = /^\d+$/.test(asked) ? Number(asked) : NaN;
-    if (feature === shown) return update();
-    if (!plain.has(feature) && !packedElement(feature)) {
+    if (feature === shown) {
+      latest++; // what was asked for before, and is not there yet, is not wanted any more
+      saeVis.say("");
+      return update();
+    }
+    const at = index.ids.indexOf(feature);
+    if (at < 0) {
       const ids = index.ids;
       let text = asked;
       try { text = decodeURIComponent(asked); } catch { /* shown as it is */ }
@@ -100,7 +110,13 @@
     }
     if (!plain.has(feature) && !saeVis.canInflate) return saeVis.say(saeVis.cannotInflate);
     const turn = ++latest;
-    const html = plain.get(feature) ?? (await saeVis.inflate(packedElement(feature).textContent));
+    let html = plain.get(feature);
+    try {
+      html ??= await unpacked(feature, at, () => turn === latest);
+    } catch (error) {
+      if (turn === latest) saeVis.say(error.message);
+      return;
+    }
     if (turn !== latest) return; // another feature was asked for meanwhile
     saeVis.hideHover?.();
     place.innerHTML = html;
@@ -108,9 +124,24 @@
     shown = feature;
     saeVis.say("");
     update();
+    saeVis.prefetch?.(at, index.ids.length);
   };
 
-  const packedElement = (feature) => document.querySelector(`script[data-packed="${feature}"]`);
+  const unpacked = async (feature, at, isWanted) => {
+    const text = await packedText(feature, at, isWanted);
+    try {
+      return await saeVis.inflate(text);
+    } catch {
+      throw new Error(`Feature ${feature} cannot be unpacked: what is stored of it is damaged.`);
+    }
+  };
+
+  /* From a file of the site, or from the page, whose thousands of elements are looked for once. */
+  const packedText = (feature, at, isWanted) => {
+    if (saeVis.packedFeature) return saeVis.packedFeature(feature, at, isWanted);
+    elements ??= new Map([...document.querySelectorAll("script[data-packed]")].map((element) => [Number(element.dataset.packed), element]));
+    return elements.get(feature).textContent;
+  };
 
   const update = () => {
     document.title = `Feature ${shown} · ${index.title}`;

@@ -11,14 +11,12 @@
   /* --- the data --- */
 
   const vocabulary = () => {
-    if (!vocab) {
-      const { ids, html } = saeVis.data("vocab") ?? { ids: [], html: [] };
-      vocab = new Map(ids.map((id, place) => [id, html[place]]));
-    }
+    const read = vocab ? null : saeVis.data("vocab"); // a site may not have loaded it yet
+    if (read) vocab = new Map(read.ids.map((id, place) => [id, read.html[place]]));
     return vocab;
   };
 
-  const tokenHtml = (id) => vocabulary().get(id) ?? `<samp>id ${Number(id)}</samp>`;
+  const tokenHtml = (id) => vocabulary()?.get(id) ?? `<samp>id ${Number(id)}</samp>`;
 
   const panelData = (panel) => {
     if (!panels.has(panel)) {

@@ -1,4 +1,4 @@
-"""The command line: ``sae-vis demo``, ``sae-vis html FILE``, ``sae-vis info FILE``. All but ``demo`` work without torch."""
+"""The command line: ``sae-vis demo``, ``html FILE``, ``site FILE`` and ``info FILE``. All but ``demo`` work without torch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ DEMO_FILES = ("demo_feature_vis.html", "demo_prompt_vis.html", "demo_features.js
 # How a file of ours begins: only such a file is overwritten without --force.
 OWN_MARKS = (b'<meta name="generator" content="sae_vis', b'{"format": "sae_vis"')
 MARK_WITHIN = 4096  # bytes
+SAVED = "what save_json wrote (.json or .json.gz), or the folder of a run with out_dir"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _demo(args)
         elif args.command == "html":
             _html(args)
+        elif args.command == "site":
+            _site(args)
         else:
             _info(args)
         sys.stdout.flush()
@@ -63,13 +66,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--force", action="store_true", help="overwrite files that sae-vis did not write")
 
     html = commands.add_parser("html", help="draw the page of a saved file", description=_html.__doc__)
-    html.add_argument("file", type=Path, metavar="FILE.json", help="what save_json wrote (.json or .json.gz)")
+    html.add_argument("file", type=Path, metavar="FILE", help=SAVED)
     html.add_argument("-o", "--out", type=Path, metavar="OUT.html", help="default: the name of FILE, with .html")
     html.add_argument("--force", action="store_true", help="overwrite a file that sae-vis did not write")
     html.add_argument("--processes", type=int, metavar="N", help="how many draw the features (default: as is fast)")
 
+    site = commands.add_parser("site", help="make a folder for a static host", description=_site.__doc__)
+    site.add_argument("file", type=Path, metavar="SOURCE", help=SAVED)
+    site.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: the name of SOURCE, with _site")
+
     info = commands.add_parser("info", help="say what a saved file holds", description=_info.__doc__)
-    info.add_argument("file", type=Path, metavar="FILE.json", help="what save_json wrote (.json or .json.gz)")
+    info.add_argument("file", type=Path, metavar="FILE", help=SAVED)
     return parser
 
 
@@ -96,8 +103,8 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _html(args: argparse.Namespace) -> None:
-    """Draw the page of a file that save_json wrote; no model and no torch are needed."""
-    out = args.out or args.file.with_name(_stem(args.file) + ".html")
+    """Draw the page of a file that save_json wrote, or of a folder of a run; no model and no torch are needed."""
+    out = args.out or _beside(args.file, ".html")
     _check_may_overwrite(out, force=args.force)
     data = _load(args.file)
     if hasattr(data, "prompt_data_dict"):  # few features, and one process
@@ -108,10 +115,25 @@ def _html(args: argparse.Namespace) -> None:
     print(f"{size}Open it in a browser: it is one file and needs no network.", file=sys.stdout if size else sys.stderr)
 
 
-def _info(args: argparse.Namespace) -> None:
-    """Say what a file that save_json wrote holds, and where its numbers come from."""
+def _site(args: argparse.Namespace) -> None:
+    """Make a folder whose index.html loads features when they are asked for, from disk or any host; no torch is needed."""
+    out = args.out or _beside(args.file, "_site")
+    from sae_vis._site import size_of
+
     data = _load(args.file)
-    print(f"{args.file} ({_size(args.file.stat().st_size)})")
+    if not hasattr(data, "save_site"):
+        raise InputError(f"{str(args.file)!r} holds a prompt, which is one page: draw it with `sae-vis html`.")
+    data.save_site(out)
+    n_files, n_bytes = size_of(out)
+    print(f"  {_size(n_bytes):>9}  {out} ({n_files:,} files)")
+    print("Open its index.html in a browser, or put the folder on any static host.")
+
+
+def _info(args: argparse.Namespace) -> None:
+    """Say what a file that save_json wrote holds, or a folder of a run, and where its numbers come from."""
+    data = _load(args.file)
+    files = args.file.iterdir() if args.file.is_dir() else [args.file]
+    print(f"{args.file} ({_size(sum(file.stat().st_size for file in files))})")
     facts = _facts(data)
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -122,6 +144,8 @@ def _load(path: Path) -> MultiFeatureData | MultiPromptData:
     from sae_vis import _json
     from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 
+    if path.is_dir():
+        return MultiFeatureData.load_dir(path)
     data: MultiFeatureData | MultiPromptData = _json.load_any([MultiFeatureData, MultiPromptData], path)
     return data
 
@@ -163,6 +187,12 @@ def _check_may_overwrite(path: Path, *, force: bool) -> None:
         raise InputError(f"Cannot read {str(path)!r}, which would be overwritten: {error.strerror}.") from None
     if start and not any(mark in start for mark in OWN_MARKS):
         raise InputError(f"{str(path)!r} was not written by sae-vis: give --force to overwrite it, or another --out.")
+
+
+def _beside(source: Path, ending: str) -> Path:
+    """A name beside the source's, with another ending."""
+    source = source.resolve() if source.is_dir() else source  # "." has no name
+    return source.with_name(_stem(source) + ending)
 
 
 def _stem(path: Path) -> str:

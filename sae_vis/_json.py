@@ -422,6 +422,10 @@ def _read(path: PathLike, max_bytes: int) -> bytes:
         raise _WrongFileError("the gzip stream is truncated") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise _WrongFileError(f"the gzip stream is damaged: {error}") from None
+    except IsADirectoryError:
+        raise _WrongFileError(
+            "it is a folder; MultiFeatureData.load_dir opens one that a run with out_dir wrote"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise _WrongFileError(f"cannot be read: {reason}") from None
@@ -436,6 +440,69 @@ def _read_blocks(stream: BinaryIO | gzip.GzipFile, max_bytes: int) -> bytes:
             raise _WrongFileError(f"larger than {max_bytes:,} bytes; if that is right, give a larger max_bytes")
         blocks.append(block)
     return b"".join(blocks)
+
+
+# --- one value alone: what a folder of features is made of ----------------------------------------------------------
+
+
+def read_file(path: PathLike, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a file, inflated if it is gzipped.
+
+    Raises:
+        FileFormatError: if it cannot be read, is damaged, or larger than ``max_bytes``.
+    """
+    try:
+        return _read(path, max_bytes)
+    except _WrongFileError as wrong:
+        raise FileFormatError(f"{os.fspath(path)}: {wrong}.") from None
+
+
+def encode_value(value: object, where: str) -> bytes:
+    """A dataclass as one line of JSON, checked as ``save`` checks it.
+
+    Raises:
+        InputError: if a value cannot be written; its path is named, beginning with ``where``.
+    """
+    return _checked_line(value, _mirror(type(value)), where)
+
+
+def decode_value(data: bytes | msgspec.Raw, cls: type[T], where: str) -> T:
+    """The dataclass that ``encode_value`` wrote, checked as ``load`` checks it.
+
+    Raises:
+        FileFormatError: if anything is wrong; the message begins with ``where``.
+    """
+    try:
+        with _garbage_collection_paused():
+            value: T = _decoder(typing.cast("Any", cls)).decode(data)
+            twice = None
+            if _encode(value) != bytes(data):  # laid out by somebody else: nothing may be ignored
+                msgspec.json.decode(data, type=_mirror(cls))
+                twice = _path_of_duplicate(json.loads(bytes(data), object_pairs_hook=_Pairs), "$")
+    except _UNREADABLE as error:
+        raise FileFormatError(f"{where}: {cut(_reason(error, '$'), _LONGEST_MESSAGE)}.") from None
+    if twice is not None:
+        raise FileFormatError(f"{where}: {twice} is there twice.")
+    return value
+
+
+@functools.cache
+def _decoder(cls: Any) -> Any:
+    return msgspec.json.Decoder(cls)
+
+
+def hide_half_pairs(texts: Document) -> Document:
+    """The same with a ``vocab`` that UTF-8 can hold, and the exact texts beside it as ``vocab_surrogates``."""
+    return _hide_half_pairs(texts)
+
+
+def show_half_pairs(texts: Document) -> Document:
+    """The inverse of ``hide_half_pairs``.
+
+    Raises:
+        ValueError: if an exact text is none.
+    """
+    return _show_half_pairs(texts)
 
 
 # --- messages ----------------------------------------------------------------------------------------------------

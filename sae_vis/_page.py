@@ -43,7 +43,10 @@ def data(element_id: str, value: object) -> Html:
 
 
 def pack(fragment: Html) -> str:
-    """A fragment as deflated bytes in base64, about a sixth of its size; ``js/inflate.js`` is the inverse."""
+    """A fragment as deflated bytes in base64, about a sixth of its size; ``js/inflate.js`` is the inverse.
+
+    What it needs is forgotten: the page that it is for must need that too.
+    """
     return base64.b64encode(zlib.compress(fragment.encode(), _COMPRESSION)).decode()
 
 
@@ -52,9 +55,12 @@ def packed(feature: int, text: str) -> Html:
     return template("packed.html").fill(feature=feature, packed=text)
 
 
-def document(title: str, body: Html, elements: Sequence[Html] = ()) -> Html:
-    """The whole page: a body, the data elements after it, and the style sheets and scripts that both need."""
-    return _document(title, body, elements, join(elements))
+def document(title: str, body: Html, elements: Sequence[Html] = (), loads: bool = False) -> Html:
+    """The whole page: a body, the data elements after it, and the style sheets and scripts that both need.
+
+    With ``loads``, its scripts, and nothing else, may load others.
+    """
+    return _document(title, body, elements, join(elements), loads)
 
 
 _HERE = Html("\0")  # no text on a page holds it: it would be named instead
@@ -69,7 +75,7 @@ def document_pieces(title: str, body: Html, elements: Sequence[Html]) -> Iterato
     yield after.encode()
 
 
-def _document(title: str, body: Html, elements: Sequence[Html], data: Html) -> Html:
+def _document(title: str, body: Html, elements: Sequence[Html], data: Html, loads: bool = False) -> Html:
     page = template("page.html")
     needs = sorted(page.needs.union(body.needs, *{element.needs for element in elements}))
     css = [Html(asset(need)) for need in needs if need.startswith("css/")]
@@ -77,7 +83,7 @@ def _document(title: str, body: Html, elements: Sequence[Html], data: Html) -> H
     styles = template("style.html").fill(css=join(css))
     return page.fill(
         title=title,
-        policy=_policy([styles], scripts),
+        policy=_policy([styles], scripts, loads),
         styles=styles,
         body=body,
         data=data,
@@ -89,15 +95,19 @@ def _script(name: str) -> Html:
     return template("script.html").fill(js=Html(asset(name)))
 
 
-def _policy(styles: Sequence[Html], scripts: Sequence[Html]) -> Html:
+def _policy(styles: Sequence[Html], scripts: Sequence[Html], loads: bool) -> Html:
     """These style sheets and scripts, style attributes, the empty icon, and nothing else.
+
+    With ``loads``, also the scripts that these scripts add. (A host would have to be named, and files have none; and
+    browsers take no digest for a script that is loaded from disk.)
 
     ``default-src`` covers neither the base of addresses nor where a form goes. A browser that knows no
     ``style-src-elem`` goes by ``style-src``, which the attributes need.
     """
+    added = " 'strict-dynamic'" if loads else ""
     return Html(
         f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; style-src-elem {_digests(styles)}; "
-        f"script-src {_digests(scripts)}; base-uri 'none'; form-action 'none'"
+        f"script-src {_digests(scripts)}{added}; base-uri 'none'; form-action 'none'"
     )
 
 

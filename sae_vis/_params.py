@@ -339,6 +339,16 @@ class FeatureVisParams:
         return HelpText("\n".join(lines))
 
 
+# Options that change how a run is made, not what it finds, each with its default.
+RUN_OPTIONS: dict[str, Any] = {
+    "features": None,
+    "minibatch_size_tokens": 64,
+    "minibatch_size_features": None,
+    "memory_budget": "4GB",
+    "verbose": True,
+}
+
+
 def parse_bytes(value: str | int) -> int:
     """A number of bytes from ``4_000_000`` or ``"4GB"`` (KB, MB, GB are powers of 1000, KiB, MiB, GiB of 1024)."""
     try:

@@ -30,9 +30,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from sae_vis import _json, _page, _render_pool, html_fns
+from sae_vis import _feature_folder, _json, _page, _render_pool, _site, html_fns
 from sae_vis._errors import InputError
-from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, Ablation, FeatureVisParams, Layout
+from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import (
@@ -685,6 +685,15 @@ class FeatureData:
         """Every token that occurs in the sequences and in their effects."""
         return _token_ids(self._shown_sequences())
 
+    def vocab_ids(self) -> set[int]:
+        """Every token that any panel shows."""
+        logits = self.logits
+        return self.token_ids().union(*((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
+
+    def shown_rows(self) -> set[int]:
+        """The rows that the examples come from."""
+        return {sequence.row for sequence in self._shown_sequences()}
+
     def _shown_sequences(self) -> list[SequenceData]:
         return [sequence for group in self.sequences.groups for sequence in group.sequences]
 
@@ -790,19 +799,25 @@ class MultiFeatureData:
 
     ``vocab`` holds the text of every token id that occurs, ``vocab_bytes`` the bytes (hex) of those that are only part of
     a character, ``rows`` the whole rows that examples come from (empty with ``store_rows=False``).
+
+    What ``load_dir`` opens reads a feature from its file when it is asked for, and forgets it again: a change to such a
+    feature does not last.
     """
 
-    feature_data_dict: dict[int, FeatureData]
+    feature_data_dict: Mapping[int, FeatureData]
     vocab: dict[int, str]
     vocab_bytes: dict[int, str]
-    rows: dict[int, list[int]]
+    rows: Mapping[int, list[int]]
     params: FeatureVisParams
     provenance: Provenance
 
     def __post_init__(self) -> None:
-        self.feature_data_dict = dict(sorted(self.feature_data_dict.items()))
-        for index, feature in self.feature_data_dict.items():
-            _check(index == feature.feature_idx, self, f"key {index} holds feature {feature.feature_idx}.")
+        if not isinstance(
+            self.feature_data_dict, _feature_folder.LazyMapping
+        ):  # which is sorted, and checks what it reads
+            self.feature_data_dict = dict(sorted(self.feature_data_dict.items()))
+            for index, feature in self.feature_data_dict.items():
+                _check(index == feature.feature_idx, self, f"key {index} holds feature {feature.feature_idx}.")
         _check_hex(self, self.vocab_bytes)
 
     def __getitem__(self, feature: int) -> FeatureData:
@@ -826,11 +841,11 @@ class MultiFeatureData:
 
     def values(self) -> ValuesView[FeatureData]:
         """The features, in rising order of their index."""
-        return {index: self[index] for index in self}.values()
+        return ValuesView(self)  # which reads one after the other
 
     def items(self) -> ItemsView[int, FeatureData]:
         """Pairs of index and feature, in rising order."""
-        return {index: self[index] for index in self}.items()
+        return ItemsView(self)
 
     def __repr__(self) -> str:
         return f"MultiFeatureData({_count(len(self), 'feature')} of {_subtitle(self.provenance)})"
@@ -861,6 +876,30 @@ class MultiFeatureData:
         parts = _features_parts(self, self._context(), list(self), self._first(feature), processes=processes)
         _json.write_atomic(path, _page.document_pieces(*parts))
 
+    def save_site(
+        self, folder: str | os.PathLike[str], feature: int | None = None, processes: int | None = None
+    ) -> None:
+        """Write a folder, for as many features as there are: its ``index.html`` opens from disk and from any static host.
+
+        The page is that of ``save_html``, but features lie in files of 2 MB at most, which it loads when one is asked for.
+        They are drawn one after the other. A site that is there already is replaced.
+
+        Args:
+            folder: where the site goes.
+            feature: the one that is shown at the start; None: the first.
+            processes: how many draw, as for ``save_html``.
+
+        Raises:
+            InputError: if there is no such feature, or the folder holds anything else.
+        """
+        first, page = self._first(feature), self._context()
+        opened = NOTHING if first is None else self[first].get_html(page)
+        body = _features_body(page, first, opened, len(self))
+        features = (self[index] for index in self)
+        with contextlib.closing(packed_features(features, page, len(self), processes)) as drawn:
+            packed = (_site.Packed(data.feature_idx, data.label, text) for data, text in drawn)
+            _site.write(folder, _first_title(page, first), _title(page), body, _vocab(page, self.vocab), packed)
+
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
         _json.save(self, path)
@@ -873,6 +912,18 @@ class MultiFeatureData:
             FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
         """
         return _json.load(cls, path, max_bytes=max_bytes)
+
+    @classmethod
+    def load_dir(cls, folder: str | os.PathLike[str]) -> MultiFeatureData:
+        """Open a folder that ``get_feature_data(..., out_dir=folder)`` wrote, finished or not; neither model nor torch is needed.
+
+        A feature is read when it is asked for, and checked then; memory holds few at a time.
+
+        Raises:
+            FileFormatError: if the folder is not what it should be; the file is named.
+        """
+        with _feature_folder.FeatureFolder.existing(cls, folder) as opened:
+            return opened.data()
 
     def _repr_html_(self) -> str:
         shown = list(self)[: _page.NOTEBOOK_FEATURES]
@@ -898,9 +949,9 @@ class MultiFeatureData:
         if self.params.features is not None and other.params.features is not None:
             features = tuple(sorted({*self.params.features, *other.params.features}))
         return MultiFeatureData(
-            feature_data_dict={**self.feature_data_dict, **other.feature_data_dict},
-            vocab=_merged("vocab", self.vocab, other.vocab),
-            vocab_bytes=_merged("vocab_bytes", self.vocab_bytes, other.vocab_bytes),
+            feature_data_dict=_feature_folder.joined(self.feature_data_dict, other.feature_data_dict),
+            vocab=dict(_merged("vocab", self.vocab, other.vocab)),
+            vocab_bytes=dict(_merged("vocab_bytes", self.vocab_bytes, other.vocab_bytes)),
             rows=_merged("rows", self.rows, other.rows),
             params=dataclasses.replace(self.params, features=features),
             provenance=self.provenance,
@@ -996,12 +1047,15 @@ def _features_parts(
 
     Every feature is looked at once.
     """
-    title, opened, labels = _title(page), NOTHING, dict[int, str]()
+    opened, labels, token_ids = NOTHING, dict[int, str](), set[int]()
+    every_text = len(shown) == len(features)
 
     def others() -> Iterator[FeatureData]:
         nonlocal opened
         for index in shown:
             feature = features[index]
+            if not every_text:
+                token_ids.update(feature.token_ids())
             if feature.label:
                 labels[index] = feature.label
             if index == first:
@@ -1011,18 +1065,29 @@ def _features_parts(
 
     with contextlib.closing(packed_features(others(), page, len(shown), processes)) as drawn:
         packed = [_page.packed(feature.feature_idx, text) for feature, text in drawn]
-    index = {"ids": shown, "labels": labels, "title": title}
-    body = html_fns.features_page(
-        "SAE features" if len(shown) != 1 else "SAE feature",
+    index = {"ids": shown, "labels": labels, "title": _title(page)}
+    body = _features_body(page, first, opened, len(shown), note)
+    # The texts of a whole vocabulary may be more than a notebook should hold, for fifty features of thousands.
+    vocab = features.vocab if every_text else token_ids
+    elements = [_vocab_element(page, vocab), _page.data("index", index), *packed]
+    return _first_title(page, first), body, elements
+
+
+def _features_body(page: PageContext, first: int | None, opened: Html, count: int, note: str = "") -> Html:
+    """The body of the feature-centric page: what does not depend on the feature, and ``first`` of ``count``."""
+    return html_fns.features_page(
+        "SAE features" if count != 1 else "SAE feature",
         _subtitle(page.provenance),
-        html_fns.feature_selector(first, len(shown)) if first is not None and len(shown) > 1 else NOTHING,
+        html_fns.feature_selector(first, count) if first is not None and count > 1 else NOTHING,
         _notes(page, note),
         html_fns.empty("There are no features in this data.") if first is None else opened,
         _footer(page),
         html_fns.hovertext(),
     )
-    elements = [_vocab_element(page, features.vocab), _page.data("index", index), *packed]
-    return title if first is None else f"Feature {first} · {title}", body, elements
+
+
+def _first_title(page: PageContext, first: int | None) -> str:
+    return _title(page) if first is None else f"Feature {first} · {_title(page)}"
 
 
 def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
@@ -1042,8 +1107,12 @@ def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
 
 def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
     """How every token that the hover text may name is shown."""
+    return _page.data("vocab", _vocab(page, token_ids))
+
+
+def _vocab(page: PageContext, token_ids: Iterable[int]) -> dict[str, Any]:
     ids = sorted(token_ids)
-    return _page.data("vocab", {"ids": ids, "html": [page.printer.one(token_id) for token_id in ids]})
+    return {"ids": ids, "html": [page.printer.one(token_id) for token_id in ids]}
 
 
 def _title(page: PageContext) -> str:
@@ -1083,19 +1152,9 @@ def _some(values: Sequence[object], at_most: int = 8) -> str:
     return ", ".join(map(str, values[:at_most])) + (", …" if len(values) > at_most else "") if values else "none"
 
 
-# Options that change how a run is made, not what it finds.
-_RUN_OPTIONS: dict[str, Any] = {
-    "features": None,
-    "minibatch_size_tokens": 64,
-    "minibatch_size_features": None,
-    "memory_budget": "4GB",
-    "verbose": True,
-}
-
-
 def _check_same_run(one: MultiFeatureData, other: MultiFeatureData) -> None:
     for what, mine, others in (
-        ("parameters", *(dataclasses.replace(data.params, **_RUN_OPTIONS) for data in (one, other))),
+        ("parameters", *(dataclasses.replace(data.params, **RUN_OPTIONS) for data in (one, other))),
         ("provenance", one.provenance, other.provenance),
     ):
         names = [f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) != getattr(others, f.name)]  # type: ignore[arg-type]
@@ -1103,14 +1162,14 @@ def _check_same_run(one: MultiFeatureData, other: MultiFeatureData) -> None:
             raise InputError(f"merge joins features of one run, but the {what} differ in: {', '.join(names)}.")
 
 
-def _merged(what: str, one: dict[int, V], other: dict[int, V]) -> dict[int, V]:
+def _merged(what: str, one: Mapping[int, V], other: Mapping[int, V]) -> Mapping[int, V]:
     differing = sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
     if differing:
         raise InputError(f"merge joins features of one run, but {what} differs at {_some(differing)}.")
-    return dict(sorted({**one, **other}.items()))
+    return _feature_folder.joined(one, other)
 
 
-def _absent_feature(feature: object, known: dict[int, FeatureData]) -> str:
+def _absent_feature(feature: object, known: Mapping[int, FeatureData]) -> str:
     return (
         f"Feature {feature!r} is not in this data, which holds {_count(len(known), 'feature')}: {_some(list(known))}."
     )

@@ -41,6 +41,8 @@ LOWER = [
     "_render_worker",
     "data_storing_fns",
     "_render_pool",
+    "_site",
+    "_feature_folder",
     "_page",
     "html_fns",
     "_json",
@@ -55,10 +57,21 @@ FOR_ALL = {"_errors", "utils_fns"}  # they import nothing themselves
 # What a module may import of ours at most, beside these, where that is less than everything below it.
 AT_MOST = {
     **{module: {*UPPER, "_params"} for module in UPPER},
-    "data_storing_fns": {"html_fns", "_page", "_json", "_params", "_templates", "_render_pool"},
+    "data_storing_fns": {
+        "html_fns",
+        "_page",
+        "_site",
+        "_feature_folder",
+        "_json",
+        "_params",
+        "_templates",
+        "_render_pool",
+    },
     "_render_pool": set(),
     "_page": {"_templates"},
     "html_fns": {"_templates"},
+    "_site": {"_page", "_json", "_templates"},
+    "_feature_folder": {"_json", "_params"},
     "_json": set(),
     "_params": set(),
     "_templates": set(),
@@ -72,6 +85,7 @@ THIRD_PARTY = {
     "_sae_lens": {*ARRAYS, "safetensors"},
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
     "_page": {"msgspec"},
+    "_feature_folder": {"msgspec"},
     "_json": {"msgspec"},
 }
 MAX_LINES = 60  # of a function

@@ -48,8 +48,8 @@ def saved(feature_data, tmp_path) -> Path:
 def test_version_and_help():
     assert command("--version").stdout == f"sae-vis {sae_vis.__version__}\n"
     help_text = command("--help").stdout
-    assert all(name in help_text for name in ("demo", "html", "info"))
-    for name in ("demo", "html", "info"):
+    assert all(name in help_text for name in ("demo", "html", "site", "info"))
+    for name in ("demo", "html", "site", "info"):
         done = command(name, "--help")
         assert done.returncode == 0
         assert f"usage: sae-vis {name}" in done.stdout

@@ -61,8 +61,8 @@ HIDDEN = re.compile(
 )
 
 
-def with_text(text):
-    """The pages of both views with this text as every token, label, name, title and note."""
+def data_with_text(text):
+    """The data of both views with this text as every token, label, name, title and note."""
     provenance = make_provenance(
         model=text,
         hook_point=text,
@@ -81,7 +81,12 @@ def with_text(text):
     for data in prompt.prompt_data_dict.values():
         data.top_group.title = text
     changes = {"vocab": dict.fromkeys(features.vocab, text), "vocab_bytes": {}, "provenance": provenance}
-    features, prompt = dataclasses.replace(features, **changes), dataclasses.replace(prompt, **changes)
+    return dataclasses.replace(features, **changes), dataclasses.replace(prompt, **changes)
+
+
+def with_text(text):
+    """The pages of both views with it."""
+    features, prompt = data_with_text(text)
     return [features.get_html(), features[1].get_html(), prompt.get_html(seq_pos=3, feature_url="f.html#{feature}")]
 
 

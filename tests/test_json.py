@@ -457,7 +457,7 @@ def test_foreign_files(path):
 
 
 def test_absent_and_unreadable_files(tmp_path):
-    for name, message in (("absent.json", "No such file"), ("", "Is a directory"), ("a\0b", "null")):
+    for name, message in (("absent.json", "No such file"), ("", "it is a folder"), ("a\0b", "null")):
         with pytest.raises(FileFormatError, match=message):
             _json.load(MultiFeatureData, f"{tmp_path}/{name}")
 

@@ -722,3 +722,12 @@ def test_provenance_is_optional_for_a_page():
 def test_every_component_has_its_template():
     for spec in COMPONENTS.values():
         assert _templates.template(spec.template).names
+
+
+def test_a_notebook_shows_fifty_features_of_a_large_vocabulary():
+    features = make_features(2, dead=(), first_group_size=1, n_groups=1, other_groups_size=1)
+    many = {i: dataclasses.replace(features[i % 2], feature_idx=i) for i in range(60)}
+    large = features.vocab | {i: f"a token of a large vocabulary {i}" for i in range(10_000, 60_000)}
+    frame = dataclasses.replace(features, feature_data_dict=many, vocab=large)._repr_html_()
+    assert len(frame) < _page.NOTEBOOK_BYTES * 1.5
+    assert "Showing 50 of 60 features" in frame

@@ -1,0 +1,75 @@
+/* A site: the features lie in files beside the page, some hundred in each, which are loaded when one of them is asked for. They
+   are scripts that hand over what they hold, since a page that was opened from disk can load nothing else. */
+(() => {
+  "use strict";
+  const saeVis = (globalThis.saeVis ??= {});
+  const MOST_KEPT = 12; // shards
+  const SLOW = 300; // ms until it is said that something is loaded
+  const received = (saeVis.received = {});
+  const shards = new Map(); // number -> promise of what it holds, those used last at the end
+  let parts = null;
+  const site = () => (parts ??= saeVis.data("site"));
+
+  saeVis.receive = (name, value) => (received[name] = value);
+
+  const load = (file, name) =>
+    new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      const missing = () => reject(new Error(`The file ${file} of this site is missing or cannot be read. If the site was replaced, load the page again.`));
+      script.src = file;
+      script.addEventListener("error", missing);
+      script.addEventListener("load", () => {
+        script.remove();
+        if (name in received) resolve(received[name]);
+        else missing();
+      });
+      document.head.append(script);
+    });
+
+  /* --- shards --- */
+
+  const shardAt = (place) => site().shards.filter(([, first]) => first <= place).length - 1;
+
+  const shard = (number) => {
+    const name = String(number).padStart(5, "0");
+    const known = shards.get(number) ?? load(site().shards[number][0], name);
+    shards.delete(number);
+    shards.set(number, known);
+    known.then(() => delete received[name], () => shards.delete(number)); // what failed is tried again when asked for again
+    for (const oldest of [...shards.keys()].slice(0, -MOST_KEPT)) shards.delete(oldest);
+    return known;
+  };
+
+  /* The packed fragment of the feature at a place among all. isWanted says whether the reader still waits for it. */
+  saeVis.packedFeature = async (feature, place, isWanted) => {
+    const number = shardAt(place);
+    const slow = setTimeout(() => isWanted() && saeVis.say(`Loading ${site().shards[number][0]} …`), SLOW);
+    try {
+      const text = (await shard(number))[feature];
+      if (text === undefined) throw new Error(`Feature ${feature} is not in ${site().shards[number][0]}, where it should be.`);
+      return text;
+    } finally {
+      clearTimeout(slow);
+    }
+  };
+
+  /* The neighbours of what is shown may be asked for next. */
+  saeVis.prefetch = (place, count) => {
+    for (const next of [place + 1, place - 1]) {
+      if (next >= 0 && next < count) shard(shardAt(next)).catch(() => {}); // said when it is asked for
+    }
+  };
+
+  /* --- after the first feature is there to be seen --- */
+
+  const loadRest = async () => {
+    try {
+      await load(site().vocab, "vocab");
+      if (site().labels) saeVis.labels = JSON.parse(await load(site().labels, "labels"));
+    } catch (error) {
+      saeVis.say(error.message);
+    }
+  };
+
+  document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => setTimeout(loadRest)));
+})();
