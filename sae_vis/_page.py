@@ -51,8 +51,8 @@ def pack(fragment: Html) -> str:
 
 
 def packed(feature: int, text: str) -> Html:
-    """An element that holds a packed fragment."""
-    return template("packed.html").fill(feature=feature, packed=text)
+    """An element that holds a fragment as ``pack`` gives it."""
+    return template("packed.html").fill(feature=feature, packed=Html(text))  # base64 has nothing to escape
 
 
 def document(title: str, body: Html, elements: Sequence[Html] = (), loads: bool = False) -> Html:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -157,19 +156,22 @@ def sequence(texts: Sequence[Html], attributes: Sequence[Html], value: str) -> H
     """A line of tokens with ``value`` before it; each token has its printable text and its ``token_attributes``."""
     (before, between, after), (start, middle, end) = _sequence_pieces()
     # There are hundreds of tokens for each feature: their pieces are joined at once, all of them Html.
-    tokens = zip(itertools.repeat(end + start), attributes, itertools.repeat(middle), texts, strict=False)
-    inner = "".join(itertools.chain.from_iterable(tokens))[len(end) :]
-    needs = frozenset[str]().union(*set(map(_needs_of, texts)))
-    return Html(f"{before}{escape(value)}{between}{inner}{end if texts else ''}{after}", needs)
+    parts: list[str] = [end + start, "", middle, ""] * len(texts)
+    parts[1::4], parts[3::4] = attributes, texts
+    if parts:
+        parts[0] = start
+        parts.append(end)
+    needs = frozenset[str]()
+    for text in texts:
+        if text.needs:  # a plain str has none: what is no Html cannot slip through
+            needs |= text.needs
+    return Html("".join((before, escape(value), between, *parts, after)), needs)
 
 
 @cache
 def _sequence_pieces() -> tuple[list[str], list[str]]:
     line, token = template("sequence_template.html"), template("token_template.html")
     return line.pieces("value", "tokens"), token.pieces("attributes", "text")
-
-
-_needs_of = operator.attrgetter("needs")  # a plain str has none: what is no Html cannot slip through
 
 
 def sequence_group(title: str, detail: str, sequences: Sequence[Html]) -> Html:
