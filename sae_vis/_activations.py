@@ -124,19 +124,21 @@ def collect(
     tokens: Int[Tensor, "rows seq"],
     counted: Bool[Tensor, "rows seq"],
     features: Int[Tensor, " n"],
+    asked: Int[Tensor, " m"],
     plan: CollectPlan,
     on_batch: Callable[[int, int, int], None] = lambda done, total, n_features: None,
 ) -> Iterator[Collected]:
     """Collect the features in as few rounds over the tokens as the memory budget allows: mostly one.
 
-    Yields one ``Collected`` a round, of consecutive pieces of ``features``; the numbers of a feature do not depend on the
-    rounds. Activations beyond the budget lie on disk; what makes more rounds is the products with the neurons.
+    ``features`` are those of all that were ``asked`` for whose data is wanted; with ``correlate="asked"`` they are correlated
+    with all of these. Yields one ``Collected`` a round, of consecutive pieces of ``features``; the numbers of a feature do not
+    depend on the rounds. Activations beyond the budget lie on disk; what makes more rounds is the products with the neurons.
     ``on_batch(rows done, rows in all, features in this round)`` reports progress.
     """
     size = _features_a_round(encoder, plan)
     names = [plan.hook_point, *([model.final_hook] if plan.keep_residual else [])]
     for some in torch.split(features, size):
-        round_ = _Round(encoder, encoder_b, some, features, counted, plan, model.device)
+        round_ = _Round(encoder, encoder_b, some, asked, counted, plan, model.device)
         residual: list[Tensor] = []
         for start in range(0, len(tokens), plan.minibatch_rows):
             stop = min(start + plan.minibatch_rows, len(tokens))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
@@ -19,6 +22,7 @@ from sae_vis._activations import decoder_rows as written_by
 from sae_vis._assemble import LogitPanel, LogitPanels, activations_data, feature_token_ids, sequence_data
 from sae_vis._correlations import Correlated, co_moments_by_tile, most_correlated
 from sae_vis._errors import Interrupted, ModelError
+from sae_vis._feature_folder import FeatureFolder
 from sae_vis._measure import Measured, Methods, measure
 from sae_vis._measure_direct import SHARE_OF_RESIDUALS
 from sae_vis._run import Run, check_feature_rows, methods_of
@@ -49,6 +53,7 @@ from sae_vis.model_fns import MIN_PRODUCT_ROWS, WritePath
 from sae_vis.utils_fns import decimals_for, format_fixed
 
 CHECKED_ROWS = 2
+FEATURES_A_PART = 128  # of a folder that they are written to
 LOGITS_BYTES = 2**26  # of logit weights that are looked at together
 
 
@@ -85,7 +90,7 @@ class FeatureFetcher:
         self.doing = "getting ready"
 
     def fetch(self) -> MultiFeatureData:
-        """All features, round by round.
+        """All features, in memory.
 
         Raises:
             Interrupted: on Ctrl-C, with what was finished.
@@ -93,20 +98,52 @@ class FeatureFetcher:
         features: dict[int, FeatureData] = {}
         asked = self.run.features()
         try:
-            with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
-                for collected in self._collect(asked, bar):
-                    for data in self._one_round(collected):
-                        features[data.feature_idx] = data
+            features.update((data.feature_idx, data) for data in self._features(asked, asked))
         except KeyboardInterrupt:
-            told = f"Interrupted while {self.doing}: {len(features):,} of {len(asked):,} features are finished"
+            told = self._told(len(features), len(asked))
             if not features:
                 raise Interrupted(f"{told}.") from None
-            raise Interrupted(
-                f"{told}. The attribute `finished` of this exception holds them.", self._assemble(features)
-            ) from None
+            told += ". The attribute `finished` of this exception holds them"
+            raise Interrupted(f"{told}.", self._assemble(features)) from None
         return self._assemble(features)
 
-    def _collect(self, asked: Tensor, bar: Any) -> Iterator[Collected]:
+    def fetch_into(self, out_dir: str | os.PathLike[str]) -> MultiFeatureData:
+        """All features, written to a folder a part at a time; those that are there already are not fetched again.
+
+        Raises:
+            InputError: if the folder holds another run.
+            Interrupted: on Ctrl-C; what was finished is in the folder.
+        """
+        texts = token_texts(self.run.model.tokenizer, range(self.run.model.d_vocab))
+        rows = self.tokens_array.astype("<u4").tobytes() if self.fvp.store_rows else None
+        with FeatureFolder.create_or_resume(
+            MultiFeatureData, out_dir, self.fvp, self.provenance, texts.text, texts.partial, rows
+        ) as folder:
+            asked = self.run.features()
+            missing = asked[~torch.isin(asked, torch.tensor(folder.finished, dtype=torch.int64))]
+            features = self._features(missing, asked)
+            try:
+                while part := list(itertools.islice(features, FEATURES_A_PART)):
+                    folder.add(part)
+            except KeyboardInterrupt:
+                told = self._told(len(folder.finished), len(asked))
+                raise Interrupted(
+                    f"{told}. They are in {os.fspath(out_dir)}, where the same call goes on.", folder.data()
+                ) from None
+            return folder.data()
+
+    def _told(self, finished: int, asked: int) -> str:
+        return f"Interrupted while {self.doing}: {finished:,} of {asked:,} features are finished"
+
+    def _features(self, wanted: Tensor, asked: Tensor) -> Iterator[FeatureData]:
+        """Some of the features asked for, round by round."""
+        if not len(wanted):
+            return
+        with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
+            for collected in self._collect(wanted, asked, bar):
+                yield from self._one_round(collected)
+
+    def _collect(self, wanted: Tensor, asked: Tensor, bar: Any) -> Iterator[Collected]:
         tables = self.fvp.include_left_tables
         plan = CollectPlan(
             hook_point=self.run.hook_point.name,
@@ -115,19 +152,17 @@ class FeatureFetcher:
             neurons=tables,
             correlate=self.fvp.correlate_features if tables else None,
             max_features=self.fvp.minibatch_size_features,
-            keep_residual=self._keeps_residual(len(asked)),
+            keep_residual=self._keeps_residual(len(wanted)),
         )
 
         def on_batch(done: int, total: int, n_features: int) -> None:
             bar.total = total
-            bar.set_postfix_str(f"{n_features} of {len(asked)} features", refresh=False)
+            bar.set_postfix_str(f"{n_features} of {len(wanted)} features", refresh=False)
             bar.update(done - bar.n)
             self.doing = f"collecting activations ({done:,} of {total:,} rows)"
 
-        encoder_b = self.run.encoder_b if tables else None
-        yield from collect(
-            self.run.model, self.run.encoder, encoder_b, self.tokens, self.counted, asked, plan, on_batch
-        )
+        run, encoder_b = self.run, self.run.encoder_b if tables else None
+        yield from collect(run.model, run.encoder, encoder_b, self.tokens, self.counted, wanted, asked, plan, on_batch)
 
     def _keeps_residual(self, n_features: int) -> bool:
         """Whether to run the whole model while collecting, rather than once more on the rows that will be shown.

@@ -32,7 +32,7 @@ def run(encoder, model, tokens, counted=None, features=None, encoder_b=None, **p
     wrapped = LanguageModel(model)
     with wrapped.as_for_inference():
         plan = dataclasses.replace(PLAN, **plan)
-        return list(collect(wrapped, encoder, encoder_b, tokens, counted, features, plan))
+        return list(collect(wrapped, encoder, encoder_b, tokens, counted, features, features, plan))
 
 
 def run_once(*args, **options) -> Collected:

@@ -203,7 +203,7 @@ def test_token_shards_merge_to_the_same_features(cuts, rows):
     parts = []
     with wrapped.as_for_inference():
         for start, stop in pairwise(bounds):
-            shard = ids[start:stop], counted[start:stop], torch.arange(N_FEATURES), plan
+            shard = ids[start:stop], counted[start:stop], torch.arange(N_FEATURES), torch.arange(N_FEATURES), plan
             (part,) = collect(wrapped, encoder, encoder_b, *shard)
             parts.append(dataclasses.replace(part, store=dataclasses.replace(part.store, row_offset=start)))
     store = merge_stores([part.store for part in parts])
