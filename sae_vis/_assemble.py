@@ -25,6 +25,7 @@ from sae_vis.data_storing_fns import (
 from sae_vis.utils_fns import round_significant, ticks
 
 STORED_DIGITS = 5
+LOGITS_BYTES = 2**26  # of logit weights that are looked at together
 
 
 def sequence_data(

@@ -46,6 +46,7 @@ except ImportError:  # Windows: nothing holds two runs out of one folder there
 
 M = TypeVar("M")
 V = TypeVar("V")
+S = TypeVar("S", bound=msgspec.Struct)
 PathLike = str | os.PathLike[str]
 
 VERSION = 1
@@ -132,14 +133,31 @@ class FolderFeatures(LazyMapping[Any]):
         self._places[key]  # a key that is not there, or is none, fails as in a dict
         return self._kept(key)
 
+    def partly(self, feature: int, struct: type[S]) -> S:
+        """Some fields of a feature, many times faster than all of them; ``struct`` has their names and types.
+
+        Raises:
+            FileFormatError: if the file is damaged.
+        """
+        line, where = self._line(feature)
+        try:
+            return msgspec.json.decode(line, type=struct)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise FileFormatError(f"{where}: {cut(str(error))}: {_AGAIN}.") from None
+
     def _read(self, feature: int) -> Any:
-        place: _Place = self._places[feature]
-        path = self._folder / part_name(place.part)
-        where = f"{path}: feature {feature}"
-        value: Any = _json.decode_value(_inflated(path, place, where), self._cls, where)
+        line, where = self._line(feature)
+        value: Any = _json.decode_value(line, self._cls, where)
         if value.feature_idx != feature:
             raise FileFormatError(f"{where}: it holds feature {value.feature_idx}: {_AGAIN}.")
         return value
+
+    def _line(self, feature: int) -> tuple[bytes, str]:
+        """The feature's line of JSON, and what an error in it begins with."""
+        place: _Place = self._places[feature]
+        path = self._folder / part_name(place.part)
+        where = f"{path}: feature {feature}"
+        return _inflated(path, place, where), where
 
 
 def _inflated(path: Path, place: _Place, where: str) -> bytes:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import Collected, CollectPlan, collect
 from sae_vis._activations import decoder_rows as written_by
-from sae_vis._assemble import LogitPanel, LogitPanels, activations_data, feature_token_ids, sequence_data
+from sae_vis._assemble import LOGITS_BYTES, LogitPanel, LogitPanels, activations_data, feature_token_ids, sequence_data
 from sae_vis._correlations import Correlated, co_moments_by_tile, most_correlated
 from sae_vis._errors import Interrupted, ModelError
 from sae_vis._feature_folder import FeatureFolder
@@ -54,7 +54,6 @@ from sae_vis.utils_fns import decimals_for, format_fixed
 
 CHECKED_ROWS = 2
 FEATURES_A_PART = 128  # of a folder that they are written to
-LOGITS_BYTES = 2**26  # of logit weights that are looked at together
 
 
 class _Chosen(NamedTuple):

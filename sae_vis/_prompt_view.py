@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_vis._ablation import FormulaTail
 from sae_vis._activations import check_finite, decoder_rows, encode
-from sae_vis._assemble import sequence_data, sequence_token_ids, stored_logits
+from sae_vis._assemble import LOGITS_BYTES, sequence_data, sequence_token_ids, stored_logits
 from sae_vis._measure import Methods, measure
 from sae_vis._params import Ablation
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
@@ -19,57 +20,92 @@ from sae_vis._run import Run, check_features, methods_of
 from sae_vis._shown import ShownFeature, Window
 from sae_vis._statistics import FeatureActivations
 from sae_vis._vocabulary import token_texts
-from sae_vis.data_storing_fns import LogitsData, MultiFeatureData, MultiPromptData, PromptData, SequenceGroupData
+from sae_vis.data_storing_fns import (
+    LogitsData,
+    MultiFeatureData,
+    MultiPromptData,
+    PromptData,
+    QuantileKnots,
+    SequenceGroupData,
+)
+from sae_vis.model_fns import MIN_PRODUCT_ROWS
 
 
 class PromptFetcher:
-    """Runs the stages for one call of ``get_prompt_data``."""
+    """Runs the stages for one call of ``get_prompt_data``.
+
+    What is computed and read is that of the features that are active on the prompt, however many there are in all.
+    """
 
     def __init__(self, run: Run, ids: Tensor, features: MultiFeatureData, size: int) -> None:
         self.run, self.ids, self.features, self.size = run, ids, features, size
-        self.asked = torch.tensor(list(features), dtype=torch.int64)
         self.path = run.check_fit(ids)
+        self.knots: dict[int, QuantileKnots] = {}
         self.acts = self._activations()
-        self.shown_ids = sorted(set(ids[0].tolist()))
-        self.logits, self.seen, self.measured = self._measure()
+        self.seen, self.measured = self._measure()
 
     def _activations(self) -> list[FeatureActivations]:
-        """The features' activations on the prompt, rounded to the same steps as on the corpus."""
-        if not len(self.asked):
+        """The active features' activations on the prompt, rounded to the same steps as on the corpus."""
+        asked = torch.tensor(list(self.features), dtype=torch.int64)
+        if not len(asked):
             return []
         x = self.run.model.activations(self.ids, self.run.hook_point.name)
         check_finite(x, f"The activations at {self.run.hook_point.name!r}", 0)
-        check_features(self.asked.tolist(), self.run.encoder)
-        acts = encode(self.run.encoder, x, self.asked)[0].clamp_min(0.0).cpu()
+        check_features(asked.tolist(), self.run.encoder)
+        acts = encode(self.run.encoder, x, asked)[0].clamp_min(0.0).cpu()
         check_finite(acts[None], "The encoder's activations", 0)
         ignored = torch.isin(self.ids[0], torch.tensor(self.run.ignored_ids(), dtype=torch.int64))
         acts[ignored] = 0.0
         result = []
-        for column, (feature, data) in enumerate(self.features.items()):
+        for column in acts.any(0).nonzero()[:, 0].tolist():
+            feature = int(asked[column])
             places = acts[:, column].nonzero()[:, 0]
+            maximum, self.knots[feature] = self.features.distribution(feature)
             own = FeatureActivations.of(
-                feature, places.numpy(), acts[places, column].numpy(), len(acts), 0, len(acts), data.activations.max
+                feature, places.numpy(), acts[places, column].numpy(), len(acts), 0, len(acts), maximum
             )
             result.append(own)
         return result
 
-    def _measure(self) -> tuple[dict[int, dict[int, float]], list[ShownFeature], tuple[Ablation, ...]]:
-        """Each feature's logit weights of the prompt's tokens, what is shown of it, and how effects were measured."""
+    def _directions(self, features: list[int]) -> tuple[FormulaTail | None, Methods]:
+        rows = decoder_rows(self.run.encoder, torch.tensor(features, dtype=torch.int64))
+        return methods_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
+
+    def _measure(self) -> tuple[list[ShownFeature], tuple[Ablation, ...]]:
+        """What is shown of each active feature, and how effects were measured."""
+        if not self.acts:
+            return [], self._measured_ways()
+        _, methods = self._directions([own.feature for own in self.acts])
         whole = [Window(0, 0, self.ids.shape[1], 0)]
-        formula, methods = None, Methods()
-        if len(self.asked):
-            rows = decoder_rows(self.run.encoder, self.asked)
-            formula, methods = methods_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
-        logits: dict[int, dict[int, float]] = {}
-        if formula is not None:
-            weights = formula.logit_weights()[:, self.shown_ids].tolist()
-            for feature, row in zip(self.asked.tolist(), weights, strict=True):
-                logits[feature] = stored_logits(self.shown_ids, row)
-        windows = [whole for _ in self.acts]
         fvp = self.run.fvp
-        corpus = self.run.corpus(self.ids)
-        measured = measure(corpus, methods, self.acts, windows, fvp.n_changes, fvp.memory_budget_bytes)
-        return logits, [measured.of(index) for index in range(len(self.acts))], methods.names
+        measured = measure(
+            self.run.corpus(self.ids),
+            methods,
+            self.acts,
+            [whole for _ in self.acts],
+            fvp.n_changes,
+            fvp.memory_budget_bytes,
+        )
+        return [measured.of(index) for index in range(len(self.acts))], methods.names
+
+    def _measured_ways(self) -> tuple[Ablation, ...]:
+        """How effects would be measured, if a feature were active."""
+        some = list(self.features)[:1]
+        return self._directions(some)[1].names if some else ()
+
+    def _logit_weights(self, features: list[int]) -> dict[int, dict[int, float]]:
+        """Each feature's logit weights of the prompt's tokens."""
+        shown_ids = sorted(set(self.ids[0].tolist()))
+        formula = self._directions(features)[0] if features else None
+        found: dict[int, dict[int, float]] = {}
+        if formula is None:
+            return found
+        step = max(MIN_PRODUCT_ROWS, LOGITS_BYTES // (4 * self.run.model.d_vocab))
+        for start in range(0, len(features), step):
+            some = features[start : start + step]
+            weights = formula.logit_weights(slice(start, start + step))[:, shown_ids].tolist()
+            found |= {feature: stored_logits(shown_ids, row) for feature, row in zip(some, weights, strict=True)}
+        return found
 
     def _scores(self) -> dict[Any, list[Ranking]]:
         n = self.ids.shape[1]
@@ -83,7 +119,7 @@ class PromptFetcher:
             return shown[feature].activation[position]
 
         def quantile(position: int, feature: int, activation: float) -> float:
-            knots = self.features[feature].quantiles
+            knots = self.knots[feature]
             return act_quantile(activation, knots.values, knots.ranks, knots.n)
 
         scores = {
@@ -105,6 +141,7 @@ class PromptFetcher:
         """The scores, and one column for each feature that is ranked anywhere."""
         scores = self._scores()
         ranked = {feature for rankings in scores.values() for ranking in rankings for feature, _ in ranking}
+        self.logits = self._logit_weights(sorted(ranked))
         columns = {
             own.feature: self._column(own.feature, seen)
             for own, seen in zip(self.acts, self.seen, strict=True)

@@ -9,8 +9,7 @@ import numpy as np
 
 from sae_vis._ablation import Effects
 from sae_vis._params import Ablation
-from sae_vis._statistics import Example, FeatureActivations, Ints
-from sae_vis.utils_fns import round_significant
+from sae_vis._statistics import Example, FeatureActivations, Floats, Ints
 
 LOSS_DECIMALS = 5
 LOGPROB_DIGITS = 4
@@ -71,22 +70,28 @@ def shown_activations(acts: FeatureActivations, places: Ints, seq_len: int) -> d
 
 def rounded(effects: Effects) -> list[EffectAt]:
     """The effects as plain numbers; a token is listed as raised only if it is, and as lowered only if it is."""
-    result = []
-    columns = zip(*(values.tolist() for values in effects), strict=True)
-    for loss, raised_ids, raised, lowered_ids, lowered in columns:
-        up = [(i, v) for i, v in zip(raised_ids, map(_short, raised), strict=True) if v > 0]
-        down = [(i, v) for i, v in zip(lowered_ids, map(_short, lowered), strict=True) if v < 0]
-        result.append(
-            EffectAt(
-                round(loss, LOSS_DECIMALS) + 0.0,
-                [i for i, _ in up],
-                [v for _, v in up],
-                [i for i, _ in down],
-                [v for _, v in down],
-            )
-        )
-    return result
+    losses = (np.round(effects.loss.numpy().astype(np.float64), LOSS_DECIMALS) + 0.0).tolist()  # no -0.0
+    raised, lowered = (_short(values.numpy().astype(np.float64)) for values in (effects.raised, effects.lowered))
+    columns = zip(
+        losses,
+        effects.raised_ids.tolist(),
+        raised.tolist(),
+        (raised > 0).sum(1).tolist(),  # the largest stand first
+        effects.lowered_ids.tolist(),
+        lowered.tolist(),
+        (lowered < 0).sum(1).tolist(),
+        strict=True,
+    )
+    return [
+        EffectAt(loss, up_ids[:n_up], up[:n_up], down_ids[:n_down], down[:n_down])
+        for loss, up_ids, up, n_up, down_ids, down, n_down in columns
+    ]
 
 
-def _short(value: float) -> float:
-    return round_significant(round(value, LOSS_DECIMALS), LOGPROB_DIGITS)
+def _short(values: Floats) -> Floats:
+    """To four significant digits and five decimals at most, each the float closest to its decimal form."""
+    exponents = np.floor(np.log10(np.maximum(np.abs(values), 10.0**-LOSS_DECIMALS)))
+    decimals = np.minimum(LOGPROB_DIGITS - 1 - exponents, LOSS_DECIMALS)
+    scale = 10.0 ** np.abs(decimals)
+    exact: Floats = np.where(decimals >= 0, np.rint(values * scale) / scale, np.rint(values / scale) * scale)
+    return exact

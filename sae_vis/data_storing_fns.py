@@ -30,6 +30,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
+import msgspec
+
 from sae_vis import _feature_folder, _json, _page, _render_pool, _site, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
@@ -793,6 +795,17 @@ def _missing_reason(attribute: str, page: PageContext) -> str:
 # --- the feature-centric view ------------------------------------------------------------------------------------
 
 
+class _Largest(msgspec.Struct):
+    max: float | None
+
+
+class _Distribution(msgspec.Struct):
+    """What the prompt-centric view needs of every feature that is active."""
+
+    activations: _Largest
+    quantiles: QuantileKnots
+
+
 @dataclass(repr=False)
 class MultiFeatureData:
     """Many features of one encoder on one set of tokens: a mapping from feature index to ``FeatureData``.
@@ -834,6 +847,19 @@ class MultiFeatureData:
 
     def __contains__(self, feature: object) -> bool:
         return feature in self.feature_data_dict
+
+    def distribution(self, feature: int) -> tuple[float | None, QuantileKnots]:
+        """The largest activation and the quantile knots of a feature; quick where features are read from a folder.
+
+        Raises:
+            InputError: if there is no such feature.
+        """
+        features = self.feature_data_dict
+        if isinstance(features, _feature_folder.FolderFeatures) and feature in features:
+            found = features.partly(feature, _Distribution)
+            return found.activations.max, found.quantiles
+        data = self[feature]
+        return data.activations.max, data.quantiles
 
     def keys(self) -> KeysView[int]:
         """The feature indices, in rising order."""

@@ -84,6 +84,7 @@ THIRD_PARTY = {
     **dict.fromkeys(UPPER, ARRAYS),
     "_sae_lens": {*ARRAYS, "safetensors"},
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
+    "data_storing_fns": {"msgspec"},
     "_page": {"msgspec"},
     "_feature_folder": {"msgspec"},
     "_json": {"msgspec"},
