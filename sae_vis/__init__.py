@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 __version__ = "1.0.0"
 
 __all__ = [
+    "ActivationStore",
     "ActivationsData",
     "AutoEncoder",
     "AutoEncoderConfig",
@@ -51,6 +52,7 @@ __all__ = [
     "__version__",
     "get_feature_data",
     "get_prompt_data",
+    "load_activations",
     "load_demo",
     "load_sae_lens",
 ]
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
     from sae_vis._params import Column, Component, FeatureVisParams, Layout
     from sae_vis._sae_lens import load_sae_lens
+    from sae_vis._store import ActivationStore
+    from sae_vis._store_file import load_activations
     from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
     from sae_vis.data_storing_fns import (
         ActivationsData,
@@ -97,6 +101,8 @@ _HOMES = {
     "get_prompt_data": "data_fetching_fns",
     "load_demo": "_demo",
     "load_sae_lens": "_sae_lens",
+    "ActivationStore": "_store",
+    "load_activations": "_store_file",
     "AutoEncoder": "model_fns",
     "AutoEncoderConfig": "model_fns",
     "Encoder": "model_fns",

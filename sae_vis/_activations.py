@@ -7,7 +7,7 @@ products with the neurons of the hook point (``_correlations``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -100,6 +100,20 @@ class Collected:
     residual: Float[Tensor, "positions d_model"] | None
     signed: bool
 
+    def holds(self, wanted: Int[Tensor, " n"], stored: Int[Tensor, " m"], *, neurons: bool, b: bool) -> bool:
+        """Whether it is enough for the wanted features: these stored, and the tables' other sides."""
+        return (
+            bool(torch.isin(stored, self.store.features).all())
+            and bool(torch.isin(wanted, self.features).all())
+            and (self.neurons is not None or not neurons)
+            and (self.store_b is not None or not b)
+        )
+
+    def only(self, wanted: Int[Tensor, " n"], stored: Int[Tensor, " m"]) -> Collected:
+        """As if only these features had been wanted, and only these stored."""
+        neurons = self.neurons and self.neurons.select(torch.searchsorted(self.features, wanted))
+        return replace(self, features=wanted, store=self.store.only(stored), neurons=neurons)
+
 
 @dataclass(frozen=True)
 class CollectPlan:
@@ -115,6 +129,11 @@ class CollectPlan:
     correlate: str | None
     max_features: int | None = None
     keep_residual: bool = False
+    one_round: bool = False
+
+    def stored(self, encoder: Encoder, asked: Int[Tensor, " m"], wanted: Int[Tensor, " n"]) -> Int[Tensor, " k"]:
+        """The features whose activations are kept: those that are wanted, and all that they are correlated with."""
+        return {"all": torch.arange(encoder.d_hidden), "asked": asked}.get(self.correlate or "", wanted)
 
 
 def collect(
@@ -153,7 +172,9 @@ def collect(
 
 
 def _features_a_round(encoder: Encoder, plan: CollectPlan) -> int:
-    """As many as the budget holds products with the neurons of."""
+    """As many as the budget holds products with the neurons of; all, where they are to be saved together."""
+    if plan.one_round:
+        return encoder.d_hidden
     by_memory = (
         max(1, plan.memory_bytes // SHARE_OF_PRODUCTS // (8 * encoder.d_in)) if plan.neurons else encoder.d_hidden
     )
@@ -174,7 +195,7 @@ class _Round:
         device: torch.device,
     ) -> None:
         self.encoder, self.encoder_b, self.features = encoder, encoder_b, features
-        stored = {"all": torch.arange(encoder.d_hidden), "asked": all_asked}.get(plan.correlate or "", features)
+        stored = plan.stored(encoder, all_asked, features)
         self.store = StoreBuilder(stored, counted, plan.memory_bytes // SHARE_OF_STORE)
         self.store_b = None
         if encoder_b is not None:

@@ -6,6 +6,7 @@ a sparse-dense one with neurons. What has a mean is shifted before it is squared
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -267,6 +268,14 @@ def _has_mkl() -> bool:
     return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
+def co_occurrence(x: SparseColumns, y: SparseColumns) -> Int[Tensor, "n_x n_y"]:
+    """At how many positions both columns are not zero, exactly."""
+    ones = [SparseColumns(c.offsets, c.rows, torch.ones_like(c.values), c.n_rows, c.n_places) for c in (x, y)]
+    none = [torch.zeros(len(c), dtype=torch.float64) for c in ones]
+    by_column = _Chunked.of(ones[0], 1).by_column(0, 0, len(x), none[0])
+    return _sparse_product(by_column, _Chunked.of(ones[1], 1).by_position(0, none[1])).round_().long()
+
+
 class WithDense:
     """Running products of sparse columns x with dense columns y, added up in float64 batch by batch.
 
@@ -297,6 +306,12 @@ class WithDense:
         matrix = _csr(x.offsets, x.rows, x.values.double(), (len(x), len(y)))
         with _sparse_warnings_off():
             self.products.addmm_(matrix, shifted)
+
+    def select(self, chosen: Int[Tensor, " k"]) -> WithDense:
+        """Those of some of the columns x."""
+        found = copy.copy(self)
+        found.n_x, found.products = len(chosen), self.products[chosen.to(self.device)]
+        return found
 
     def co_moments(self, x: Moments) -> CoMoments:
         """With the moments of the columns x over all positions."""

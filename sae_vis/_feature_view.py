@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_vis import _store_file
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import Collected, CollectPlan, collect
 from sae_vis._activations import decoder_rows as written_by
@@ -78,9 +79,16 @@ class FeatureFetcher:
     """Runs the stages for one call of ``get_feature_data``."""
 
     def __init__(
-        self, run: Run, tokens: Tensor, counted: Bool[Tensor, "rows seq"], path: WritePath, provenance: Provenance
+        self,
+        run: Run,
+        tokens: Tensor,
+        counted: Bool[Tensor, "rows seq"],
+        path: WritePath,
+        provenance: Provenance,
+        activations_file: str | os.PathLike[str] | None,
     ) -> None:
         self.run, self.tokens, self.counted, self.path, self.provenance = run, tokens, counted, path, provenance
+        self.activations_file = activations_file
         self.fvp = run.fvp
         self.norm = run.model.final_norm()
         self.padding = run.model.padding_id()
@@ -138,21 +146,39 @@ class FeatureFetcher:
         """Some of the features asked for, round by round."""
         if not len(wanted):
             return
+        plan = self._plan(len(wanted))
+        if self.activations_file is not None and _store_file.exists(self.activations_file):
+            found = _store_file.load_collected(self.activations_file, self._identity())
+            stored = plan.stored(self.run.encoder, asked, wanted)
+            if found.holds(wanted, stored, neurons=plan.neurons, b=plan.neurons and self.run.encoder_b is not None):
+                yield from self._one_round(found.only(wanted, stored))
+                return
         with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
-            for collected in self._collect(wanted, asked, bar):
+            for collected in self._collect(plan, wanted, asked, bar):
+                if self.activations_file is not None:
+                    _store_file.save_collected(collected, self.activations_file, self._identity())
                 yield from self._one_round(collected)
 
-    def _collect(self, wanted: Tensor, asked: Tensor, bar: Any) -> Iterator[Collected]:
+    def _identity(self) -> dict[str, Any]:
+        """What tells the activations of this run from those of another."""
+        told = self.provenance
+        names = ("hook_point", "d_in", "d_hidden", "n_rows", "seq_len", "n_counted", "ignored_token_ids", "digests")
+        return {name: getattr(told, name) for name in names}
+
+    def _plan(self, n_features: int) -> CollectPlan:
         tables = self.fvp.include_left_tables
-        plan = CollectPlan(
+        return CollectPlan(
             hook_point=self.run.hook_point.name,
             minibatch_rows=self.fvp.minibatch_size_tokens,
             memory_bytes=self.fvp.memory_budget_bytes,
             neurons=tables,
             correlate=self.fvp.correlate_features if tables else None,
             max_features=self.fvp.minibatch_size_features,
-            keep_residual=self._keeps_residual(len(wanted)),
+            keep_residual=self._keeps_residual(n_features),
+            one_round=self.activations_file is not None,
         )
+
+    def _collect(self, plan: CollectPlan, wanted: Tensor, asked: Tensor, bar: Any) -> Iterator[Collected]:
 
         def on_batch(done: int, total: int, n_features: int) -> None:
             bar.total = total
@@ -160,7 +186,7 @@ class FeatureFetcher:
             bar.update(done - bar.n)
             self.doing = f"collecting activations ({done:,} of {total:,} rows)"
 
-        run, encoder_b = self.run, self.run.encoder_b if tables else None
+        run, encoder_b = self.run, self.run.encoder_b if plan.neurons else None
         yield from collect(run.model, run.encoder, encoder_b, self.tokens, self.counted, wanted, asked, plan, on_batch)
 
     def _keeps_residual(self, n_features: int) -> bool:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_vis._correlations import SparseColumns
+from sae_vis._correlations import Correlated, SparseColumns, co_moments_by_tile, co_occurrence, most_correlated
 from sae_vis._errors import InputError
 from sae_vis._ranking import stable_order
 
@@ -63,6 +63,37 @@ class ActivationStore:
     def columns(self) -> SparseColumns:
         """The whole store as a matrix of positions by features."""
         return SparseColumns(self.offsets, self.positions, self.values, self.n_counted, self.counted.numel())
+
+    def correlated(self, features: Sequence[int], size: int = 10) -> list[Correlated]:
+        """The features of the store that correlate most with each of some features, over the counted positions.
+
+        Raises:
+            InputError: if a feature is not in the store.
+        """
+        x, found = self.only(self._checked(features)).columns(), list[Correlated]()
+        ids, others = self.features.numpy(), np.asarray(sorted(set(features)), dtype=np.int64)
+        for co in co_moments_by_tile(x, self.columns()):
+            found += most_correlated(co, ids, size, others[len(found) : len(found) + len(co.products)])
+        place = {feature: i for i, feature in enumerate(others.tolist())}
+        return [found[place[feature]] for feature in features]
+
+    def co_occurrence(self, features: Sequence[int]) -> Int[Tensor, "k n"]:
+        """At how many positions each of some features is active together with each feature of the store.
+
+        Raises:
+            InputError: if a feature is not in the store.
+        """
+        ids = self._checked(features)
+        counts = co_occurrence(self.only(ids).columns(), self.columns())
+        places: Tensor = torch.searchsorted(ids, torch.tensor(list(features), dtype=torch.int64))
+        return counts.index_select(0, places)
+
+    def _checked(self, features: Sequence[int]) -> Int[Tensor, " k"]:
+        ids = torch.unique(torch.tensor(list(features), dtype=torch.int64))
+        absent = ids[~torch.isin(ids, self.features)]
+        if len(absent):
+            raise InputError(f"Feature {int(absent[0])} is not in this store of {len(self.features):,} features.")
+        return ids
 
     def only(self, features: Int[Tensor, " k"]) -> ActivationStore:
         """The store of some of its features, in rising order; the store itself if they are all there are."""

@@ -27,6 +27,7 @@ def get_feature_data(
     encoder_B: Any = None,  # noqa: N803 - the name users know
     *,
     out_dir: str | os.PathLike[str] | None = None,
+    save_activations: str | os.PathLike[str] | None = None,
 ) -> MultiFeatureData:
     """Everything that the feature-centric view shows of the features asked for.
 
@@ -38,6 +39,8 @@ def get_feature_data(
         encoder_B: a second encoder of the same hook point, for the table of correlated B features.
         out_dir: a folder that features are written to as they are finished, so that memory holds few of them; what is
             given back reads them from there. A run that was stopped goes on with those that are missing.
+        save_activations: a file (safetensors) that the activations are kept in. If it is there and holds what is asked for,
+            the model does not run over the tokens again: other groups, buffers or layouts cost their own stages alone.
 
     Raises:
         InputError: if tokens, features or options cannot be used.
@@ -57,7 +60,7 @@ def get_feature_data(
         path = run.check_fit(token_ids)
         provenance = run.provenance(token_ids, counted, path, ignored)
         warn_of_processed_weights(run, provenance)
-        fetcher = FeatureFetcher(run, token_ids, counted, path, provenance)
+        fetcher = FeatureFetcher(run, token_ids, counted, path, provenance, save_activations)
         return fetcher.fetch() if out_dir is None else fetcher.fetch_into(out_dir)
 
 

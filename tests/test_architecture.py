@@ -27,6 +27,7 @@ UPPER = [
     "_full_ablation",
     "_direct_effects",
     "_ablation",
+    "_store_file",
     "_activations",
     "_store",
     "_correlations",
@@ -57,6 +58,7 @@ FOR_ALL = {"_errors", "utils_fns"}  # they import nothing themselves
 # What a module may import of ours at most, beside these, where that is less than everything below it.
 AT_MOST = {
     **{module: {*UPPER, "_params"} for module in UPPER},
+    "_store_file": {*UPPER, "_json"},
     "data_storing_fns": {
         "html_fns",
         "_page",
@@ -83,6 +85,7 @@ THIRD_PARTY = {
     **{module: {*ARRAYS, "tqdm"} for module in BRIDGE[3:]},
     **dict.fromkeys(UPPER, ARRAYS),
     "_sae_lens": {*ARRAYS, "safetensors"},
+    "_store_file": {*ARRAYS, "safetensors"},
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
     "data_storing_fns": {"msgspec"},
     "_page": {"msgspec"},

@@ -1,0 +1,192 @@
+"""Keep what was collected in a file and read it again: one safetensors file, memory-mapped.
+
+The metadata says what was run on what. So a later call with other groups, buffers or layouts does not run the model over
+the tokens again, and a call with another model, encoder or other tokens is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sae_vis._activations import Collected
+from sae_vis._correlations import WithDense
+from sae_vis._errors import FileFormatError, InputError, cut
+from sae_vis._json import write_atomic
+from sae_vis._store import ActivationStore
+
+KIND, VERSION = "sae_vis activations", 1
+PIECE_BYTES = 2**24
+_STORE = ("features", "offsets", "positions", "values")
+_NEURONS = ("products", "sums", "squares", "low", "high", "shift")
+_TYPES = {torch.int64: "I64", torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL"}
+_AGAIN = "Remove the file, and the next call writes it again"
+
+PathLike = str | os.PathLike[str]
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save_collected(collected: Collected, path: PathLike, identity: Mapping[str, Any]) -> None:
+    """Write a round with all its features; ``identity`` says what was run on what.
+
+    Raises:
+        InputError: if the file cannot be written; what was there before is untouched.
+    """
+    tensors = {**_store_tensors("", collected.store), "counted": collected.store.counted}
+    if collected.store_b is not None:
+        tensors |= _store_tensors("b.", collected.store_b)
+    described = {"identity": dict(identity), "signed": collected.signed, "n": 0}
+    if collected.neurons is not None:
+        found = collected.neurons
+        tensors["neurons.features"] = collected.features
+        tensors |= {
+            f"neurons.{name}": getattr(found, name).cpu() for name in _NEURONS if getattr(found, name) is not None
+        }
+        described["n"] = found.n
+    metadata = {"kind": KIND, "version": str(VERSION), "described": json.dumps(described, sort_keys=True)}
+    write_atomic(path, _document(tensors, metadata))
+
+
+def _store_tensors(prefix: str, store: ActivationStore) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": getattr(store, name) for name in _STORE}
+
+
+def _document(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
+    """The bytes of a safetensors file, in pieces: the library's own function would need all of them at once."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))  # so that each is aligned
+    for name, tensor in ordered:
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, tensor in ordered:
+        flat = tensor.contiguous().reshape(-1)
+        for piece in torch.split(flat, max(1, PIECE_BYTES // tensor.element_size())):
+            yield piece.numpy().tobytes()
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load_collected(path: PathLike, identity: Mapping[str, Any] | None = None) -> Collected:
+    """What ``save_collected`` wrote, memory-mapped: it is read from the file where it is looked at.
+
+    Raises:
+        FileFormatError: if the file is missing, damaged, foreign or of a newer version.
+        InputError: if it comes from another run than ``identity`` says; the names that differ are told.
+    """
+    tensors, described = _read(path)
+    if identity is not None:
+        _check_identity(path, described["identity"], json.loads(json.dumps(dict(identity))))
+    try:
+        counted = tensors["counted"]
+        store = _store(tensors, "", counted)
+        store_b = _store(tensors, "b.", counted) if "b.features" in tensors else None
+        features, neurons = store.features, None
+        if "neurons.features" in tensors:
+            features = tensors["neurons.features"]
+            neurons = _neurons(tensors, features, described["n"])
+        return Collected(features, store, store_b, neurons, None, bool(described["signed"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise FileFormatError(f"{os.fspath(path)}: damaged ({cut(str(error), 200)}). {_AGAIN}.") from None
+
+
+def load_activations(path: PathLike) -> ActivationStore:
+    """The activations that ``get_feature_data(..., save_activations=path)`` kept, for analyses of one's own.
+
+    ``store.of(index)`` gives the positions (``row * seq_len + position``) and the activations of its ``index``-th feature;
+    ``store.correlated(features)`` and ``store.co_occurrence(features)`` compare features with all others in it, exactly.
+    They are read from the file where they are looked at.
+
+    Raises:
+        FileFormatError: if the file is missing, damaged, foreign or of a newer version.
+    """
+    return load_collected(path).store
+
+
+def _read(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    name = os.fspath(path)
+    try:
+        with safe_open(name, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("kind") != KIND:
+                raise FileFormatError(f"{name}: not a file of activations that sae_vis wrote.")
+            if metadata.get("version") != str(VERSION):
+                version = cut(metadata.get("version", "none"), 40)
+                raise FileFormatError(f"{name}: format version {version}, but this sae_vis reads {VERSION}. {_AGAIN}.")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            return tensors, json.loads(metadata["described"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise FileFormatError(
+            f"{name}: cannot be read as a safetensors file ({cut(str(error), 200)}). {_AGAIN}."
+        ) from None
+
+
+def _store(tensors: Mapping[str, Tensor], prefix: str, counted: Tensor) -> ActivationStore:
+    features, offsets, positions, values = (tensors[f"{prefix}{name}"] for name in _STORE)
+    n, nnz = len(features), len(values)
+    right = (
+        features.dtype == offsets.dtype == torch.int64
+        and positions.dtype in (torch.int32, torch.int64)
+        and values.dtype == torch.float32
+        and counted.dtype == torch.bool
+        and counted.ndim == 2
+        and len(offsets) == n + 1
+        and len(positions) == nnz
+        and int(offsets[0]) == 0
+        and int(offsets[-1]) == nnz
+        and bool((offsets.diff() >= 0).all())
+        and bool((features.diff() > 0).all())
+        and (not nnz or 0 <= int(positions.min()) <= int(positions.max()) < counted.numel())
+    )
+    if not right:
+        raise ValueError(f"the {prefix or 'first '}store's offsets, positions and values do not fit each other")
+    return ActivationStore(features, offsets, positions, values, counted)
+
+
+def _neurons(tensors: Mapping[str, Tensor], features: Tensor, n: int) -> WithDense:
+    products = tensors["neurons.products"]
+    if products.ndim != 2 or len(products) != len(features) or products.dtype != torch.float64:
+        raise ValueError("the products with the neurons do not fit their features")
+    found = WithDense.__new__(WithDense)
+    found.n, found.n_x, found.n_y, found.device = n, *products.shape, products.device
+    for name in _NEURONS:
+        setattr(found, name, tensors.get(f"neurons.{name}") if name == "shift" else tensors[f"neurons.{name}"])
+    return found
+
+
+def _check_identity(path: PathLike, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    flat_then, flat_now = _flat(then), _flat(now)
+    # What only one of them has is an encoder B that the other call did without.
+    differing = sorted(name for name in flat_then.keys() & flat_now.keys() if flat_then[name] != flat_now[name])
+    if differing:
+        raise InputError(
+            f"{os.fspath(path)} holds the activations of another run: {', '.join(differing)} differ. Give another path to "
+            "save_activations, or remove the file."
+        )
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries, with those of dicts inside under joined names."""
+    flat: dict[str, Any] = {}
+    for name, value in identity.items():
+        flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def exists(path: PathLike) -> bool:
+    """Whether there is a file to be read."""
+    return Path(path).exists()

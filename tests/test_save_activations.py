@@ -1,0 +1,173 @@
+"""``get_feature_data(..., save_activations=...)``: what was collected is kept, and later calls run the later stages alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from brute_force import random_encoder
+from hf_models import build, some_tokens
+from safetensors import safe_open
+
+from sae_vis import (
+    FeatureVisParams,
+    FileFormatError,
+    InputError,
+    MultiFeatureData,
+    _feature_view,
+    get_feature_data,
+    load_activations,
+)
+from sae_vis._correlations import SparseColumns, co_occurrence
+
+HOOK_POINT = "blocks.1.hook_resid_pre"
+N = 12
+PARAMS = FeatureVisParams(HOOK_POINT, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build("gpt2")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Any:
+    return random_encoder(16, N)
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    return tmp_path / "activations.safetensors"
+
+
+@pytest.fixture
+def collected(monkeypatch) -> list[int]:
+    """How many features were collected, for each time that the model ran over the tokens."""
+    calls: list[int] = []
+    own = _feature_view.collect
+
+    def counted(*args):
+        calls.append(len(args[5]))
+        return own(*args)
+
+    monkeypatch.setattr(_feature_view, "collect", counted)
+    return calls
+
+
+def run(encoder, model, file=None, encoder_b=None, tokens=None, **options) -> MultiFeatureData:
+    tokens = some_tokens() if tokens is None else tokens
+    params = dataclasses.replace(PARAMS, **options)
+    return get_feature_data(encoder, model, tokens, params, encoder_b, save_activations=file)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"n_groups": 3, "buffer": (1, 2), "seed": 4},
+        {"features": (1, 5, 7)},
+        {"features": (1, 5, 7), "correlate_features": "asked"},
+        {"include_left_tables": False, "ablation": ("direct", "full")},
+        {"rows_in_left_tables": 5, "minibatch_size_tokens": 2},
+        {"memory_budget": 3000},
+    ],
+)
+def test_other_options_give_the_same_as_without_the_file_and_do_not_collect(later, model, encoder, file, collected):
+    b = random_encoder(16, 5)
+    assert run(encoder, model, file, b) == run(encoder, model, None, b)
+    expected = run(encoder, model, None, b, **later)
+    collected.clear()
+    assert run(encoder, model, file, b, **later) == expected
+    assert collected == []
+
+
+def test_a_file_that_holds_too_little_is_written_again(model, encoder, file, collected):
+    run(encoder, model, file, features=(1, 4), correlate_features="asked")
+    assert run(encoder, model, file, features=(1, 4, 6)) == run(encoder, model, features=(1, 4, 6))
+    assert collected == [2, 3, 3]
+    assert run(encoder, model, file, features=(1, 6)) == run(encoder, model, features=(1, 6))
+    assert collected == [2, 3, 3, 2]
+    with_b = run(encoder, model, file, random_encoder(16, 5), features=(1, 6))
+    assert with_b == run(encoder, model, None, random_encoder(16, 5), features=(1, 6))
+
+
+@pytest.mark.parametrize("what", ["encoder", "tokens", "model", "hook_point", "ignored_token_ids"])
+def test_the_activations_of_another_run_are_refused(what, model, encoder, file):
+    run(encoder, model, file)
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=rf"holds the activations of another run: .*{what}.*remove the file"):
+        run(
+            random_encoder(16, N, seed=7) if what == "encoder" else encoder,
+            build("llama") if what == "model" else model,
+            file,
+            tokens=some_tokens(seed=3) if what == "tokens" else None,
+            hook_point="blocks.0.hook_resid_pre" if what == "hook_point" else HOOK_POINT,
+            ignore_tokens=(5,) if what == "ignored_token_ids" else None,
+        )
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "header", "newer", "offsets", "positions"])
+def test_a_damaged_file_is_told(damage, model, encoder, file):
+    run(encoder, model, file)
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    if damage == "truncated":
+        content = content[:-9]
+    elif damage == "empty":
+        content = b""
+    elif damage == "foreign":
+        content = content.replace(b"sae_vis activations", b"sea_vis activations")
+    elif damage == "header":
+        content = content[:20] + b"\xff" + content[21:]
+    elif damage == "newer":
+        content = content.replace(b'"version":"1"', b'"version":"9"')
+    else:
+        start = 8 + size + header[damage]["data_offsets"][0]
+        content = content[:start] + b"\x7f" * 8 + content[start + 8 :]
+    file.write_bytes(content)
+    with pytest.raises(FileFormatError, match=str(file)):
+        run(encoder, model, file)
+
+
+def test_equal_runs_give_equal_files_that_other_programs_read(model, encoder, file, tmp_path):
+    run(encoder, model, file)
+    run(encoder, model, tmp_path / "again")
+    assert file.read_bytes() == (tmp_path / "again").read_bytes()
+    with safe_open(file, framework="pt") as opened:
+        positions, values = opened.get_tensor("positions"), opened.get_tensor("values")
+        offsets, features = opened.get_tensor("offsets"), opened.get_tensor("features")
+    assert features.tolist() == list(range(N))
+    assert len(positions) == len(values) == int(offsets[-1]) > 0
+
+
+def test_a_file_that_cannot_be_written_is_told(model, encoder, tmp_path):
+    with pytest.raises(InputError, match="its folder does not exist"):
+        run(encoder, model, tmp_path / "no/such/folder")
+
+
+def test_co_occurrence_counts_the_positions_where_both_are_active(model, encoder, file):
+    run(encoder, model, file)
+    store = load_activations(file)
+    dense = torch.zeros(store.counted.numel(), N, dtype=torch.bool)
+    for feature in range(N):
+        dense[store.of(feature)[0].long(), feature] = True
+    expected = (dense[:, :, None] & dense[:, None, :]).sum(0)
+    assert torch.equal(store.co_occurrence(range(N)), expected)
+    assert torch.equal(store.co_occurrence([7, 2, 7]), expected[[7, 2, 7]])
+    none = SparseColumns.of(torch.zeros(3, 2))
+    assert not co_occurrence(none, none).any()
+
+
+def test_the_store_correlates_any_of_its_features(model, encoder, file):
+    tables = run(encoder, model, file, rows_in_left_tables=4)
+    found = load_activations(file).correlated([9, 3, 9], 4)
+    for feature, one in zip([9, 3, 9], found, strict=True):
+        expected = tables[feature].feature_tables.correlated_features
+        assert (one.indices, one.pearson, one.cosine) == (expected.indices, expected.pearson, expected.cosine)
+    with pytest.raises(InputError, match="Feature 12 is not in this store of 12 features"):
+        load_activations(file).correlated([1, N])
