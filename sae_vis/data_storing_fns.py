@@ -825,10 +825,9 @@ class MultiFeatureData:
             InputError: if there is no such feature, or the folder holds anything else.
         """
         first, page = self._first(feature), self._context()
-        drawn = (
-            _site.Packed(i, data.label, _page.pack(data.get_html(page))) for i, data in self.feature_data_dict.items()
-        )
-        body = _features_body(self, page, first, len(self))
+        drawn = (_site.Packed(i, one.label, _page.pack(one.get_html(page))) for i, one in self.items())
+        opened = NOTHING if first is None else self[first].get_html(page)
+        body = _features_body(page, first, opened, len(self))
         _site.write(folder, _first_title(page, first), _title(page), body, _vocab(page, self.vocab), drawn)
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
@@ -918,37 +917,33 @@ class MultiFeatureData:
 def _features_document(
     features: MultiFeatureData, page: PageContext, shown: list[int], first: int | None, note: str = ""
 ) -> Html:
-    """The feature-centric page: ``first`` in plain HTML, the others packed."""
-    data = features.feature_data_dict
-    packed: list[Html] = []
-    labels: dict[int, str] = {}
-    token_ids: set[int] = set()
-    for i in shown:  # each is read once, where it comes from a folder
-        feature = data[i]
+    """The feature-centric page: ``first`` in plain HTML, the others packed. Every feature is looked at once."""
+    opened, packed = NOTHING, list[Html]()
+    labels, token_ids = dict[int, str](), set[int]()
+    for i in shown:
+        feature = features[i]
         token_ids |= feature.token_ids()
-        if i != first:
-            packed.append(_page.packed(i, _page.pack(feature.get_html(page))))
         if feature.label:
             labels[i] = feature.label
+        if i == first:
+            opened = feature.get_html(page)
+        else:
+            packed.append(_page.packed(i, _page.pack(feature.get_html(page))))
     index = {"ids": shown, "labels": labels, "title": _title(page)}
-    body = _features_body(features, page, first, len(shown), note)
     # The texts of a whole vocabulary may be more than a notebook should hold, for fifty features of thousands.
     vocab = features.vocab if len(shown) == len(features) else token_ids
     elements = [_vocab_element(page, vocab), _page.data("index", index), *packed]
-    return _page.document(_first_title(page, first), body, elements)
+    return _page.document(_first_title(page, first), _features_body(page, first, opened, len(shown), note), elements)
 
 
-def _features_body(
-    features: MultiFeatureData, page: PageContext, first: int | None, count: int, note: str = ""
-) -> Html:
-    """The body of the feature-centric page: what does not depend on the feature, and ``first`` of ``count``."""
-    nothing = html_fns.empty("There are no features in this data.")
+def _features_body(page: PageContext, first: int | None, opened: Html, count: int, note: str = "") -> Html:
+    """The body of the feature-centric page of ``count`` features, of which ``first`` is shown as ``opened``."""
     return html_fns.features_page(
         "SAE features" if count != 1 else "SAE feature",
         _subtitle(page.provenance),
         html_fns.feature_selector(first, count) if first is not None and count > 1 else NOTHING,
         _notes(page, note),
-        nothing if first is None else features.feature_data_dict[first].get_html(page),
+        html_fns.empty("There are no features in this data.") if first is None else opened,
         _footer(page),
         html_fns.hovertext(),
     )

@@ -511,7 +511,7 @@ def whole(distinct, tmp_path_factory):
         dataclasses.replace(page, printer=type(page.printer)({i: texts[i % len(texts)] for i in range(50_000)}, {})),
         range(50_000),
     )
-    body = _features_body(features, page, 0, WHOLE)
+    body = _features_body(page, 0, features[0].get_html(page), WHOLE)
     drawn = (_site.Packed(i, f"label {i}", packed[i % len(packed)]) for i in range(WHOLE))
     _site.write(folder, "Feature 0", "a whole dictionary", body, vocab, drawn)
     yield folder
@@ -568,7 +568,7 @@ def test_a_single_page_of_1000_features_is_painted_within_a_second_and_a_half(sc
         _page.data("index", {"ids": list(range(1000)), "labels": {}, "title": "T"}),
         *(_page.packed(i, packed[i % len(packed)]) for i in range(1, 1000)),
     ]
-    document = _page.document("Feature 0", _features_body(features, page, 0, 1000), elements)
+    document = _page.document("Feature 0", _features_body(page, 0, features[0].get_html(page), 1000), elements)
     (tmp_path / "index.html").write_text(document, encoding="utf-8")
     took = first_paint(lambda: visit(tmp_path, scheme=scheme, init=PAINTED))
     linked = first_paint(lambda: visit(tmp_path, "#feature=900", scheme=scheme, init=PAINTED))
