@@ -20,6 +20,7 @@ import browser
 import pytest
 from rendering_fixtures import make_features
 from test_browser import expect_feature
+from test_browser_hostile import WATCH, planted_everywhere, watched
 from test_browser_losses import fetch as fetch_losses
 from test_hostile_tokens import HOSTILE, data_with_text
 from xss_vectors import VECTORS
@@ -440,6 +441,34 @@ def test_a_script_that_text_could_add_is_not_run(visit, folder):
     assert opened.js("typeof evil") == "undefined"
     opened.page.keyboard.press("ArrowRight")
     expect_feature(opened.page, 1)
+
+
+@SCHEMES
+def test_the_policies_are_in_force(scheme, visit, site):
+    """What is planted past the escaping is stopped as on the single page, and the page works on."""
+    opened = watched(visit(site, scheme=scheme, init=WATCH))
+    wait_for(opened, "Boolean(saeVis.labels)")
+    assert opened.js("violations") == []
+    planted_everywhere(opened, "globalThis")
+    opened.js("document.getElementById('next').click()")
+    expect_feature(opened.page, 1)
+    opened.js("location.hash = '#feature=11'")
+    expect_feature(opened.page, 11)
+
+
+def test_the_list_of_files_cannot_be_replaced(visit, folder):
+    """Text that became markup could bring an element of the same id, or one with other files."""
+    page = folder / "index.html"
+    document = page.read_text(encoding="utf-8")
+    other = '{"shards": [["https://x.example/x.js", 0]], "vocab": "https://x.example/x.js"}'
+    planted = f'<p id="site" hidden>{other}</p><script type="application/json" id="site">{other}</script>'
+    page.write_text(document.replace("<footer>", f"{planted}<footer>"), encoding="utf-8")
+    opened = visit(folder)
+    opened.js("location.hash = '#feature=11'")
+    expect_feature(opened.page, 11)
+    page.write_text(document.replace('["features/00000-', '["https://x.example/00000-'), encoding="utf-8")
+    opened = visit(folder, "#feature=1")
+    expect(opened.page.locator("#message")).to_contain_text("none of a site")
 
 
 # --- speed -------------------------------------------------------------------------------------------------------------------
