@@ -4,11 +4,13 @@
 # PIP_ARGS         more arguments for every pip install, e.g. PIP_ARGS="--index-url URL" for a mirror
 # TORCH_INDEX_URL  a package index with CPU builds of torch. On Linux the torch of the usual index is a CUDA build of
 #                  several GB, which works but is not needed: where PyTorch's own CPU index can be reached, name it here.
+# BENCH_ARGS       e.g. BENCH_ARGS="S --no-peers"
 # PYTEST_ARGS      e.g. PYTEST_ARGS="-k json -x"
 
 PYTHON ?= python3
 PIP_ARGS ?=
 TORCH_INDEX_URL ?=
+BENCH_ARGS ?=
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadgroup
 
 VENV := .venv
@@ -19,12 +21,12 @@ TORCH_FIRST := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) tor
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 # What is tested on other versions of TransformerLens. There is no TransformerBridge in 2.
-TESTS_tl3 := $(patsubst %,tests/test_%.py,ablation activations autoencoder demo fetching full_ablation hooked_transformer \
-  interrupt invariances model_fns prompt sae_lens vocabulary)
-TESTS_tl2 := $(patsubst %,tests/test_%.py,demo hooked_transformer vocabulary)
+TESTS_tl3 := $(patsubst %,tests/test_%.py,ablation activations autoencoder benchmark_material demo fetching full_ablation \
+  hooked_transformer interrupt invariances model_fns prompt sae_lens vocabulary)
+TESTS_tl2 := $(patsubst %,tests/test_%.py,benchmark_material demo hooked_transformer vocabulary)
 ALSO_tl3 := sae-lens
 
-.PHONY: help demo test test-tl2 test-tl3 coverage lint format schema clean
+.PHONY: help demo bench test test-tl2 test-tl3 coverage lint format schema clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -41,6 +43,9 @@ test-tl2: .venv-tl2/installed  ## the tests that meet a HookedTransformer, on Tr
 
 test-tl3: .venv-tl3/installed  ## the tests that meet a model, on TransformerLens 3 with SAELens 6
 	.venv-tl3/bin/python -m pytest $(PYTEST_ARGS) $(TESTS_tl3)
+
+bench: $(VENV)/installed  ## sae_vis beside its peers and the machine's own limit (hours; see README)
+	$(RUN) benchmarks $(BENCH_ARGS)
 
 coverage: $(VENV)/installed-dev  ## the test suite, with the lines that it does not reach
 	$(RUN) pytest $(PYTEST_ARGS) --cov
@@ -60,8 +65,8 @@ schema: $(VENV)/installed-dev  ## write docs/schema.json from the dataclasses
 
 clean:  ## remove what was built and cached (not .venv)
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage .coverage.*
-	rm -f demo_feature_vis.html demo_prompt_vis.html demo_features.json
-	find sae_vis tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f demo_feature_vis.html demo_prompt_vis.html demo_features.json benchmark.json
+	find sae_vis tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that is already there (made by hand, or by another tool without pip) is used, and completed.
 $(VENV)/bin/python:

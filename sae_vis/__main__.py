@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     html.add_argument("file", type=Path, metavar="FILE", help=SAVED)
     html.add_argument("-o", "--out", type=Path, metavar="OUT.html", help="default: the name of FILE, with .html")
     html.add_argument("--force", action="store_true", help="overwrite a file that sae-vis did not write")
+    html.add_argument("--processes", type=int, metavar="N", help="how many draw the features (default: as is fast)")
 
     site = commands.add_parser("site", help="make a folder for a static host", description=_site.__doc__)
     site.add_argument("file", type=Path, metavar="SOURCE", help=SAVED)
@@ -106,7 +107,10 @@ def _html(args: argparse.Namespace) -> None:
     out = args.out or _beside(args.file, ".html")
     _check_may_overwrite(out, force=args.force)
     data = _load(args.file)
-    data.save_html(out)
+    if hasattr(data, "prompt_data_dict"):  # few features, and one process
+        data.save_html(out)
+    else:
+        data.save_html(out, processes=args.processes)
     size = f"  {_size(out.stat().st_size):>9}  {out}\n" if out.is_file() else ""
     print(f"{size}Open it in a browser: it is one file and needs no network.", file=sys.stdout if size else sys.stderr)
 

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_vis._errors import ModelError
+from sae_vis._statistics import Ints
 from sae_vis.model_fns import FinalNorm, LanguageModel, soft_cap, steady_product
 
 FORMULA_TOLERANCE = 1e-3
@@ -72,42 +74,48 @@ class Tail(Protocol):
 
 
 class FormulaTail:
-    """The closed form above, for directions ``[n, d_model]``."""
+    """The closed form above, for directions ``[n, d_model]``.
+
+    ``weight [d_model, d_vocab]``, ``bias [d_vocab]`` and ``cap`` (0: none) lead from the scaled residual stream to the logits.
+    """
 
     def __init__(self, model: LanguageModel, norm: FinalNorm, directions: Float[Tensor, "n d_model"]) -> None:
         self.norm = norm
         self.weight, unembedding_bias = model.unembedding()
         self.bias = norm.bias @ self.weight + unembedding_bias
         self.cap = model.soft_cap
-        self.centred_directions = self._centre(directions)
-        self.direction_logits = self._product(self.centred_directions)
+        self.centred_directions = self.centre(directions)
 
-    def _centre(self, x: Tensor) -> Tensor:
+    def centre(self, x: Tensor) -> Tensor:
+        """``x`` less its mean, where the norm takes it away."""
         return x - x.mean(-1, keepdim=True) if self.norm.centres else x
 
-    def _product(self, centred: Float[Tensor, "p d_model"]) -> Float[Tensor, "p d_vocab"]:
-        return steady_product(centred * self.norm.gain, self.weight)
+    def product(self, centred: Float[Tensor, "p d_model"], weight: Tensor | None = None) -> Float[Tensor, "p tokens"]:
+        """What centred vectors give before they are scaled, for the tokens of ``weight`` (None: all)."""
+        return steady_product(centred * self.norm.gain, self.weight if weight is None else weight)
 
-    def _scale(self, centred: Tensor) -> Tensor:
+    def scale(self, centred: Float[Tensor, "p d_model"]) -> Float[Tensor, "p 1"]:
+        """By what the norm divides."""
         if not self.norm.scales:
             return torch.ones_like(centred[:, :1])
         return (centred.square().mean(-1, keepdim=True) + self.norm.eps).sqrt()
 
-    def logit_weights(self) -> Float[Tensor, "n d_vocab"]:
-        """What one unit of each feature does to the logits, centred over the vocabulary for display."""
-        return self.direction_logits - self.direction_logits.mean(-1, keepdim=True)
+    def logit_weights(self, some: slice = slice(None)) -> Float[Tensor, "n d_vocab"]:
+        """What one unit of some features does to the logits, centred over the vocabulary for display."""
+        weights = self.product(self.centred_directions[some])
+        return weights - weights.mean(-1, keepdim=True)
 
     def prepare(self, residual: Float[Tensor, "p d_model"]) -> None:
-        self.centred = self._centre(residual.float())
-        self.unscaled = self._product(self.centred)
+        self.centred = self.centre(residual.float())
+        self.unscaled = self.product(self.centred)
 
     def logits(self) -> Float[Tensor, "p d_vocab"]:
-        return soft_cap(self.unscaled / self._scale(self.centred) + self.bias, self.cap)
+        return soft_cap(self.unscaled / self.scale(self.centred) + self.bias, self.cap)
 
     def logits_without(self, position: Tensor, feature: Tensor, activation: Tensor) -> Float[Tensor, "k d_vocab"]:
-        a = activation[:, None]
-        scale = self._scale(self.centred[position] - a * self.centred_directions[feature])
-        logits = torch.addcmul(self.unscaled[position], a, self.direction_logits[feature], value=-1.0)
+        a, directions = activation[:, None], self.centred_directions[feature]
+        scale = self.scale(self.centred[position] - a * directions)
+        logits = torch.addcmul(self.unscaled[position], a, self.product(directions), value=-1.0)
         return soft_cap(logits.div_(scale).add_(self.bias), self.cap)
 
 
@@ -204,3 +212,20 @@ def joined(parts: Sequence[Effects], n_changes: int = 0) -> Effects:
         none = torch.zeros(0, n_changes)
         return Effects(none.sum(1), none.long(), none, none.long(), none)
     return Effects(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def check_finite_effects(effects: Effects, places: Ints, seq_len: int) -> None:
+    """Raise ``ModelError`` naming row and position of the first effect that is NaN or infinite.
+
+    ``places`` (``row * seq_len + position``) are those where the predictions are made.
+    """
+    finite = torch.isfinite(effects.loss)
+    for changes in (effects.raised, effects.lowered):
+        finite &= torch.isfinite(changes).all(-1)
+    if not bool(finite.all()):
+        row, position = divmod(int(places[int((~finite).nonzero()[0])]), seq_len)
+        raise ModelError(
+            f"The effects on the prediction made at row {row}, position {position} of the tokens are NaN or infinity: the final "
+            "residual stream or a feature's share of it is too large there (float16 overflows above 65504; bfloat16 and float32 "
+            "do not). Check the model's number format, or leave effects out with FeatureVisParams(ablation=None)."
+        )

@@ -1,246 +1,25 @@
-"""The sparse activation store: what the encoder finds at every position, keeping only what is not zero.
+"""Collect: run the model over the tokens, encode what stands at the hook point, and keep what is not zero.
 
-One pass of the model over the tokens fills it, for many features at once. It is feature-major (compressed sparse
-columns): the active positions of feature ``i`` are ``positions[offsets[i]:offsets[i + 1]]``, in rising order, with their
-``values`` beside them. Stores of different rows of tokens merge into the store of all rows.
-
-Beside the store go running co-moments for the correlations, added up in float64 by the pairwise update of Chan, Golub and
-LeVeque (1979), which does not cancel where raw sums would.
+One pass of the model over the tokens fills the activation store (``_store``) for many features at once, and adds up their
+products with the neurons of the hook point (``_correlations``).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_vis._errors import InputError, ModelError
+from sae_vis._correlations import SparseColumns, WithDense
+from sae_vis._errors import ModelError
+from sae_vis._store import ActivationStore, StoreBuilder
 from sae_vis.model_fns import MIN_PRODUCT_COLUMNS, MIN_PRODUCT_ROWS, Encoder, LanguageModel, check_tensor
 
-BYTES_PER_ACTIVATION = 4 + 4  # a float32 value, an int32 position
-
-
-@dataclass(frozen=True)
-class ActivationStore:
-    """The non-zero activations of some features on some rows of tokens.
-
-    Shapes: ``features [n]`` ids in rising order, ``offsets [n + 1]``, ``positions [nnz]`` (row * seq_len + position, from
-    the store's first row), ``values [nnz]`` float32, ``counted [rows, seq]``. ``row_offset`` is the store's first row in
-    the whole set of tokens.
-    """
-
-    features: Int[Tensor, " n"]
-    offsets: Int[Tensor, " n_plus_1"]
-    positions: Int[Tensor, " nnz"]
-    values: Float[Tensor, " nnz"]
-    counted: Bool[Tensor, "rows seq"]
-    row_offset: int = 0
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens in a row."""
-        return self.counted.shape[1]
-
-    @property
-    def n_counted(self) -> int:
-        """Number of counted positions."""
-        return int(self.counted.sum())
-
-    def of(self, index: int) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
-        """Active positions and activations of the ``index``-th feature of the store."""
-        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return self.positions[span], self.values[span]
-
-
-def merge_stores(stores: Sequence[ActivationStore]) -> ActivationStore:
-    """One store of the rows of all, which must follow each other and hold the same features.
-
-    Raises:
-        InputError: if they do not.
-    """
-    first = stores[0]
-    next_row = first.row_offset
-    for store in stores:
-        if (
-            store.row_offset != next_row
-            or store.seq_len != first.seq_len
-            or not torch.equal(store.features, first.features)
-        ):
-            raise InputError(
-                f"Activation stores merge only where rows follow each other, with the same features and row length; expected "
-                f"a store that begins at row {next_row} with {first.seq_len} tokens a row, got row {store.row_offset} with "
-                f"{store.seq_len}."
-            )
-        next_row += len(store.counted)
-    shifts = [(store.row_offset - first.row_offset) * first.seq_len for store in stores]
-    offsets, order = _interleave([store.offsets for store in stores])
-    n_positions = sum(store.counted.numel() for store in stores)
-    index_type = torch.int32 if n_positions < 2**31 else torch.int64
-    positions = torch.cat([store.positions.to(index_type) + shift for store, shift in zip(stores, shifts, strict=True)])
-    values = torch.cat([store.values for store in stores])
-    counted = torch.cat([store.counted for store in stores])
-    return ActivationStore(first.features, offsets, positions[order], values[order], counted, first.row_offset)
-
-
-def _interleave(all_offsets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Offsets of the merged columns, and where in the concatenated parts each merged entry comes from."""
-    counts = torch.stack([offsets.diff() for offsets in all_offsets])  # [parts, n]
-    offsets = torch.cat([counts.new_zeros(1), counts.sum(0).cumsum(0)])
-    column_of_entry = torch.cat([torch.repeat_interleave(torch.arange(counts.shape[1]), part) for part in counts])
-    return offsets, _stable_order(column_of_entry, counts.shape[1])
-
-
-# --- co-moments --------------------------------------------------------------------------------------------------
-
-
-class Moments(NamedTuple):
-    """Of each column: mean, sum of squares around it, minimum and maximum, in float64."""
-
-    mean: Float[Tensor, " n"]
-    squares: Float[Tensor, " n"]
-    low: Float[Tensor, " n"]
-    high: Float[Tensor, " n"]
-
-
-@dataclass(frozen=True)
-class SparseColumns:
-    """The non-zeros of a matrix of ``n_rows`` rows, column by column; none of them negative."""
-
-    offsets: Int[Tensor, " n_plus_1"]
-    rows: Int[Tensor, " nnz"]
-    values: Float[Tensor, " nnz"]
-    n_rows: int
-
-    @classmethod
-    def of(cls, dense: Float[Tensor, "rows n"]) -> SparseColumns:
-        """The non-zeros of a dense matrix."""
-        row, column = dense.nonzero().unbind(1)
-        by_column = _stable_order(column, dense.shape[1])  # much cheaper than reading the matrix column by column
-        row, column = row[by_column], column[by_column]
-        counts = torch.bincount(column, minlength=dense.shape[1])
-        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), row, dense[row, column], len(dense))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def columns(self) -> Int[Tensor, " nnz"]:
-        """The column of each non-zero."""
-        return torch.repeat_interleave(self.offsets.diff())
-
-    def select(self, chosen: Int[Tensor, " k"]) -> SparseColumns:
-        """Some of the columns, in rising order."""
-        is_chosen = torch.zeros(len(self), dtype=torch.bool, device=self.offsets.device)
-        is_chosen[chosen] = True
-        kept = is_chosen[self.columns()]
-        counts = self.offsets.diff()[is_chosen]
-        return SparseColumns(
-            torch.cat([counts.new_zeros(1), counts.cumsum(0)]), self.rows[kept], self.values[kept], self.n_rows
-        )
-
-    def moments(self) -> Moments:
-        """Of the whole columns, zeros included. Sums of squares around zero lose nothing where most values are zeros."""
-        values, column, counts = self.values.double(), self.columns(), self.offsets.diff()
-        zeros = values.new_zeros(len(self))
-        mean = zeros.index_add(0, column, values) / self.n_rows
-        squares = zeros.index_add(0, column, (values - mean[column]).square())
-        squares += (self.n_rows - counts) * mean.square()
-        full = counts == self.n_rows
-        low = torch.full_like(zeros, torch.inf).scatter_reduce(0, column, values, "amin").where(full, zeros)
-        return Moments(mean, squares, low, zeros.scatter_reduce(0, column, values, "amax"))
-
-    def centred(self, mean: Float[Tensor, " n"]) -> Float[Tensor, "rows n"]:
-        """The dense matrix in float64, less the mean of each column."""
-        dense = (-mean).expand(self.n_rows, -1).clone()
-        column = self.columns()
-        dense[self.rows, column] += self.values
-        return dense
-
-    def product(self, dense: Float[Tensor, "rows b"]) -> Float[Tensor, "n b"]:
-        """``columns.T @ dense`` in float64, skipping the zeros."""
-        with warnings.catch_warnings():  # torch calls its sparse tensors beta, and the check that is off here costly
-            warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
-            matrix = torch.sparse_csr_tensor(
-                self.offsets, self.rows, self.values.double(), (len(self), self.n_rows), check_invariants=False
-            )
-            return matrix @ dense
-
-
-def dense_moments(x: Float[Tensor, "rows n"]) -> tuple[Moments, Float[Tensor, "rows n"]]:
-    """The moments of the columns of a dense matrix, and the centred matrix, in float64."""
-    mean = x.sum(0, dtype=torch.float64) / len(x)
-    centred = x.double().sub_(mean)
-    squares = torch.linalg.vector_norm(centred, dim=0).square()
-    return Moments(mean, squares, x.amin(0).double(), x.amax(0).double()), centred
-
-
-class CoMoments:
-    """Running moments of columns x (features) and y (anything), and their products, in float64.
-
-    ``products[i, j]`` is the sum over positions of ``(x_i - mean x_i) * (y_j - mean y_j)``.
-    """
-
-    def __init__(self, n_x: int, n_y: int, device: torch.device) -> None:
-        self.n = 0
-        self.x, self.y = _no_moments(n_x, device), _no_moments(n_y, device)
-        self.products = torch.zeros(n_x, n_y, dtype=torch.float64, device=device)
-
-    def add(self, x: SparseColumns, y: SparseColumns | Float[Tensor, "rows n_y"]) -> None:
-        """Add positions. It is enough to centre one side: ``sum x * (y - mean y)`` is already the centred product."""
-        if x.n_rows == 0:
-            return
-        batch = CoMoments(0, 0, x.offsets.device)
-        batch.n, batch.x = x.n_rows, x.moments()
-        if isinstance(y, SparseColumns):
-            batch.y = y.moments()
-            batch.products = y.product(x.centred(batch.x.mean)).T
-        else:
-            batch.y, centred = dense_moments(y)
-            batch.products = x.product(centred)
-        self.merge(batch)
-
-    def merge(self, other: CoMoments) -> None:
-        """Add the positions of another one (Chan, Golub and LeVeque)."""
-        total = self.n + other.n
-        if total == 0:
-            return
-        weight = self.n * other.n / total
-        shift_x, shift_y = other.x.mean - self.x.mean, other.y.mean - self.y.mean
-        self.products += other.products + weight * torch.outer(shift_x, shift_y)
-        self.x = _merged(self.x, other.x, shift_x, weight, other.n / total)
-        self.y = _merged(self.y, other.y, shift_y, weight, other.n / total)
-        self.n = total
-
-    def keep_x(self, n: int) -> None:
-        """Drop all but the first ``n`` columns x."""
-        self.x = Moments(*(values[:n].clone() for values in self.x))
-        self.products = self.products[:n].clone()
-
-
-def _stable_order(keys: Int[Tensor, " k"], below: int) -> Int[Tensor, " k"]:
-    """The order that sorts keys from 0 to ``below``, equal ones as they stand."""
-    if keys.device.type == "cpu" and below <= 2**16:  # numpy sorts 16-bit integers by radix, many times faster
-        return torch.from_numpy(np.argsort(keys.numpy().astype(np.uint16), kind="stable"))
-    return torch.argsort(keys, stable=True)
-
-
-def _no_moments(n: int, device: torch.device) -> Moments:
-    zeros = torch.zeros(n, dtype=torch.float64, device=device)
-    return Moments(zeros, zeros, zeros + torch.inf, zeros - torch.inf)
-
-
-def _merged(a: Moments, b: Moments, shift: Tensor, weight: float, share: float) -> Moments:
-    return Moments(
-        a.mean + shift * share,
-        a.squares + b.squares + weight * shift.square(),
-        torch.minimum(a.low, b.low),
-        torch.maximum(a.high, b.high),
-    )
+ENCODED_BYTES = 2**27  # of dense activations at a time, most of them zeros
+SHARE_OF_STORE, SHARE_OF_PRODUCTS = 4, 4  # of the memory budget
 
 
 # --- encoding ----------------------------------------------------------------------------------------------------
@@ -307,13 +86,18 @@ def check_width(encoder: Encoder, x: Tensor, hook_point: str, name: str) -> None
 
 @dataclass(frozen=True)
 class Collected:
-    """What one pass over the tokens gives: the store and, where asked for, the co-moments for the three tables."""
+    """What one pass over the tokens gives.
 
+    ``features`` are those of this round. ``store`` holds them, and all others that they are to be correlated with;
+    ``store_b`` the features of encoder B; ``neurons`` the products of this round's features with the neurons; ``residual``
+    what leaves the model at every position, if it was to be kept.
+    """
+
+    features: Int[Tensor, " n"]
     store: ActivationStore
-    with_neurons: CoMoments | None
-    with_features: CoMoments | None
-    with_b_features: CoMoments | None
-    y_features: Int[Tensor, " n"] | None
+    store_b: ActivationStore | None
+    neurons: WithDense | None
+    residual: Float[Tensor, "positions d_model"] | None
     signed: bool
 
 
@@ -330,6 +114,7 @@ class CollectPlan:
     neurons: bool
     correlate: str | None
     max_features: int | None = None
+    keep_residual: bool = False
 
 
 def collect(
@@ -339,55 +124,44 @@ def collect(
     tokens: Int[Tensor, "rows seq"],
     counted: Bool[Tensor, "rows seq"],
     features: Int[Tensor, " n"],
+    asked: Int[Tensor, " m"],
     plan: CollectPlan,
     on_batch: Callable[[int, int, int], None] = lambda done, total, n_features: None,
 ) -> Iterator[Collected]:
-    """Collect the features in as few rounds over the tokens as the memory budget allows.
+    """Collect the features in as few rounds over the tokens as the memory budget allows: mostly one.
 
-    Yields one ``Collected`` a round, of consecutive pieces of ``features``. A round that grows over the budget drops the
-    second half of its features, which then get a round of their own; the numbers of a feature do not depend on it.
+    ``features`` are those of all that were ``asked`` for whose data is wanted; with ``correlate="asked"`` they are correlated
+    with all of these. Yields one ``Collected`` a round, of consecutive pieces of ``features``; the numbers of a feature do not
+    depend on the rounds. Activations beyond the budget lie on disk; what makes more rounds is the products with the neurons.
     ``on_batch(rows done, rows in all, features in this round)`` reports progress.
     """
-    waiting = features
-    while len(waiting):
-        first_try = waiting[: _features_a_round(model, encoder, encoder_b, plan)]
-        collected = _one_round(model, encoder, encoder_b, tokens, counted, first_try, features, plan, on_batch)
-        waiting = waiting[len(collected.store.features) :]
-        yield collected
+    size = _features_a_round(encoder, plan)
+    names = [plan.hook_point, *([model.final_hook] if plan.keep_residual else [])]
+    for some in torch.split(features, size):
+        round_ = _Round(encoder, encoder_b, some, asked, counted, plan, model.device)
+        residual: list[Tensor] = []
+        for start in range(0, len(tokens), plan.minibatch_rows):
+            stop = min(start + plan.minibatch_rows, len(tokens))
+            captured = model.capture(tokens[start:stop], names)
+            x = captured[plan.hook_point]
+            check_finite(x, f"The activations at {plan.hook_point!r}", start)
+            round_.add(x, counted[start:stop], start)
+            if plan.keep_residual:
+                residual.append(captured[model.final_hook].flatten(0, 1).clone())
+            on_batch(stop, len(tokens), len(some))
+        yield round_.finish(torch.cat(residual) if residual else None)
 
 
-def _features_a_round(model: LanguageModel, encoder: Encoder, encoder_b: Encoder | None, plan: CollectPlan) -> int:
-    """As many as half the budget holds of what each needs: its co-moments, and its logits when it is measured."""
-    columns = 2 * model.d_vocab + encoder.d_in * plan.neurons
-    columns += encoder.d_hidden if plan.correlate else 0
-    columns += encoder_b.d_hidden if encoder_b is not None else 0
-    by_memory = max(1, plan.memory_bytes // max(1, 8 * columns) // 2)
+def _features_a_round(encoder: Encoder, plan: CollectPlan) -> int:
+    """As many as the budget holds products with the neurons of."""
+    by_memory = (
+        max(1, plan.memory_bytes // SHARE_OF_PRODUCTS // (8 * encoder.d_in)) if plan.neurons else encoder.d_hidden
+    )
     return min(by_memory, plan.max_features or by_memory)
 
 
-def _one_round(
-    model: LanguageModel,
-    encoder: Encoder,
-    encoder_b: Encoder | None,
-    tokens: Tensor,
-    counted: Tensor,
-    features: Tensor,
-    all_asked: Tensor,
-    plan: CollectPlan,
-    on_batch: Callable[[int, int, int], None],
-) -> Collected:
-    round_ = _Round(encoder, encoder_b, features, all_asked, plan, model.device)
-    for start in range(0, len(tokens), plan.minibatch_rows):
-        stop = min(start + plan.minibatch_rows, len(tokens))
-        x = model.activations(tokens[start:stop], plan.hook_point)
-        check_finite(x, f"The activations at {plan.hook_point!r}", start)
-        round_.add(x, counted[start:stop], start)
-        on_batch(stop, len(tokens), len(round_.features))
-    return round_.finish()
-
-
 class _Round:
-    """One pass over the tokens, for as many features as fit."""
+    """One pass over the tokens."""
 
     def __init__(
         self,
@@ -395,83 +169,75 @@ class _Round:
         encoder_b: Encoder | None,
         features: Tensor,
         all_asked: Tensor,
+        counted: Tensor,
         plan: CollectPlan,
         device: torch.device,
     ) -> None:
-        self.encoder, self.encoder_b, self.features, self.plan = encoder, encoder_b, features, plan
-        whole = torch.arange(encoder.d_hidden)
-        self.y_features = {"all": whole, "asked": all_asked}.get(plan.correlate or "")
-        self.encoded_features = features if self.y_features is None else self.y_features
-        self.device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
-        n = len(features)
-        self.with_neurons = CoMoments(n, encoder.d_in, self.device) if plan.neurons else None
-        self.with_features = None if self.y_features is None else CoMoments(n, len(self.y_features), self.device)
-        self.with_b = None if encoder_b is None else CoMoments(n, encoder_b.d_hidden, self.device)
-        self.parts: list[ActivationStore] = []
+        self.encoder, self.encoder_b, self.features = encoder, encoder_b, features
+        stored = {"all": torch.arange(encoder.d_hidden), "asked": all_asked}.get(plan.correlate or "", features)
+        self.store = StoreBuilder(stored, counted, plan.memory_bytes // SHARE_OF_STORE)
+        self.store_b = None
+        if encoder_b is not None:
+            self.store_b = StoreBuilder(torch.arange(encoder_b.d_hidden), counted, plan.memory_bytes // SHARE_OF_STORE)
+        device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+        self.neurons = WithDense(len(features), encoder.d_in, device) if plan.neurons else None
         self.signed = False
 
     def add(self, x: Float[Tensor, "rows seq *d"], counted: Bool[Tensor, "rows seq"], first_row: int) -> None:
-        """Encode a batch of rows, keep what is not zero, update the co-moments."""
-        everything = len(self.encoded_features) == self.encoder.d_hidden
-        acts = encode(self.encoder, x, None if everything else self.encoded_features)
-        check_finite(acts, "The encoder's activations", first_row)
-        acts, signed = _clamped(acts)
+        """Encode a batch of rows, keep what is not zero, add up the products with the neurons."""
+        active, signed = _encode(self.encoder, x, counted, first_row, self.store, "The encoder")
         self.signed = self.signed or signed
-        columns = SparseColumns.of(acts[counted.to(acts.device)].to(self.device))
-        asked = columns.select(torch.searchsorted(self.encoded_features, self.features).to(self.device))
-        if self.with_neurons is not None:
-            self.with_neurons.add(asked, x.flatten(2)[counted.to(x.device)].to(self.device))
-        if self.with_features is not None:
-            self.with_features.add(asked, columns)
-        if self.with_b is not None and self.encoder_b is not None:
-            acts_b = encode(self.encoder_b, x, None, "encoder_B")
-            check_finite(acts_b, "The activations of encoder_B", first_row)
-            acts_b, _ = _clamped(acts_b)
-            self.with_b.add(asked, SparseColumns.of(acts_b[counted.to(acts_b.device)].to(self.device)))
-        self.parts.append(_stored(asked, self.features, counted, first_row))
-        while len(self.features) > 1 and self._stored_bytes() > self.plan.memory_bytes // 2:
-            self._shrink((len(self.features) + 1) // 2)
+        if self.neurons is not None:
+            self._add_products(active, x, counted)
+        if self.encoder_b is not None and self.store_b is not None:
+            _encode(self.encoder_b, x, counted, first_row, self.store_b, "encoder_B")
 
-    def finish(self) -> Collected:
-        """What was collected, as one store."""
-        return Collected(
-            merge_stores(self.parts), self.with_neurons, self.with_features, self.with_b, self.y_features, self.signed
+    def _add_products(self, active: list[Tensor], x: Tensor, counted: Tensor) -> None:
+        neurons = self.neurons
+        if neurons is None:
+            return
+        rows, columns, values = (part.to(neurons.device) for part in active)
+        counted = counted.to(neurons.device).flatten()
+        number = counted.cumsum(0) - 1  # of each position among those that count
+        columns_of_x = SparseColumns.sorted_from(
+            number[rows], columns, values, len(self.store.features), int(counted.sum())
         )
+        if len(self.features) < len(self.store.features):
+            columns_of_x = columns_of_x.select(
+                torch.searchsorted(self.store.features, self.features).to(neurons.device)
+            )
+        neurons.add(columns_of_x, x.flatten(2).to(neurons.device).flatten(0, 1)[counted])
 
-    def _stored_bytes(self) -> int:
-        return sum(len(part.values) for part in self.parts) * BYTES_PER_ACTIVATION
+    def finish(self, residual: Tensor | None) -> Collected:
+        """What was collected."""
+        store_b = None if self.store_b is None else self.store_b.finish()
+        return Collected(self.features, self.store.finish(), store_b, self.neurons, residual, self.signed)
 
-    def _shrink(self, n: int) -> None:
-        """Go on with the first ``n`` features only; the others get a later round."""
-        self.features = self.features[:n]
-        self.parts = [_first_features(part, n) for part in self.parts]
-        for moments in (self.with_neurons, self.with_features, self.with_b):
-            if moments is not None:
-                moments.keep_x(n)
+
+def _encode(
+    encoder: Encoder, x: Tensor, counted: Tensor, first_row: int, store: StoreBuilder, name: str
+) -> tuple[list[Tensor], bool]:
+    """Add the activations to the store. Gives rows, columns and values, and whether there were negative ones."""
+    features = None if len(store.features) == encoder.d_hidden else store.features
+    found, signed = [], False
+    whose = "The activations of encoder_B" if name == "encoder_B" else f"{name}'s activations"
+    step = max(1, ENCODED_BYTES // (4 * len(store.features) * x.shape[1]))
+    for start in range(0, len(x), step):
+        acts = encode(encoder, x[start : start + step], features, name)
+        check_finite(acts, whose, first_row + start)
+        acts, negative = _clamped(acts)
+        signed = signed or negative
+        acts = acts.flatten(0, 1)
+        row, column = acts.nonzero().unbind(1)
+        counts = counted[start : start + step].to(acts.device).flatten()[row]
+        row, column = row[counts], column[counts]
+        found.append((row + start * x.shape[1], column, acts[row, column]))
+    rows, columns, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+    store.add(rows + first_row * x.shape[1], columns, values)
+    return [rows, columns, values], signed
 
 
 def _clamped(acts: Tensor) -> tuple[Tensor, bool]:
     """The activations without negative ones, and whether there were any. Not in place: they may be the encoder's own."""
     signed = bool(acts.amin() < 0)
     return (acts.clamp_min(0.0) if signed else acts), signed
-
-
-def _stored(
-    columns: SparseColumns, features: Tensor, counted: Bool[Tensor, "rows seq"], first_row: int
-) -> ActivationStore:
-    """The columns of the counted positions, with the place of each position in the rows."""
-    places = counted.reshape(-1).nonzero()[:, 0].to(torch.int32)
-    positions = places[columns.rows.cpu()]
-    return ActivationStore(features, columns.offsets.cpu(), positions, columns.values.cpu(), counted, first_row)
-
-
-def _first_features(store: ActivationStore, n: int) -> ActivationStore:
-    end = int(store.offsets[n])
-    return ActivationStore(
-        store.features[:n],
-        store.offsets[: n + 1],
-        store.positions[:end].clone(),
-        store.values[:end].clone(),
-        store.counted,
-        store.row_offset,
-    )

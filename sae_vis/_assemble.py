@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sae_vis._params import FeatureVisParams
+from sae_vis._ranking import BLOCK, largest
 from sae_vis._shown import EffectAt, ShownFeature
-from sae_vis._statistics import FeatureActivations, histogram, moments
+from sae_vis._statistics import FeatureActivations, histogram, histograms, moments
 from sae_vis.data_storing_fns import (
     ActivationsData,
     FeatureData,
@@ -67,24 +70,62 @@ def activations_data(acts: FeatureActivations, n_bins: int) -> ActivationsData:
     return ActivationsData(density, n_active, acts.maximum, mean, variance, skewness, kurtosis, bars)
 
 
-def logits_data(weights: Any, fvp: FeatureVisParams, shown_ids: list[int]) -> LogitsData:
-    """The logit panels of one feature, from its weights ``[d_vocab]``; equal ones in the order of the token ids."""
-    by_value = np.lexsort((np.arange(len(weights)), weights))
-    bottom, top = by_value[: fvp.n_logits], np.lexsort((np.arange(len(weights)), -weights))[: fvp.n_logits]
+class LogitPanel(NamedTuple):
+    """What the logit panels show of one feature, from its logit weights ``[d_vocab]``."""
 
-    def stored(ids: Any) -> list[float]:
-        return list(stored_logits(ids, weights[ids]).values())
+    weights: Any
+    top: list[int]
+    bottom: list[int]
+    edges: list[float]
+    heights: list[int]
 
-    edges, heights = histogram(weights, fvp.n_bins)
-    edges = [round_significant(edge, 8) for edge in edges]
-    return LogitsData(
-        top.tolist(),
-        stored(top),
-        bottom.tolist(),
-        stored(bottom),
-        stored_logits(shown_ids, weights[shown_ids]),
-        HistogramData(edges, heights, ticks(edges[0], edges[-1])),
-    )
+    def data(self, shown_ids: list[int]) -> LogitsData:
+        """The panels, with the logit weights of the tokens that are shown."""
+
+        def stored(ids: list[int]) -> list[float]:
+            return list(stored_logits(ids, self.weights[ids].tolist()).values())
+
+        edges = [round_significant(edge, 8) for edge in self.edges]
+        return LogitsData(
+            self.top,
+            stored(self.top),
+            self.bottom,
+            stored(self.bottom),
+            stored_logits(shown_ids, self.weights[shown_ids].tolist()),
+            HistogramData(edges, self.heights, ticks(edges[0], edges[-1])),
+        )
+
+
+class LogitPanels(NamedTuple):
+    """The panels of several features, computed together; equal weights stand in the order of the token ids."""
+
+    weights: Any
+    top: list[list[int]]
+    bottom: list[list[int]]
+    edges: list[list[float]]
+    heights: list[list[int]]
+
+    @classmethod
+    def of(cls, weights: Float[Tensor, "n d_vocab"] | None, fvp: FeatureVisParams) -> LogitPanels:
+        """Of the logit weights; None where there are none."""
+        if weights is None:
+            return cls(None, [], [], [], [])
+        n = min(fvp.n_logits, weights.shape[1])
+        missing = -weights.shape[1] % BLOCK
+        best = []
+        for sign in (1.0, -1.0):
+            padded = torch.nn.functional.pad(sign * weights, (0, missing), value=-torch.inf)
+            best.append(largest(padded, n).sorted()[0].tolist() if n else [[] for _ in weights])
+        edges, heights = histograms(weights.cpu().numpy(), fvp.n_bins)
+        return cls(weights.cpu().numpy(), best[0], best[1], edges, heights)
+
+    def at(self, index: int) -> LogitPanel | None:
+        """Those of one feature."""
+        if self.weights is None:
+            return None
+        return LogitPanel(
+            self.weights[index], self.top[index], self.bottom[index], self.edges[index], self.heights[index]
+        )
 
 
 def stored_logits(token_ids: Iterable[int], weights: Iterable[float]) -> dict[int, float]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from tqdm import tqdm
@@ -15,20 +19,23 @@ from tqdm import tqdm
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import Collected, CollectPlan, collect
 from sae_vis._activations import decoder_rows as written_by
-from sae_vis._assemble import activations_data, feature_token_ids, logits_data, sequence_data
-from sae_vis._errors import Interrupted
-from sae_vis._measure import Methods, measure
+from sae_vis._assemble import LogitPanel, LogitPanels, activations_data, feature_token_ids, sequence_data
+from sae_vis._correlations import Correlated, co_moments_by_tile, most_correlated
+from sae_vis._errors import Interrupted, ModelError
+from sae_vis._feature_folder import FeatureFolder
+from sae_vis._measure import Measured, Methods, measure
+from sae_vis._measure_direct import SHARE_OF_RESIDUALS
 from sae_vis._run import Run, check_feature_rows, methods_of
 from sae_vis._shown import ShownFeature, Window
 from sae_vis._statistics import (
-    Correlated,
     FeatureActivations,
+    Ints,
     aligned_neurons,
     interval_examples,
-    most_correlated,
     quantile_knots,
     top_examples,
 )
+from sae_vis._store import ActivationStore
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import (
     CorrelationData,
@@ -42,14 +49,16 @@ from sae_vis.data_storing_fns import (
     SequenceGroupData,
     SequenceMultiGroupData,
 )
-from sae_vis.model_fns import Encoder, WritePath
+from sae_vis.model_fns import MIN_PRODUCT_ROWS, WritePath
 from sae_vis.utils_fns import decimals_for, format_fixed
 
 CHECKED_ROWS = 2
+FEATURES_A_PART = 128  # of a folder that they are written to
+LOGITS_BYTES = 2**26  # of logit weights that are looked at together
 
 
 class _Chosen(NamedTuple):
-    """One feature with its examples chosen."""
+    """One feature with its examples chosen. ``acts`` are its activations on the rows that are shown."""
 
     acts: FeatureActivations
     groups: list[tuple[SequenceGroupData, list[Window]]]  # groups without their sequences, and the windows to fill them
@@ -77,10 +86,11 @@ class FeatureFetcher:
         self.norm = run.model.final_norm()
         self.padding = run.model.padding_id()
         self.seq_len = tokens.shape[1]
+        self.tokens_array = tokens.numpy()  # many times faster to take pieces of
         self.doing = "getting ready"
 
     def fetch(self) -> MultiFeatureData:
-        """All features, round by round.
+        """All features, in memory.
 
         Raises:
             Interrupted: on Ctrl-C, with what was finished.
@@ -88,20 +98,52 @@ class FeatureFetcher:
         features: dict[int, FeatureData] = {}
         asked = self.run.features()
         try:
-            with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
-                for collected in self._collect(asked, bar):
-                    for data in self._one_round(collected):
-                        features[data.feature_idx] = data
+            features.update((data.feature_idx, data) for data in self._features(asked, asked))
         except KeyboardInterrupt:
-            told = f"Interrupted while {self.doing}: {len(features):,} of {len(asked):,} features are finished"
+            told = self._told(len(features), len(asked))
             if not features:
                 raise Interrupted(f"{told}.") from None
-            raise Interrupted(
-                f"{told}. The attribute `finished` of this exception holds them.", self._assemble(features)
-            ) from None
+            told += ". The attribute `finished` of this exception holds them"
+            raise Interrupted(f"{told}.", self._assemble(features)) from None
         return self._assemble(features)
 
-    def _collect(self, asked: Tensor, bar: Any) -> Iterator[Collected]:
+    def fetch_into(self, out_dir: str | os.PathLike[str]) -> MultiFeatureData:
+        """All features, written to a folder a part at a time; those that are there already are not fetched again.
+
+        Raises:
+            InputError: if the folder holds another run.
+            Interrupted: on Ctrl-C; what was finished is in the folder.
+        """
+        texts = token_texts(self.run.model.tokenizer, range(self.run.model.d_vocab))
+        rows = self.tokens_array.astype("<u4").tobytes() if self.fvp.store_rows else None
+        with FeatureFolder.create_or_resume(
+            MultiFeatureData, out_dir, self.fvp, self.provenance, texts.text, texts.partial, rows
+        ) as folder:
+            asked = self.run.features()
+            missing = asked[~torch.isin(asked, torch.tensor(folder.finished, dtype=torch.int64))]
+            features = self._features(missing, asked)
+            try:
+                while part := list(itertools.islice(features, FEATURES_A_PART)):
+                    folder.add(part)
+            except KeyboardInterrupt:
+                told = self._told(len(folder.finished), len(asked))
+                raise Interrupted(
+                    f"{told}. They are in {os.fspath(out_dir)}, where the same call goes on.", folder.data()
+                ) from None
+            return folder.data()
+
+    def _told(self, finished: int, asked: int) -> str:
+        return f"Interrupted while {self.doing}: {finished:,} of {asked:,} features are finished"
+
+    def _features(self, wanted: Tensor, asked: Tensor) -> Iterator[FeatureData]:
+        """Some of the features asked for, round by round."""
+        if not len(wanted):
+            return
+        with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
+            for collected in self._collect(wanted, asked, bar):
+                yield from self._one_round(collected)
+
+    def _collect(self, wanted: Tensor, asked: Tensor, bar: Any) -> Iterator[Collected]:
         tables = self.fvp.include_left_tables
         plan = CollectPlan(
             hook_point=self.run.hook_point.name,
@@ -110,44 +152,82 @@ class FeatureFetcher:
             neurons=tables,
             correlate=self.fvp.correlate_features if tables else None,
             max_features=self.fvp.minibatch_size_features,
+            keep_residual=self._keeps_residual(len(wanted)),
         )
 
         def on_batch(done: int, total: int, n_features: int) -> None:
             bar.total = total
-            bar.set_postfix_str(f"{n_features} of {len(asked)} features", refresh=False)
+            bar.set_postfix_str(f"{n_features} of {len(wanted)} features", refresh=False)
             bar.update(done - bar.n)
             self.doing = f"collecting activations ({done:,} of {total:,} rows)"
 
-        encoder_b = self.run.encoder_b if tables else None
-        yield from collect(
-            self.run.model, self.run.encoder, encoder_b, self.tokens, self.counted, asked, plan, on_batch
-        )
+        run, encoder_b = self.run, self.run.encoder_b if tables else None
+        yield from collect(run.model, run.encoder, encoder_b, self.tokens, self.counted, wanted, asked, plan, on_batch)
+
+    def _keeps_residual(self, n_features: int) -> bool:
+        """Whether to run the whole model while collecting, rather than once more on the rows that will be shown.
+
+        It is worth it where the hook point lies so late, or so many rows will be shown, that it runs fewer blocks.
+        """
+        if "direct" not in self.fvp.ablations or self.path.missing_because or self.run.hook_point.block is None:
+            return False
+        fvp, model = self.fvp, self.run.model
+        n_windows = n_features * (fvp.first_group_size + fvp.n_groups * fvp.other_groups_size)
+        share_shown = 1 - math.exp(-n_windows / 2 / len(self.tokens))  # intervals are often not full
+        fits = self.tokens.numel() * 4 * model.d_model <= fvp.memory_budget_bytes // SHARE_OF_RESIDUALS
+        return fits and share_shown + (self.run.hook_point.block + 1) / model.n_layers >= 1.0
 
     def _one_round(self, collected: Collected) -> Iterator[FeatureData]:
-        store = collected.store
+        store = collected.store.only(collected.features)
         ids = store.features.tolist()
         self._note_signed(collected.signed)
-        n_counted = store.n_counted
-        chosen = []
-        for index, feature in enumerate(ids):
-            places, values = store.of(index)
-            acts = FeatureActivations.of(
-                feature, places.numpy().astype(np.int64), values.numpy(), store.seq_len, store.row_offset, n_counted
-            )
-            chosen.append(_Chosen(acts, self._groups(acts)))
-        tables = self._correlations(collected)
+        chosen = [self._chosen(store, index) for index in range(len(ids))]
+        tables = self._correlations(collected, store)
         decoder_rows = written_by(self.run.encoder, store.features)
         check_feature_rows(decoder_rows, ids, "The decoder weights")
         formula, methods = self._methods(decoder_rows)
-        weights = None
-        if formula is not None:
-            logit_weights = formula.logit_weights()
-            check_feature_rows(logit_weights, ids, "The logit weights")
-            weights = logit_weights.cpu().numpy().astype(np.float64)
-        shown = self._measure(methods, chosen)
-        for index, (one, seen) in enumerate(zip(chosen, shown, strict=True)):
-            row = decoder_rows[index].cpu().numpy().astype(np.float64)
-            yield self._feature(one, seen, index, row, None if weights is None else weights[index], tables)
+        try:
+            measured = self._measure(methods, chosen, collected.residual)
+        except ModelError:
+            if formula is not None:  # the reason may be a feature, and that is easier to understand
+                check_feature_rows(formula.logit_weights(), ids, "The logit weights")
+            raise
+        for start in range(0, len(ids), self._logits_at_a_time):
+            some = slice(start, min(start + self._logits_at_a_time, len(ids)))
+            weights = None
+            if formula is not None:
+                weights = formula.logit_weights(some)
+                check_feature_rows(weights, ids[some], "The logit weights")
+            panels = LogitPanels.of(weights, self.fvp)
+            for index in range(some.start, some.stop):
+                row = decoder_rows[index].cpu().numpy().astype(np.float64)
+                acts = self._activations(store, index)
+                yield self._feature(
+                    acts, chosen[index], measured.of(index), index, row, panels.at(index - start), tables
+                )
+            store.release()
+
+    @property
+    def _logits_at_a_time(self) -> int:
+        """So many features that their logit weights take little memory, and at least as many as a product should have."""
+        return max(MIN_PRODUCT_ROWS, LOGITS_BYTES // (4 * self.run.model.d_vocab))
+
+    def _activations(self, store: ActivationStore, index: int) -> FeatureActivations:
+        places, values = store.of(index)
+        return FeatureActivations.of(
+            int(store.features[index]),
+            places.numpy().astype(np.int64),
+            values.numpy(),
+            store.seq_len,
+            store.row_offset,
+            self.provenance.n_counted,
+        )
+
+    def _chosen(self, store: ActivationStore, index: int) -> _Chosen:
+        acts = self._activations(store, index)
+        groups = self._groups(acts)
+        rows = np.unique([window.row for _, windows in groups for window in windows])
+        return _Chosen(acts.on_rows(rows), groups)
 
     def _note_signed(self, signed: bool) -> None:
         note = "The encoder gives negative activations; they are clamped at 0 here."
@@ -176,18 +256,27 @@ class FeatureFetcher:
             for group, examples in groups
         ]
 
-    def _correlations(self, collected: Collected) -> _Tables:
-        size = self.fvp.rows_in_left_tables
-        own = collected.store.features.numpy()
+    def _correlations(self, collected: Collected, store: ActivationStore) -> _Tables:
+        if not self.fvp.include_left_tables:
+            return _Tables(None, None, None)
+        x, size = store.columns(), self.fvp.rows_in_left_tables
+        neurons = None
+        if collected.neurons is not None:
+            co = collected.neurons.co_moments(x.moments())
+            neurons = most_correlated(co, np.arange(self.run.encoder.d_in), size)
 
-        def table(co: Any, ids: Any, not_itself: Any = None) -> list[Correlated] | None:
-            return None if co is None else most_correlated(co, ids, size, not_itself)
+        def table(others: ActivationStore | None, not_itself: Ints | None = None) -> list[Correlated] | None:
+            if others is None:
+                return None
+            found: list[Correlated] = []
+            for co in co_moments_by_tile(x, others.columns(), self.fvp.memory_budget_bytes):
+                excluded = None if not_itself is None else not_itself[len(found) : len(found) + len(co.products)]
+                found += most_correlated(co, others.features.numpy(), size, excluded)
+                others.release()
+            return found
 
-        return _Tables(
-            table(collected.with_neurons, np.arange(self.run.encoder.d_in)),
-            table(collected.with_features, _as_numpy(collected.y_features), own),
-            table(collected.with_b_features, _as_numpy_range(self.run.encoder_b)),
-        )
+        with_features = table(collected.store, store.features.numpy()) if self.fvp.correlate_features else None
+        return _Tables(neurons, with_features, table(collected.store_b))
 
     # -- measure --
 
@@ -201,7 +290,7 @@ class FeatureFetcher:
             )
         return formula, methods
 
-    def _measure(self, methods: Methods, chosen: Sequence[_Chosen]) -> list[ShownFeature]:
+    def _measure(self, methods: Methods, chosen: Sequence[_Chosen], residual: Tensor | None) -> Measured:
         with _progress("Measuring effects", "row", self.fvp.verbose and bool(methods.names)) as bar:
 
             def on_rows(done: int, total: int) -> None:
@@ -210,14 +299,12 @@ class FeatureFetcher:
                 self.doing = f"measuring effects ({done:,} of {total:,} rows)"
 
             return measure(
-                self.run.model,
+                self.run.corpus(self.tokens, residual),
                 methods,
-                self.run.written,
-                self.tokens,
                 [one.acts for one in chosen],
                 [one.windows() for one in chosen],
                 self.fvp.n_changes,
-                self.fvp.minibatch_size_tokens,
+                self.fvp.memory_budget_bytes,
                 on_rows,
             )
 
@@ -225,11 +312,12 @@ class FeatureFetcher:
 
     def _feature(
         self,
+        acts: FeatureActivations,
         one: _Chosen,
         seen: ShownFeature,
         index: int,
         decoder_row: Any,
-        weights: Any,
+        panel: LogitPanel | None,
         tables: _Tables,
     ) -> FeatureData:
         groups = []
@@ -237,14 +325,14 @@ class FeatureFetcher:
             sequences = [self._sequence(window, seen) for window in windows]
             groups.append(dataclasses.replace(group, sequences=sequences))
         shown_ids = sorted({token for group in groups for sequence in group.sequences for token in sequence.token_ids})
-        values, ranks = quantile_knots(one.acts.raw)
+        values, ranks = quantile_knots(acts.raw)
         return FeatureData(
-            feature_idx=one.acts.feature,
+            feature_idx=acts.feature,
             feature_tables=self._feature_tables(index, decoder_row, tables),
-            activations=activations_data(one.acts, self.fvp.n_bins),
-            logits=None if weights is None else logits_data(weights, self.fvp, shown_ids),
+            activations=activations_data(acts, self.fvp.n_bins),
+            logits=None if panel is None else panel.data(shown_ids),
             sequences=SequenceMultiGroupData(groups),
-            quantiles=QuantileKnots(values, ranks, one.acts.n_counted),
+            quantiles=QuantileKnots(values, ranks, acts.n_counted),
         )
 
     def _feature_tables(self, index: int, decoder_row: Any, tables: _Tables) -> FeatureTablesData:
@@ -263,7 +351,7 @@ class FeatureFetcher:
         )
 
     def _sequence(self, window: Window, seen: ShownFeature) -> SequenceData:
-        token_ids = self.tokens[window.row, window.start : window.stop].tolist()
+        token_ids = self.tokens_array[window.row, window.start : window.stop].tolist()
         places = range(window.row * self.seq_len + window.start, window.row * self.seq_len + window.stop)
         return sequence_data(
             window.row, window.start, window.bold - window.start, token_ids, places, seen, self.padding
@@ -281,14 +369,6 @@ class FeatureFetcher:
         return MultiFeatureData(
             features, texts.text, texts.partial, dict(sorted(rows.items())), self.fvp, self.provenance
         )
-
-
-def _as_numpy(ids: Tensor | None) -> Any:
-    return None if ids is None else ids.numpy()
-
-
-def _as_numpy_range(encoder: Encoder | None) -> Any:
-    return None if encoder is None else np.arange(encoder.d_hidden)
 
 
 @contextmanager

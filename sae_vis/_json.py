@@ -6,8 +6,9 @@ feature a line, then ``]}``: line-based tools can stream it, and any JSON reader
 ``msgspec`` does the encoding and decoding, natively; what it lets through is checked here. Every dataclass has a
 *mirror*, made from its type hints: a strict struct that forbids unknown fields and numbers that are not finite. Saving
 converts to the mirror, which finds a bad value and names its path, and encodes that. Loading decodes the dataclasses
-themselves, whose own checks then run, and encodes them again: if that gives the very bytes of the file, nothing was
-ignored or changed. If not (somebody laid the file out differently), slower checks look for what was.
+themselves, whose own checks then run, and encodes them again, line by line: if that gives the very bytes of the file,
+nothing was ignored or changed. If not (somebody laid the file out differently, or it is wrong), everything is read once
+more by slower code that knows any layout and names what is wrong.
 
 This module imports no dataclass of the library: it reads the class that it is given. The dataclasses import it.
 """
@@ -89,6 +90,15 @@ def document(obj: object) -> Iterator[bytes]:
         where = f"$.features[{index}] (feature {getattr(value, 'feature_idx', '?')})"
         yield (b",\n" if index else b"\n") + _checked_line(value, kind.line_mirror, where)
     yield _CLOSING
+
+
+def line(cls: type, value: object) -> bytes:
+    """One value of a ``cls``, as it stands in its line of a document.
+
+    Raises:
+        InputError: if a value cannot be written; its path is named.
+    """
+    return _checked_line(value, _kind(cls).line_mirror, "$")
 
 
 _CLOSING = b"\n]}\n"
@@ -225,6 +235,25 @@ def load_any(classes: Sequence[type], path: PathLike, *, max_bytes: int = MAX_BY
         raise FileFormatError(f"{os.fspath(path)}: {cut(str(wrong), _LONGEST_MESSAGE)}.") from None
 
 
+def loads(cls: type[T], data: bytes) -> T:
+    """The object of class ``cls`` whose ``document`` this is.
+
+    Raises:
+        FileFormatError: if it is not.
+    """
+    kind = _kind(typing.cast("Any", cls))
+    try:
+        loaded: T = _load({kind.name: kind}, data)
+    except _WrongFileError as wrong:
+        raise FileFormatError(f"{cut(str(wrong), _LONGEST_MESSAGE)}.") from None
+    return loaded
+
+
+def line_reader(cls: type) -> Callable[[bytes], Any]:
+    """What reads one value from its line of a document of a ``cls``, written by ``line``: it is not checked for more."""
+    return _kind(cls).decode_line
+
+
 class _WrongFileError(Exception):
     """What is wrong with a file, before the file's name is put in front."""
 
@@ -240,6 +269,42 @@ class _Envelope(msgspec.Struct):
 
 
 def _load(kinds: dict[str, _Kind], data: bytes) -> Any:
+    for kind in kinds.values():
+        exact = _load_exactly(kind, data)
+        if exact is not None:
+            return _assembled(kind, *exact)
+    return _load_any_layout(kinds, data)
+
+
+def _load_exactly(kind: _Kind, data: bytes) -> tuple[Any, list[Any]] | None:
+    """Header and values of a document laid out as ``document`` does it, None for any other, right or wrong.
+
+    Every line is decoded and encoded again: if that gives the very bytes of the file, nothing was ignored or changed.
+    """
+    start, end = kind.opening(b"\n").split(b"\n")
+    position = data.find(b"\n")
+    opening = data[:position]
+    if not (opening.startswith(start) and opening.endswith(end) and data.endswith(_CLOSING)):
+        return None
+    values: list[Any] = []
+    last = len(data) - len(_CLOSING)
+    try:
+        header = kind.decode_header(opening[len(start) : -len(end)])
+        if kind.opening(_encode(header)) != opening:
+            return None
+        while position < last:  # the newline before a line
+            position, begin = data.find(b"\n", position + 1), position + 1
+            line = data[begin : position - (position < last)]  # less its comma
+            values.append(kind.decode_line(line))
+            if _encode(values[-1]) != line or not data.startswith(b",\n"[position >= last :], begin + len(line)):
+                return None
+    except _UNREADABLE:
+        return None
+    return header, values
+
+
+def _load_any_layout(kinds: dict[str, _Kind], data: bytes) -> Any:
+    """Slower, for documents in any layout; and what is wrong, it names."""
     envelope = _envelope(data)
     kind = _identified(envelope, kinds)
     if envelope.version < VERSION:
@@ -249,8 +314,7 @@ def _load(kinds: dict[str, _Kind], data: bytes) -> Any:
         raise _WrongFileError("'header' or 'features' is missing")
     header = _decoded(envelope.header, kind.decode_header, "$.header")
     values = [_decoded(raw, kind.decode_line, f"$.features[{i}]") for i, raw in enumerate(envelope.features)]
-    if not _is_the_document(data, kind, header, values):
-        _check_thoroughly(data, kind)
+    _check_thoroughly(data, kind)
     return _assembled(kind, header, values)
 
 
@@ -317,23 +381,6 @@ def _assembled(kind: _Kind, header: Any, values: list[Any]) -> Any:
         return kind.cls(**fields, **{kind.lines_field: lines})
     except _UNREADABLE as error:
         raise _WrongFileError(_reason(error, "$")) from None
-
-
-def _is_the_document(data: bytes, kind: _Kind, header: Any, values: list[Any]) -> bool:
-    """Whether what was decoded, encoded again, gives the same bytes: then nothing was ignored or changed."""
-    position = 0
-    separator = b"\n"
-    opening = kind.opening(_encode(header))
-    if not data.startswith(opening):
-        return False
-    position = len(opening)
-    for value in values:
-        line = separator + _encode(value)
-        if not data.startswith(line, position):
-            return False
-        position += len(line)
-        separator = b",\n"
-    return data[position:] == _CLOSING
 
 
 def _check_thoroughly(data: bytes, kind: _Kind) -> None:
@@ -533,8 +580,8 @@ class _Kind:
     cls: Any
     lines_field: str
     header_fields: tuple[str, ...]
-    decode_header: Callable[[msgspec.Raw], Any]
-    decode_line: Callable[[msgspec.Raw], Any]
+    decode_header: Callable[[msgspec.Raw | bytes], Any]
+    decode_line: Callable[[msgspec.Raw | bytes], Any]
     header_mirror: Any
     line_mirror: Any
     document_mirror: Any

@@ -10,13 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_vis._ablation import Effects, Pairs, Tail, direct_effects
-from sae_vis._errors import ModelError
+from sae_vis._ablation import Tail, check_finite_effects
 from sae_vis._full_ablation import FullAblation, RowAblation
+from sae_vis._measure_direct import Corpus, DirectEffects, measure_direct
 from sae_vis._params import Ablation
 from sae_vis._shown import EffectAt, ShownFeature, Window, rounded, shown_activations, shown_places
 from sae_vis._statistics import FeatureActivations, Ints
-from sae_vis.model_fns import Encoder, LanguageModel, check_tensor
 
 
 class Methods(NamedTuple):
@@ -32,59 +31,53 @@ class Methods(NamedTuple):
         return tuple(name for name, method in chosen if method is not None)
 
 
-class Written(NamedTuple):
-    """How much of its direction an activation writes: itself, unless the encoder undoes a normalisation of its input.
+class Measured:
+    """What was measured of all features: compact, and of one feature as plain numbers when it is asked for."""
 
-    ``encoder`` has a ``write_scale`` of what stands at ``hook_point``.
-    """
+    def __init__(self, features: Sequence[FeatureActivations], shown: Sequence[Ints], seq_len: int) -> None:
+        self._features, self._shown, self._seq_len = features, shown, seq_len
+        self.direct: DirectEffects | None = None
+        self.full: list[dict[int, EffectAt]] | None = None
 
-    encoder: Encoder
-    hook_point: str
-
-    def scale(self, model: LanguageModel, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"] | None:
-        """What the activations on these rows are multiplied with; None for 1."""
-        write_scale = getattr(self.encoder, "write_scale", None)
-        if write_scale is None:
-            return None
-        scale: Tensor = write_scale(model.activations(tokens, self.hook_point))
-        check_tensor(scale, "The encoder's write_scale", tuple(tokens.shape))
-        return scale.detach().float().cpu()
+    def of(self, index: int) -> ShownFeature:
+        """The activations and the effects of the ``index``-th feature on the tokens that it shows."""
+        activation = shown_activations(self._features[index], self._shown[index], self._seq_len)
+        effects: dict[Ablation, dict[int, EffectAt]] = {}
+        if self.direct is not None:
+            effects["direct"] = self.direct.of(index)
+        if self.full is not None:
+            effects["full"] = self.full[index]
+        return ShownFeature(activation, effects)
 
 
 def measure(
-    model: LanguageModel,
+    corpus: Corpus,
     methods: Methods,
-    written: Written,
-    tokens: Int[Tensor, "rows seq"],
     features: Sequence[FeatureActivations],
     windows: Sequence[Sequence[Window]],
     n_changes: int,
-    rows_a_batch: int,
+    memory_bytes: int,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
-) -> list[ShownFeature]:
+) -> Measured:
     """The activations on the shown tokens, and the effects of the features on them.
 
-    ``on_rows(done, total)`` reports progress. A feature has no entry where its effect is exactly zero: for the direct
-    effect, where it is not active one token before; for the full one, where it is active nowhere before.
+    ``features`` may be restricted to the shown rows. ``on_rows(done, total)`` reports progress. A feature has no entry where
+    its effect is exactly zero: for the direct effect, where it is not active one token before; for the full one, where it
+    is active nowhere before.
     """
-    seq_len = tokens.shape[1]
+    seq_len = corpus.tokens.shape[1]
     shown = [shown_places(some, seq_len) for some in windows]
-    result = [
-        ShownFeature(shown_activations(acts, places, seq_len), {name: {} for name in methods.names})
-        for acts, places in zip(features, shown, strict=True)
-    ]
-    if not methods.names:
-        return result
-    rows = np.unique(np.concatenate([places // seq_len for places in shown]) if shown else np.zeros(0, dtype=np.int64))
-    for start in range(0, len(rows), rows_a_batch):
-        batch = _Batch.of(rows[start : start + rows_a_batch], tokens, model, written)
-        if methods.direct is not None:
-            for index, place, effect in _direct(model, methods.direct, batch, features, shown, n_changes):
-                result[index].effects["direct"][place] = effect
-        if methods.full is not None:
+    result = Measured(features, shown, seq_len)
+    if methods.direct is not None:
+        result.direct = measure_direct(methods.direct, corpus, features, shown, n_changes, memory_bytes, on_rows)
+    if methods.full is not None:
+        result.full = [{} for _ in features]
+        rows = np.unique(np.concatenate([places // seq_len for places in shown] or [np.zeros(0, dtype=np.int64)]))
+        for start in range(0, len(rows), corpus.rows_a_batch):
+            batch = _Batch.of(rows[start : start + corpus.rows_a_batch], corpus)
             for index, place, effect in _full(methods.full, batch, features, shown):
-                result[index].effects["full"][place] = effect
-        on_rows(min(start + rows_a_batch, len(rows)), len(rows))
+                result.full[index][place] = effect
+            on_rows(min(start + corpus.rows_a_batch, len(rows)), len(rows))
     return result
 
 
@@ -96,9 +89,9 @@ class _Batch(NamedTuple):
     scale: Float[Tensor, "rows seq"] | None
 
     @classmethod
-    def of(cls, rows: Ints, tokens: Tensor, model: LanguageModel, written: Written) -> _Batch:
-        own = tokens[torch.from_numpy(rows)]
-        return cls(rows, own, written.scale(model, own))
+    def of(cls, rows: Ints, corpus: Corpus) -> _Batch:
+        own = corpus.tokens[torch.from_numpy(rows)]
+        return cls(rows, own, corpus.written.scale(corpus.model, own))
 
     @property
     def seq_len(self) -> int:
@@ -132,41 +125,6 @@ class _Batch(NamedTuple):
 _Found = Iterator[tuple[int, int, EffectAt]]  # index of the feature, place of the predicted token, its effect there
 
 
-def _direct(
-    model: LanguageModel,
-    tail: Tail,
-    batch: _Batch,
-    features: Sequence[FeatureActivations],
-    shown: Sequence[Ints],
-    n_changes: int,
-) -> _Found:
-    """Effects on the shown tokens whose predecessor the feature is active at, sorted by place."""
-    places, owners, contributions = [], [], []
-    for index, (acts, visible) in enumerate(zip(features, shown, strict=True)):
-        active, which, in_batch = batch.places(acts, visible)
-        wanted = np.isin(active + 1, in_batch) & (active % batch.seq_len + 1 < batch.seq_len)
-        places.append(active[wanted])
-        owners.append(np.full(int(wanted.sum()), index))
-        contributions.append(batch.contributions(acts, which[wanted], active[wanted]))
-    place, owner, contribution = np.concatenate(places), np.concatenate(owners), torch.cat(contributions)
-    if not len(place):
-        return
-    order = np.lexsort((owner, place))
-    place, owner = place[order], owner[order]
-    residual = model.final_residual(batch.tokens).flatten(0, 1)
-    pairs = Pairs(
-        torch.from_numpy(place),
-        torch.from_numpy(owner),
-        contribution[torch.from_numpy(order)],
-        batch.tokens.reshape(-1)[torch.from_numpy(place + 1)],
-    )
-    pairs = Pairs(*(values.to(residual.device) for values in pairs))
-    effects = direct_effects(tail, residual, pairs, n_changes, model.d_vocab)
-    _check_finite(effects, place, batch)
-    for index, at, effect in zip(owner.tolist(), place.tolist(), rounded(effects), strict=True):
-        yield index, batch.place_among_all(at) + 1, effect  # stored at the token that is predicted
-
-
 def _full(full: FullAblation, batch: _Batch, features: Sequence[FeatureActivations], shown: Sequence[Ints]) -> _Found:
     """Effects on the shown tokens that come after an activation of the feature in their row."""
     work = [
@@ -175,7 +133,8 @@ def _full(full: FullAblation, batch: _Batch, features: Sequence[FeatureActivatio
         for one in _ablations(index, batch, acts, visible, causal=full.model.causal)
     ]
     for one, effects in full.effects(batch.tokens, work):
-        _check_finite(effects, one.row * batch.seq_len + one.predicted.numpy() - 1, batch)
+        places = [batch.place_among_all(one.row * batch.seq_len + at - 1) for at in one.predicted.tolist()]
+        check_finite_effects(effects, np.array(places), batch.seq_len)
         for position, effect in zip(one.predicted.tolist(), rounded(effects), strict=True):
             yield one.feature, batch.place_among_all(one.row * batch.seq_len + position), effect
 
@@ -202,17 +161,3 @@ def _ablations(
                 torch.from_numpy(predicted),
                 torch.from_numpy(listed),
             )
-
-
-def _check_finite(effects: Effects, places: Ints, batch: _Batch) -> None:
-    """Raise ``ModelError`` naming row and position of the first effect that is NaN or infinite."""
-    finite = torch.isfinite(effects.loss)
-    for changes in (effects.raised, effects.lowered):
-        finite &= torch.isfinite(changes).all(-1)
-    if not bool(finite.all()):
-        row, position = divmod(batch.place_among_all(int(places[int((~finite).nonzero()[0])])), batch.seq_len)
-        raise ModelError(
-            f"The effects on the prediction made at row {row}, position {position} of the tokens are NaN or infinity: the final "
-            "residual stream or a feature's share of it is too large there (float16 overflows above 65504; bfloat16 and float32 "
-            "do not). Check the model's number format, or leave effects out with FeatureVisParams(ablation=None)."
-        )

@@ -14,7 +14,7 @@ import itertools
 import json
 import operator
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -51,8 +51,8 @@ def pack(fragment: Html) -> str:
 
 
 def packed(feature: int, text: str) -> Html:
-    """An element that holds a packed fragment."""
-    return template("packed.html").fill(feature=feature, packed=text)
+    """An element that holds a fragment as ``pack`` gives it."""
+    return template("packed.html").fill(feature=feature, packed=Html(text))  # base64 has nothing to escape
 
 
 def document(title: str, body: Html, elements: Sequence[Html] = (), loads: bool = False) -> Html:
@@ -60,8 +60,24 @@ def document(title: str, body: Html, elements: Sequence[Html] = (), loads: bool 
 
     With ``loads``, its scripts, and nothing else, may load others, of the same origin or from disk.
     """
+    return _document(title, body, elements, join(elements), loads)
+
+
+_HERE = Html("\0")  # no text on a page holds it: it would be named instead
+
+
+def document_pieces(title: str, body: Html, elements: Sequence[Html]) -> Iterator[bytes]:
+    """The bytes of the same page, one element after the other: a page of thousands of features is never there as a whole."""
+    before, _, after = _document(title, body, elements, _HERE).partition(_HERE)
+    yield before.encode()
+    for element in elements:
+        yield element.encode()
+    yield after.encode()
+
+
+def _document(title: str, body: Html, elements: Sequence[Html], data: Html, loads: bool = False) -> Html:
     page = template("page.html")
-    needs = sorted(page.needs.union(body.needs, *(element.needs for element in elements)))
+    needs = sorted(page.needs.union(body.needs, *{element.needs for element in elements}))
     css = [Html(asset(need)) for need in needs if need.startswith("css/")]
     scripts = [_script(need) for need in needs if need.startswith("js/")]
     styles = template("style.html").fill(css=join(css))
@@ -70,7 +86,7 @@ def document(title: str, body: Html, elements: Sequence[Html] = (), loads: bool 
         policy=_policy([styles], scripts, loads),
         styles=join([template("own_scripts.html").fill(digests=Html(_digests(scripts))), styles]) if loads else styles,
         body=body,
-        data=join(elements),
+        data=data,
         scripts=join(scripts),
     )
 
@@ -163,18 +179,22 @@ def effect_numbers(at: Sequence[int], ids: Sequence[list[int]], logprobs: Sequen
     and upwards where they are lowered: small numbers.
     """
     # Three at least: beside the largest change of a feature stand many that are a hundred times smaller.
-    strongest = largest(itertools.chain.from_iterable(logprobs))
+    flat = list(itertools.chain.from_iterable(logprobs))
+    lowest, highest = (min(flat), max(flat)) if flat else (0.0, 0.0)
+    strongest = max(highest, -lowest)
     decimals = _decimals_at_most(min(LOSS_DECIMALS, max(3, decimals_for(strongest, 3))), strongest)
-    steps: list[int | float] = []
-    for which, values in enumerate(logprobs):
-        scale = -(10**decimals) if which % 2 else 10**decimals
-        whole = [_whole(value * scale) for value in values]
-        steps += whole[:1]
-        steps += map(operator.sub, whole, whole[1:])
+    scale = _scale(decimals)
+    lengths = list(map(len, logprobs))
+    factors = itertools.chain.from_iterable(map(itertools.repeat, itertools.cycle((scale, -scale)), lengths))
+    whole: list[int | float] = list(map(_to_whole(strongest * scale), map(operator.mul, flat, factors)))
+    steps: list[int | float] = list(map(operator.sub, itertools.chain((0,), whole), whole))
+    for first, length in zip(itertools.accumulate(lengths, initial=0), lengths, strict=False):
+        if length:
+            steps[first] = whole[first]  # there is no step to where a list begins
     return {
         "decimals": decimals,
         "at": at,
-        "counts": [len(group) for group in ids],
+        "counts": list(map(len, ids)),
         "ids": list(itertools.chain.from_iterable(ids)),
         "steps": steps,
     }
@@ -185,8 +205,21 @@ def _losses(losses: Sequence[float | None], decimals: int) -> list[int | float |
 
 
 def _integers(values: Sequence[float | None], decimals: int) -> list[int | float | None]:
-    scale = 10**decimals
-    return [_whole(value * scale) if value else value if value is None else 0 for value in values]
+    scale = _scale(decimals)
+    whole = _to_whole(largest(values) * scale)
+    return [whole(value * scale) if value else value if value is None else 0 for value in values]
+
+
+def _scale(decimals: int) -> float:
+    return float(10**decimals)  # what multiplying a float by the int does; a power of floats is another number
+
+
+def _to_whole(strongest: float) -> Callable[[float], int | float]:
+    """What makes scaled numbers whole, the fast way where none is larger than ``strongest``."""
+    return _rounded if strongest < _WHOLE_BELOW else _whole
+
+
+_rounded: Callable[[float], int] = float.__round__  # half the time of round, which looks for this
 
 
 def _whole(scaled: float) -> int | float:

@@ -66,10 +66,10 @@ class PromptFetcher:
             for feature, row in zip(self.asked.tolist(), weights, strict=True):
                 logits[feature] = stored_logits(self.shown_ids, row)
         windows = [whole for _ in self.acts]
-        seen = measure(
-            self.run.model, methods, self.run.written, self.ids, self.acts, windows, self.run.fvp.n_changes, 1
-        )
-        return logits, seen, methods.names
+        fvp = self.run.fvp
+        corpus = self.run.corpus(self.ids)
+        measured = measure(corpus, methods, self.acts, windows, fvp.n_changes, fvp.memory_budget_bytes)
+        return logits, [measured.of(index) for index in range(len(self.acts))], methods.names
 
     def _scores(self) -> dict[Any, list[Ranking]]:
         n = self.ids.shape[1]

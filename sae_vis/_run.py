@@ -17,7 +17,8 @@ from sae_vis._ablation import FormulaTail, choose_tail, chunk_size
 from sae_vis._activations import check_width, decoder_rows
 from sae_vis._errors import InputError, ModelError, shown
 from sae_vis._full_ablation import FullAblation
-from sae_vis._measure import Methods, Written
+from sae_vis._measure import Methods
+from sae_vis._measure_direct import Corpus, Written
 from sae_vis._params import FeatureVisParams
 from sae_vis._sae_adapters import as_encoder
 from sae_vis.data_storing_fns import Provenance
@@ -58,10 +59,10 @@ class Run(NamedTuple):
         read_at, written_at = wrapped.check_hook_point(name), wrapped.check_hook_point(elsewhere)
         return cls(wrapped, adapted, adapted_b, fvp, read_at, written_at)
 
-    @property
-    def written(self) -> Written:
-        """How much of its direction an activation writes."""
-        return Written(self.encoder, self.hook_point.name)
+    def corpus(self, tokens: Int[Tensor, "rows seq"], residual: Tensor | None = None) -> Corpus:
+        """The tokens, with what is run on them; ``residual`` is what leaves the model, where it is known."""
+        written = Written(self.encoder, self.hook_point.name)
+        return Corpus(self.model, tokens, written, self.fvp.minibatch_size_tokens, residual)
 
     def features(self) -> Tensor:
         """The feature ids asked for, in rising order."""

@@ -27,6 +27,7 @@ _HOLE = re.compile(r"\{\{ *([a-z_][a-z0-9_]*) *\}\}")
 _NEEDS = re.compile(r"\A<!-- needs: ([a-z0-9_./ -]+?) -->\n")
 _FILE = re.compile(r"(css|html|js)/[a-z0-9_]{1,80}\.(css|html|js)")
 _ASSET_ENDS = {"css": re.compile("</style", re.IGNORECASE), "js": re.compile("</script|<!--", re.IGNORECASE)}
+_SPECIAL = re.compile("[&<>\"']")
 # What HTML cannot hold, what could reorder the page and what cannot be seen: controls, line separators, bidi and zero-width
 # characters, surrogates, noncharacters, the replacement character.
 UNPRINTABLE = re.compile(
@@ -47,7 +48,7 @@ class Html(str):
     needs: frozenset[str]
 
     def __new__(cls, text: str = "", needs: frozenset[str] = _NO_NEEDS) -> Self:
-        self = super().__new__(cls, text)
+        self = str.__new__(cls, text)
         self.needs = needs
         return self
 
@@ -58,9 +59,13 @@ class Html(str):
 
 def escape(text: str) -> Html:
     """``text`` as HTML that shows it and does nothing else, in an element or in a quoted attribute."""
+    return Html(_escaped(text))
+
+
+def _escaped(text: str) -> str:
     if not text.isprintable() or "\ufffd" in text:  # the common case is fast
         text = UNPRINTABLE.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
-    return Html(html.escape(text, quote=True))
+    return html.escape(text, quote=True) if _SPECIAL.search(text) else text
 
 
 def join(parts: Iterable[str]) -> Html:
@@ -88,6 +93,18 @@ class Template:
         self._holes = [(index, pieces[index]) for index in range(1, len(pieces), 2)]
         self.names = frozenset(pieces[1::2])
 
+    def pieces(self, *names: str) -> list[str]:
+        """The markup around the holes, for what is filled thousands of times, with ``Html`` alone.
+
+        Raises:
+            TemplateError: if the holes are not these, in this order, or the markup needs files.
+        """
+        if self._pieces[1::2] != list(names) or self.needs:
+            raise TemplateError(
+                f"Template {self.name} needs files, or has not just the holes {', '.join(names)} in this order."
+            )
+        return self._pieces[::2]
+
     def fill(self, **values: Value) -> Html:
         """The markup with every hole filled.
 
@@ -105,7 +122,7 @@ class Template:
                     needs = needs | value.needs
                 pieces[index] = value
             elif isinstance(value, str):
-                pieces[index] = escape(value)
+                pieces[index] = _escaped(value)
             elif (number := _number(value)) is not None:
                 pieces[index] = number
             else:

@@ -6,6 +6,7 @@ The stages are modules of their own: collect (``_activations``), select (``_stat
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ def get_feature_data(
     tokens: Any,
     fvp: FeatureVisParams | None = None,
     encoder_B: Any = None,  # noqa: N803 - the name users know
+    *,
+    out_dir: str | os.PathLike[str] | None = None,
 ) -> MultiFeatureData:
     """Everything that the feature-centric view shows of the features asked for.
 
@@ -33,6 +36,8 @@ def get_feature_data(
         tokens: integer token ids ``[rows, seq]`` (tensor, array or nested lists).
         fvp: the options; ``FeatureVisParams.help()`` explains them.
         encoder_B: a second encoder of the same hook point, for the table of correlated B features.
+        out_dir: a folder that features are written to as they are finished, so that memory holds few of them; what is
+            given back reads them from there. A run that was stopped goes on with those that are missing.
 
     Raises:
         InputError: if tokens, features or options cannot be used.
@@ -53,7 +58,7 @@ def get_feature_data(
         provenance = run.provenance(token_ids, counted, path, ignored)
         warn_of_processed_weights(run, provenance)
         fetcher = FeatureFetcher(run, token_ids, counted, path, provenance)
-        return fetcher.fetch()
+        return fetcher.fetch() if out_dir is None else fetcher.fetch_into(out_dir)
 
 
 def get_prompt_data(

@@ -8,15 +8,29 @@ draw a page again, with no model, no tokenizer and no torch. Every class checks 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
+import operator
 import os
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, Sized, ValuesView
+from collections.abc import (
+    Callable,
+    Generator,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    Sequence,
+    Sized,
+    ValuesView,
+)
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from sae_vis import _feature_folder, _json, _page, _site, html_fns
+from sae_vis import _feature_folder, _json, _page, _render_pool, _site, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
@@ -34,6 +48,7 @@ from sae_vis.utils_fns import (
 )
 
 V = TypeVar("V")
+_flat = itertools.chain.from_iterable
 
 NAME_LIMIT = 200  # characters that a page shows of the name of a model or a hook point
 TEXT_LIMIT = 2000  # likewise of a note or a reason
@@ -67,12 +82,18 @@ def _check_same_length(where: object, **lists: Sized | None) -> None:
         raise InputError(f"{type(where).__name__}: lists of one length expected, but {told}.")
 
 
+# Files hold hundreds of the following two classes for each feature. Their checks look at all at once, which a right one
+# passes; only what is not seen to be right so goes through the checks above, which say what is wrong.
+_UNSEEN = (TypeError, OverflowError, AttributeError)  # what looking at values of wrong types may raise
+
 MOST = 2**63 - 1  # of anything that is counted: more than a corpus can hold, and JSON allows numbers of any length
 
 
 def _check_counts(where: object, **counts: Sequence[int]) -> None:
     """Nothing is negative, nor larger than anything can be."""
     for name, values in counts.items():
+        if all(0 <= value <= MOST for value in values):
+            continue
         for index, value in enumerate(values):
             _check(0 <= value <= MOST, where, f"{name}[{index}] must be from 0 to {MOST}, got {_short_int(value)}.")
 
@@ -91,7 +112,7 @@ def _short_int(value: int) -> str:
 def _check_finite(where: object, **values: Sequence[float | None] | float | None) -> None:
     """No NaN and no infinity, which JSON cannot hold and no page can show."""
     for name, value in values.items():
-        items = value if isinstance(value, Sequence) else (value,)
+        items: Any = value if type(value) is list or isinstance(value, Sequence) else (value,)  # the first is fast
         # Files hold millions of numbers, and only a finite sum rules both out.
         if math.isfinite(sum(filter(None, items))):
             continue
@@ -133,8 +154,8 @@ class PageContext:
         return dataclasses.replace(
             self,
             act_max=activations.max or largest_act,  # a prompt may exceed it: its colours are as strong as can be
-            loss_max=largest(loss for sequence in shown for loss in sequence.loss_contribution),
-            full_loss_max=largest(loss for sequence in shown for loss in sequence.full_losses()),
+            loss_max=largest(_flat(sequence.loss_contribution for sequence in shown)),
+            full_loss_max=largest(_flat(sequence.full_losses() for sequence in shown)),
             shown_logits=logits.shown_logits if logits else {},
             logit_decimals=decimals_for(largest(logits.shown_logits.values())) if logits else 3,
         )
@@ -164,7 +185,7 @@ class PageContext:
 # --- the parts of one feature ------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(slots=True)
 class HistogramData:
     """Equal bins: ``n + 1`` edges, ``n`` counts, and the ticks of the axis. All empty where there is nothing to count."""
 
@@ -206,7 +227,7 @@ class HistogramData:
         return html_fns.middle_plot(kind, label, self.bar_edges, self.bar_heights, self.tick_vals, line)
 
 
-@dataclass
+@dataclass(slots=True)
 class NeuronAlignmentData:
     """The neurons of the hook point with the largest decoder weights, and each weight's share of the L1 norm (0 to 1)."""
 
@@ -231,7 +252,7 @@ class NeuronAlignmentData:
         )
 
 
-@dataclass
+@dataclass(slots=True)
 class CorrelationData:
     """The columns that correlate most with a feature: Pearson's r, and the cosine similarity of the activations."""
 
@@ -262,7 +283,7 @@ class CorrelationData:
         )
 
 
-@dataclass
+@dataclass(slots=True)
 class FeatureTablesData:
     """The left-hand tables; None where a table was not computed."""
 
@@ -284,7 +305,7 @@ class FeatureTablesData:
         return html_fns.left_tables(tables)
 
 
-@dataclass
+@dataclass(slots=True)
 class ActivationsData:
     """How often and how strongly a feature fires over the counted positions; the moments are None if it never does."""
 
@@ -317,7 +338,7 @@ class ActivationsData:
         return html_fns.activations_histogram(summary, self.histogram.get_html(page, pin=pin, pin_text=pin_text))
 
 
-@dataclass
+@dataclass(slots=True)
 class LogitsData:
     """The direct effect of one unit of the feature on the logits, centred over the vocabulary.
 
@@ -370,7 +391,7 @@ class LogitsData:
         return html_fns.logits_histogram(f"of {_count(sum(self.histogram.bar_heights), 'token')}", plot)
 
 
-@dataclass
+@dataclass(slots=True)
 class TokenEffect:
     """The tokens whose log-probability the feature raises and lowers most, at the predicted token ``at`` of a sequence.
 
@@ -384,12 +405,26 @@ class TokenEffect:
     lowered_logprobs: list[float]
 
     def __post_init__(self) -> None:
+        raised, lowered = self.raised_logprobs, self.lowered_logprobs
+        try:
+            # Only a finite sum has no NaN and no infinity in it.
+            if (
+                len(self.raised_token_ids) == len(raised)
+                and len(self.lowered_token_ids) == len(lowered)
+                and math.isfinite(sum(raised) + sum(lowered))
+            ):
+                return
+        except _UNSEEN:
+            pass
+        self._check_each()
+
+    def _check_each(self) -> None:
         _check_same_length(self, raised_token_ids=self.raised_token_ids, raised_logprobs=self.raised_logprobs)
         _check_same_length(self, lowered_token_ids=self.lowered_token_ids, lowered_logprobs=self.lowered_logprobs)
         _check_finite(self, raised_logprobs=self.raised_logprobs, lowered_logprobs=self.lowered_logprobs)
 
 
-@dataclass
+@dataclass(slots=True)
 class FullEffects:
     """The effects of the full ablation on a sequence, where those of the direct one are stored too."""
 
@@ -400,7 +435,7 @@ class FullEffects:
         _check_finite(self, loss_contribution=self.loss_contribution)
 
 
-@dataclass
+@dataclass(slots=True)
 class SequenceData:
     """A shown piece of a row: tokens ``start .. start + len(token_ids)`` of ``row``, token ``bold_idx`` of them bold.
 
@@ -419,6 +454,25 @@ class SequenceData:
     full: FullEffects | None = None
 
     def __post_init__(self) -> None:
+        try:
+            n_tokens, full = len(self.token_ids), self.full
+            if (
+                n_tokens == len(self.feat_acts) == len(self.loss_contribution)
+                and (full is None or n_tokens == len(full.loss_contribution))
+                and 0 <= self.bold_idx < n_tokens
+                and self.row >= 0 <= self.start
+                and math.isfinite(sum(self.feat_acts) + sum(filter(None, self.loss_contribution)))
+            ):
+                for effect in self.effects if full is None else self.all_effects():
+                    if not 0 <= effect.at < n_tokens:
+                        break
+                else:
+                    return
+        except _UNSEEN:
+            pass
+        self._check_each()
+
+    def _check_each(self) -> None:
         _check_same_length(
             self,
             token_ids=self.token_ids,
@@ -448,24 +502,23 @@ class SequenceData:
         page = page or PageContext(act_max=max(self.feat_acts))
         bold_idx = self.bold_idx if bold_idx is None else bold_idx
         ignored, act_max, loss_max, full_max = page.ignored, page.act_max, page.loss_max, page.full_loss_max
-        texts, draw = page.printer.sequence(self.token_ids), html_fns.token
+        texts, drawn = page.printer.sequence(self.token_ids), html_fns.token_attributes
+        attributes = [NOTHING] * len(texts)  # most have none
         full_losses = self.full_losses() or [None] * len(texts)
-        shown = zip(texts, self.token_ids, self.feat_acts, self.loss_contribution, full_losses, strict=True)
-        tokens = [
-            draw(
-                text,
-                level(act, act_max) if act else 0.0,  # most are zero
-                level(loss, loss_max) if loss else 0.0,
-                index == bold_idx,
-                token_id in ignored,
-                level(full, full_max) if full else 0.0,
-            )
-            for index, (text, token_id, act, loss, full) in enumerate(shown)
-        ]
+        shown = zip(self.token_ids, self.feat_acts, self.loss_contribution, full_losses, strict=True)
+        for index, (token_id, act, loss, full) in enumerate(shown):
+            if act or loss or full or index == bold_idx or token_id in ignored:
+                attributes[index] = drawn(
+                    level(act, act_max) if act else 0.0,
+                    level(loss, loss_max) if loss else 0.0,
+                    index == bold_idx,
+                    token_id in ignored,
+                    level(full, full_max) if full else 0.0,
+                )
         act, decimals = self.feat_acts[bold_idx], decimals_for(act_max, 3)
         if 0 < act < 0.5 * 10.0**-decimals:  # three digits would make it a zero; a fourth tells it from one
             decimals = decimals_for(act_max)
-        return html_fns.sequence(tokens, format_fixed(act, decimals))
+        return html_fns.sequence(texts, attributes, format_fixed(act, decimals))
 
     def full_losses(self) -> list[float | None]:
         """The loss contributions of the full ablation, where both are stored."""
@@ -476,7 +529,7 @@ class SequenceData:
         return [*self.effects, *self.full.effects] if self.full else self.effects
 
 
-@dataclass
+@dataclass(slots=True)
 class SequenceGroupData:
     """Examples of one kind: the top activations (``share`` None), or random ones with activations in (lower, upper]."""
 
@@ -503,7 +556,7 @@ class SequenceGroupData:
         return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty(nothing)])
 
 
-@dataclass
+@dataclass(slots=True)
 class SequenceMultiGroupData:
     """All groups of examples of a feature: the top activations, then the intervals from the top down."""
 
@@ -533,17 +586,17 @@ def _loss_key(page: PageContext) -> Html:
 
 def _hover(sequences: Sequence[SequenceData], page: PageContext) -> Html:
     """The numbers behind some sequences, for the hover text."""
-    ids = [token_id for sequence in sequences for token_id in sequence.token_ids]
+    ids = list(_flat(sequence.token_ids for sequence in sequences))
     distinct = dict.fromkeys(ids) if page.shown_logits else ()
     numbers = _page.hover_numbers(
         rows=[sequence.row for sequence in sequences],
         starts=[sequence.start for sequence in sequences],
         lengths=[len(sequence.token_ids) for sequence in sequences],
         ids=ids,
-        acts=[act for sequence in sequences for act in sequence.feat_acts],
-        losses=[loss for sequence in sequences for loss in sequence.loss_contribution],
-        full_losses=[loss for sequence in sequences for loss in sequence.full_losses()],
-        logits=[page.shown_logits.get(token_id) for token_id in distinct],
+        acts=list(_flat(sequence.feat_acts for sequence in sequences)),
+        losses=list(_flat(sequence.loss_contribution for sequence in sequences)),
+        full_losses=list(_flat(sequence.full_losses() for sequence in sequences)),
+        logits=list(map(page.shown_logits.get, distinct)),
         effects=_hover_effects(sequences, [sequence.effects for sequence in sequences]),
         full_effects=_hover_effects(sequences, [s.full.effects if s.full else [] for s in sequences]),
         only=page.measured[0] if page.measured else "direct",
@@ -568,7 +621,7 @@ def _hover_effects(sequences: Sequence[SequenceData], effects: Sequence[list[Tok
     return _page.effect_numbers(at, ids, logprobs)
 
 
-@dataclass
+@dataclass(slots=True)
 class QuantileKnots:
     """Points of a feature's distribution of activations, from which ``act_quantile`` is looked up.
 
@@ -583,8 +636,7 @@ class QuantileKnots:
         _check_same_length(self, values=self.values, ranks=self.ranks)
         _check_finite(self, values=self.values)
         _check(
-            all(a >= b for a, b in zip(self.values, self.values[1:], strict=False))
-            and all(a < b for a, b in zip(self.ranks, self.ranks[1:], strict=False)),
+            all(map(operator.ge, self.values, self.values[1:])) and all(map(operator.lt, self.ranks, self.ranks[1:])),
             self,
             "values must fall and ranks must rise.",
         )
@@ -807,28 +859,46 @@ class MultiFeatureData:
         first = self._first(feature)
         return _features_document(self, page or self._context(), list(self), first)
 
-    def save_html(self, path: str | os.PathLike[str], feature: int | None = None) -> None:
-        """Write the whole page to one file, which opens from disk with no network; ``feature`` is shown at the start.
+    def save_html(
+        self, path: str | os.PathLike[str], feature: int | None = None, *, processes: int | None = None
+    ) -> None:
+        """Write the whole page to one file, which opens from disk with no network.
+
+        Args:
+            path: the file.
+            feature: the one that is shown at the start; None: the first.
+            processes: how many draw; None: as many as there are cores, where the features are enough to be worth it; 1: this
+                one alone. The file is the same.
 
         Raises:
-            InputError: if there is no such feature.
+            InputError: if there is no such feature, or ``processes`` is no such number.
         """
-        _json.write_atomic(path, self.get_html(feature=feature).encode())
+        parts = _features_parts(self, self._context(), list(self), self._first(feature), processes=processes)
+        _json.write_atomic(path, _page.document_pieces(*parts))
 
-    def save_site(self, folder: str | os.PathLike[str], feature: int | None = None) -> None:
+    def save_site(
+        self, folder: str | os.PathLike[str], feature: int | None = None, processes: int | None = None
+    ) -> None:
         """Write a folder, for as many features as there are: its ``index.html`` opens from disk and from any static host.
 
         The page is that of ``save_html``, but features lie in files of 2 MB at most, which it loads when one is asked for.
-        They are drawn one after the other. A site that is there already is replaced; ``feature`` is shown at the start.
+        They are drawn one after the other. A site that is there already is replaced.
+
+        Args:
+            folder: where the site goes.
+            feature: the one that is shown at the start; None: the first.
+            processes: how many draw, as for ``save_html``.
 
         Raises:
             InputError: if there is no such feature, or the folder holds anything else.
         """
         first, page = self._first(feature), self._context()
-        drawn = (_site.Packed(i, one.label, _page.pack(one.get_html(page))) for i, one in self.items())
         opened = NOTHING if first is None else self[first].get_html(page)
         body = _features_body(page, first, opened, len(self))
-        _site.write(folder, _first_title(page, first), _title(page), body, _vocab(page, self.vocab), drawn)
+        features = (self[index] for index in self)
+        with contextlib.closing(packed_features(features, page, len(self), processes)) as drawn:
+            packed = (_site.Packed(data.feature_idx, data.label, text) for data, text in drawn)
+            _site.write(folder, _first_title(page, first), _title(page), body, _vocab(page, self.vocab), packed)
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
@@ -914,30 +984,97 @@ class MultiFeatureData:
         return _features_document(self, page, shown, next(iter(shown), None), note)
 
 
+def packed_features(
+    features: Iterable[FeatureData], page: PageContext, count: int, processes: int | None = None
+) -> Generator[tuple[FeatureData, str], None, None]:
+    """Each feature with its packed HTML, in order; close it if it is not read to the end.
+
+    Args:
+        features: read one by one, few of them held at once.
+        page: the page that they are drawn for.
+        count: how many there are, about.
+        processes: how many draw; None: as many as there are cores, where ``count`` makes that worth it; 1: this one alone.
+
+    Raises:
+        InputError: if ``processes`` is no such number.
+    """
+
+    def here(feature: FeatureData) -> str:
+        return _page.pack(feature.get_html(page))
+
+    n = _render_pool.n_processes(processes, count)
+    setup = worker_setup(page) if n > 1 else None
+    if setup is None:
+        yield from ((feature, here(feature)) for feature in features)
+    else:
+        yield from _render_pool.ordered_map(features, n, setup, _worker_line, here)
+
+
+def worker_setup(page: PageContext) -> bytes | None:
+    """What a worker process must know of a page: the features in a line, a document without any; None if that is not all."""
+    if type(page) is not PageContext or type(page.printer) is not TokenPrinter or page.provenance is None:
+        return None
+    printer = page.printer
+    data = MultiFeatureData({}, dict(printer.vocab), dict(printer.vocab_bytes), {}, page.params, page.provenance)
+    try:
+        return b" ".join(b"%d" % feature for feature in sorted(page.features)) + b"\n" + b"".join(_json.document(data))
+    except InputError:  # what no file can hold is drawn all the same
+        return None
+
+
+def _worker_line(feature: FeatureData) -> bytes | None:
+    try:
+        return _json.line(MultiFeatureData, feature) if type(feature) is FeatureData else None
+    except InputError:
+        return None
+
+
 def _features_document(
     features: MultiFeatureData, page: PageContext, shown: list[int], first: int | None, note: str = ""
 ) -> Html:
-    """The feature-centric page: ``first`` in plain HTML, the others packed. Every feature is looked at once."""
-    opened, packed = NOTHING, list[Html]()
-    labels, token_ids = dict[int, str](), set[int]()
-    for i in shown:
-        feature = features[i]
-        token_ids |= feature.token_ids()
-        if feature.label:
-            labels[i] = feature.label
-        if i == first:
-            opened = feature.get_html(page)
-        else:
-            packed.append(_page.packed(i, _page.pack(feature.get_html(page))))
+    return _page.document(*_features_parts(features, page, shown, first, note))
+
+
+def _features_parts(
+    features: MultiFeatureData,
+    page: PageContext,
+    shown: list[int],
+    first: int | None,
+    note: str = "",
+    processes: int | None = 1,
+) -> tuple[str, Html, list[Html]]:
+    """Title, body and elements of the feature-centric page: ``first`` in plain HTML, the others packed.
+
+    Every feature is looked at once.
+    """
+    opened, labels, token_ids = NOTHING, dict[int, str](), set[int]()
+    every_text = len(shown) == len(features)
+
+    def others() -> Iterator[FeatureData]:
+        nonlocal opened
+        for index in shown:
+            feature = features[index]
+            if not every_text:
+                token_ids.update(feature.token_ids())
+            if feature.label:
+                labels[index] = feature.label
+            if index == first:
+                opened = feature.get_html(page)
+            else:
+                yield feature
+
+    with contextlib.closing(packed_features(others(), page, len(shown), processes)) as drawn:
+        packed = [_page.packed(feature.feature_idx, text) for feature, text in drawn]
     index = {"ids": shown, "labels": labels, "title": _title(page)}
+    body = _features_body(page, first, opened, len(shown), note)
     # The texts of a whole vocabulary may be more than a notebook should hold, for fifty features of thousands.
-    vocab = features.vocab if len(shown) == len(features) else token_ids
+    vocab = features.vocab if every_text else token_ids
     elements = [_vocab_element(page, vocab), _page.data("index", index), *packed]
-    return _page.document(_first_title(page, first), _features_body(page, first, opened, len(shown), note), elements)
+    return _first_title(page, first), body, elements
 
 
 def _features_body(page: PageContext, first: int | None, opened: Html, count: int, note: str = "") -> Html:
-    """The body of the feature-centric page of ``count`` features, of which ``first`` is shown as ``opened``."""
+    """The body of the feature-centric page: what does not depend on the feature, and ``first`` of ``count``."""
     return html_fns.features_page(
         "SAE features" if count != 1 else "SAE feature",
         _subtitle(page.provenance),

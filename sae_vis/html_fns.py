@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 
 from sae_vis._templates import Html, escape, join, template
 from sae_vis.utils_fns import (
@@ -85,6 +85,16 @@ class TokenPrinter:
         self._bytes = vocab_bytes
         self._shown: dict[int, Html] = {}
 
+    @property
+    def vocab(self) -> Mapping[int, str]:
+        """The texts of the tokens."""
+        return self._vocab
+
+    @property
+    def vocab_bytes(self) -> Mapping[int, str]:
+        """The bytes (hex) of the tokens that are only part of a character."""
+        return self._bytes
+
     def one(self, token_id: int) -> Html:
         """A token by itself."""
         shown = self._shown.get(token_id)
@@ -100,7 +110,11 @@ class TokenPrinter:
 
     def sequence(self, token_ids: Sequence[int]) -> list[Html]:
         """Tokens beside each other: those that make up a character together are shown as that character."""
-        shown = [self.one(token_id) for token_id in token_ids]
+        known = self._shown
+        try:
+            shown = [known[token_id] for token_id in token_ids]
+        except KeyError:
+            shown = [self.one(token_id) for token_id in token_ids]
         if self._bytes.keys().isdisjoint(token_ids):
             return shown
         return joined_tokens(shown, [self._bytes.get(token_id, "") for token_id in token_ids])
@@ -113,30 +127,17 @@ class TokenPrinter:
 # --- sequences ---------------------------------------------------------------------------------------------------
 
 
-def token(text: Html, activation: float, effect: float, bold: bool, ignored: bool, full_effect: float = 0.0) -> Html:
-    """One token of a sequence, coloured.
+@cache  # shares have two decimals, so there are not many
+def token_attributes(activation: float, effect: float, bold: bool, ignored: bool, full_effect: float = 0.0) -> Html:
+    """How a token of a sequence is coloured; nothing for most.
 
     Args:
-        text: the printable text.
         activation: 0 to 1 of the feature's maximum, for the background.
         effect: -1 to 1 of the feature's largest effect on the loss, for the underline; negative lowers the loss.
         bold: whether this is the token that the sequence was chosen for.
         ignored: whether the token's position is left out of every number.
         full_effect: like ``effect``, of the full ablation, where both are there.
     """
-    if not (activation or effect or full_effect or bold or ignored):
-        return _plain_token(text)
-    attributes = _token_attributes(activation, effect, full_effect, bold, ignored)
-    return template("token_template.html").fill(attributes=attributes, text=text)
-
-
-@lru_cache(maxsize=65536, typed=True)  # typed: a plain str must not be taken for the equal Html
-def _plain_token(text: Html) -> Html:
-    return template("token_template.html").fill(attributes=NOTHING, text=text)
-
-
-@cache  # the levels have two decimals, so there are not many
-def _token_attributes(activation: float, effect: float, full_effect: float, bold: bool, ignored: bool) -> Html:
     styles = [f"--a:{_short(activation)}"] if activation else []
     if effect:
         styles.append(f"--{'h' if effect < 0 else 'r'}:{_short(abs(effect))}")
@@ -151,9 +152,26 @@ def _short(share: float) -> str:
     return f"{share:.2f}".lstrip("0").rstrip("0").rstrip(".")
 
 
-def sequence(tokens: Sequence[Html], value: str) -> Html:
-    """A line of tokens with ``value`` before it."""
-    return template("sequence_template.html").fill(tokens=join(tokens), value=value)
+def sequence(texts: Sequence[Html], attributes: Sequence[Html], value: str) -> Html:
+    """A line of tokens with ``value`` before it; each token has its printable text and its ``token_attributes``."""
+    (before, between, after), (start, middle, end) = _sequence_pieces()
+    # There are hundreds of tokens for each feature: their pieces are joined at once, all of them Html.
+    parts: list[str] = [end + start, "", middle, ""] * len(texts)
+    parts[1::4], parts[3::4] = attributes, texts
+    if parts:
+        parts[0] = start
+        parts.append(end)
+    needs = frozenset[str]()
+    for text in texts:
+        if text.needs:  # a plain str has none: what is no Html cannot slip through
+            needs |= text.needs
+    return Html("".join((before, escape(value), between, *parts, after)), needs)
+
+
+@cache
+def _sequence_pieces() -> tuple[list[str], list[str]]:
+    line, token = template("sequence_template.html"), template("token_template.html")
+    return line.pieces("value", "tokens"), token.pieces("attributes", "text")
 
 
 def sequence_group(title: str, detail: str, sequences: Sequence[Html]) -> Html:
@@ -273,7 +291,7 @@ def middle_plot(
     return template("middle_plots.html").fill(
         kind=kind,
         label=label,
-        scale=f"{low!r} {high!r} {PLOT_LEFT:g} {PLOT_RIGHT:g}",
+        scale=f"{float(low)!r} {float(high)!r} {PLOT_LEFT:g} {PLOT_RIGHT:g}",
         count=f"{max(heights):,}",
         lower=_bars(heights, 0, split),
         upper=_bars(heights, split, len(heights)),
@@ -319,11 +337,12 @@ def _bars(heights: Sequence[int], start: int, stop: int) -> str:
     width = (PLOT_RIGHT - PLOT_LEFT) / len(heights)
     gap = min(1.0, width / 6)
     scale = (PLOT_BOTTOM - PLOT_TOP) / max(1, *heights)
+    wide = _short_place(width - gap, 2)
     bars = []
     for index in range(start, stop):
         if heights[index]:
             x, tall = _short_place(PLOT_LEFT + index * width + gap / 2), _short_place(max(1.0, heights[index] * scale))
-            bars.append(f"M{x} 82v-{tall}h{_short_place(width - gap, 2)}V82")
+            bars.append(f"M{x} 82v-{tall}h{wide}V82")
     return "".join(bars)
 
 

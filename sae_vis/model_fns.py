@@ -30,6 +30,7 @@ MIN_PRODUCT_COLUMNS = 16
 ROW_MULTIPLE = 8
 
 DIGEST_SAMPLE = 4096
+CPU_TOKENS = 1024  # of a pass on a CPU: the arrays of more leave its caches, and each needs new memory from the system
 
 
 # --- encoders ----------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class AutoEncoder(nn.Module):
         x = x.to(weight)
         if self.cfg.apply_b_dec_to_input:
             x = x - self.b_dec
-        return torch.relu(x @ weight + bias)
+        return (x @ weight).add_(bias).relu_()  # in place: the arrays are large
 
     def decode(self, acts: Float[Tensor, "... d_hidden"]) -> Float[Tensor, "... d_in"]:
         """The reconstruction of ``x``."""
@@ -419,6 +420,10 @@ class LanguageModel:
             ModelError: if one of the hook points never fires.
         """
         n_rows, seq_len = tokens.shape
+        most = max(1, CPU_TOKENS // max(1, seq_len))
+        if self.device.type == "cpu" and n_rows > most and not changes:
+            parts = [self.capture(some, names) for some in torch.split(tokens, most)]
+            return {name: torch.cat([part[name] for part in parts]) for name in names}
         captured: dict[str, Tensor] = {}
 
         def hook_at(name: str) -> Callable[[Tensor], Tensor | None]:

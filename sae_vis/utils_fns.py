@@ -43,7 +43,11 @@ def round_significant(value: float, digits: int) -> float:
 
 def largest(values: Iterable[float | None]) -> float:
     """The largest absolute value, 0 where there is none."""
-    return max((abs(value) for value in values if value), default=0.0)
+    numbers = list(filter(None, values))
+    if not numbers:
+        return 0.0
+    lowest, highest = min(numbers), max(numbers)
+    return max(highest, -lowest)
 
 
 # --- number formats ----------------------------------------------------------------------------------------------
@@ -124,8 +128,9 @@ def level(value: float, scale: float) -> float:
     """
     if not value or not scale > 0:
         return 0.0
-    share = round(min(1.0, abs(value) / scale), 2) or 0.01
-    return math.copysign(share, value)
+    share = abs(value) / scale
+    share = round(share, 2) or 0.01 if share < 1.0 else 1.0
+    return share if value > 0 else -share
 
 
 # --- printable token text ----------------------------------------------------------------------------------------

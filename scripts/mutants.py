@@ -37,7 +37,7 @@ def _named(tests: str) -> tuple[str, ...]:
 
 STATISTICS, SELECTION, ACTIVATIONS = "test_statistics.py", "test_selection.py", "test_activations.py"
 ABLATION, PROMPT, MODEL = "test_ablation.py", "test_prompt.py", "test_model_fns.py"
-FULL = "test_full_ablation.py"
+FULL, POOL = "test_full_ablation.py", "test_render_pool.py"
 INVARIANCES, FETCHING, PAGES = "test_invariances.py", "test_fetching.py", "test_pages.py"
 
 MUTANTS: list[Mutant] = [
@@ -1232,14 +1232,14 @@ MUTANTS: list[Mutant] = [
         ("true-minus", "a true minus sign", "text = MINUS + text[1:] if", "text = text if"),
         ("minus-zero", "no minus before a zero", 'if text.strip("-0.") else text[1:]', "if text else text[1:]"),
         ("plus-sign", "a positive effect has its sign", 'else f"+{text}"', "else text"),
-        ("level-lost", "a weak activation is not none", "scale), 2) or 0.01", "scale), 2)"),
+        ("level-lost", "a weak activation is not none", "round(share, 2) or 0.01", "round(share, 2)"),
         (
             "level-beyond",
             "no level is above 1",
-            "round(min(1.0, abs(value) / scale), 2)",
-            "round(abs(value) / scale, 2)",
+            "if share < 1.0 else 1.0",
+            "if share < 10.0 else 1.0",
         ),
-        ("level-sign", "a level keeps its sign", "math.copysign(share, value)", "share"),
+        ("level-sign", "a level keeps its sign", "share if value > 0 else -share", "share"),
         ("hidden-shown", "invisible characters are named", "elif _is_hidden(char) or", "elif False or"),
         ("space-unmarked", "spaces at the ends are marked", "0 < index < last", "0 <= index <= last"),
         (
@@ -1253,7 +1253,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "_templates.py",
         "test_templates.py",
-        ("unescaped-hole", "a hole's text is escaped", "pieces[index] = escape(value)", "pieces[index] = value"),
+        ("unescaped-hole", "a hole's text is escaped", "pieces[index] = _escaped(value)", "pieces[index] = value"),
         ("quotes-unescaped", "quotes are escaped", "quote=True", "quote=False"),
         (
             "plus-trusts",
@@ -1312,21 +1312,21 @@ MUTANTS: list[Mutant] = [
         (
             "hover-decimals",
             "the hover text's losses have four decimals",
-            "_whole(value * scale) if value else value",
-            "_whole(value * scale * 10) if value else value",
+            "whole(value * scale) if value else value",
+            "whole(value * scale * 10) if value else value",
         ),
         ("hover-none", "no loss is not a loss of zero", "else value if value is None else 0 for", "else 0 for"),
         (
             "hover-steps",
             "steps run downwards",
-            "map(operator.sub, whole, whole[1:])",
-            "map(operator.sub, whole[1:], whole)",
+            "map(operator.sub, itertools.chain((0,), whole), whole)",
+            "map(operator.sub, whole, itertools.chain((0,), whole))",
         ),
         (
             "hover-lowered",
             "what is lowered is negative",
-            "-(10**decimals) if which % 2 else 10**decimals",
-            "10**decimals",
+            "itertools.cycle((scale, -scale))",
+            "itertools.cycle((scale, scale))",
         ),
     ),
     *_group(
@@ -1510,10 +1510,23 @@ MUTANTS: list[Mutant] = [
         (
             "not-checked",
             "what msgspec passes over is looked for",
-            "        _check_thoroughly(data, kind)",
-            "        pass",
+            "    _check_thoroughly(data, kind)",
+            "    pass",
         ),
-        ("end-unread", "a document ends where it should", "return data[position:] == _CLOSING", "return True"),
+        (
+            "line-unread",
+            "nothing in a line is passed over",
+            "if _encode(values[-1]) != line or not",
+            "if not",
+            "test_json.py test_fast_checks.py",
+        ),
+        (
+            "header-unread",
+            "nothing in the header is passed over",
+            "if kind.opening(_encode(header)) != opening:",
+            "if False:",
+            "test_json.py test_fast_checks.py",
+        ),
         ("gzip-time", "equal data gives equal bytes", "mtime=0", "mtime=None"),
         ("gzip-bomb", "a bomb is stopped", "if total > max_bytes:", "if total > max_bytes * 10**6:"),
         (
@@ -1537,6 +1550,30 @@ MUTANTS: list[Mutant] = [
             "range(version, VERSION)",
             "range(version + 1, VERSION)",
         ),
+    ),
+    # --- workers --------------------------------------------------------------------------------------------------
+    *_group(
+        "_render_pool.py",
+        POOL,
+        (
+            "pool-order",
+            "results come in order",
+            "while pending:\n            yield from _results(pool, pending.popleft()",
+            "while pending:\n            yield from _results(pool, pending.pop()",
+        ),
+        ("pool-here", "what no worker drew is drawn here", "if answer else here(item)", 'if answer else ""'),
+        ("pool-window", "few features are held at once", "if len(pending) >= _WINDOW * processes:", "if False:"),
+        ("pool-worth-it", "few features are drawn by one process", "if n_items >= WORTH_IT", "if n_items > WORTH_IT"),
+    ),
+    *_group(
+        "_render_worker.py",
+        POOL,
+        ("pool-links", "links are those of the page", "frozenset(map(int, features.split()))", "frozenset[int]()"),
+    ),
+    *_group(
+        "html_fns.py",
+        POOL,
+        ("pool-ints", "an int is drawn like a float", 'scale=f"{float(low)!r}', 'scale=f"{low!r}'),
     ),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from itertools import pairwise
 from types import SimpleNamespace
@@ -15,18 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import HOOK_POINT, encoder_for, planted
 
-from sae_vis import AutoEncoder
-from sae_vis._activations import (
-    ActivationStore,
-    Collected,
-    CollectPlan,
-    CoMoments,
-    SparseColumns,
-    collect,
-    encode,
-    merge_stores,
-)
+from sae_vis import AutoEncoder, _correlations, _store
+from sae_vis._activations import Collected, CollectPlan, collect, encode
+from sae_vis._correlations import CoMoments, SparseColumns, WithDense, co_moments, co_moments_by_tile
 from sae_vis._errors import InputError
+from sae_vis._store import ActivationStore, StoreBuilder, merge_stores
 from sae_vis.model_fns import LanguageModel
 
 PLAN = CollectPlan(HOOK_POINT, minibatch_rows=4, memory_bytes=10**9, neurons=True, correlate="all")
@@ -38,12 +32,25 @@ def run(encoder, model, tokens, counted=None, features=None, encoder_b=None, **p
     wrapped = LanguageModel(model)
     with wrapped.as_for_inference():
         plan = dataclasses.replace(PLAN, **plan)
-        return list(collect(wrapped, encoder, encoder_b, tokens, counted, features, plan))
+        return list(collect(wrapped, encoder, encoder_b, tokens, counted, features, features, plan))
 
 
 def run_once(*args, **options) -> Collected:
     (only,) = run(*args, **options)
     return only
+
+
+def own(collected: Collected) -> ActivationStore:
+    """The store of the features asked for."""
+    return collected.store.only(collected.features)
+
+
+def with_neurons(collected: Collected) -> CoMoments:
+    return collected.neurons.co_moments(own(collected).columns().moments())
+
+
+def with_features(collected: Collected) -> CoMoments:
+    return co_moments(own(collected).columns(), collected.store.columns())
 
 
 def dense(store: ActivationStore) -> torch.Tensor:
@@ -121,8 +128,7 @@ def test_an_encoder_that_returns_its_input_does_not_change_what_the_neurons_are(
     _, model, tokens = planted(acts)
     before = model.table.detach().clone()
     collected = run_once(Neurons(), model, tokens, encoder_b=Neurons())
-    assert collected.with_neurons is not None
-    torch.testing.assert_close(collected.with_neurons.y.mean, acts.double().mean((0, 1)))
+    torch.testing.assert_close(with_neurons(collected).y.mean, acts.double().mean((0, 1)))
     assert torch.equal(model.table, before)
 
 
@@ -134,8 +140,8 @@ def test_ignored_positions_are_in_no_number():
     clean, dirty = (run_once(*planted(a), counted=counted) for a in (acts * counted[..., None], hot))
     assert torch.equal(dense(dirty.store), acts * counted[..., None])
     assert dirty.store.n_counted == int(counted.sum())
-    for name in ("with_neurons", "with_features"):
-        ours, expected = getattr(dirty, name), getattr(clean, name)
+    for co in (with_neurons, with_features):
+        ours, expected = co(dirty), co(clean)
         assert ours.n == int(counted.sum())
         assert torch.equal(ours.products, expected.products)
         assert all(torch.equal(a, b) for a, b in zip(ours.y, expected.y, strict=True))
@@ -148,7 +154,7 @@ def test_a_batch_of_nothing_but_ignored_positions_adds_nothing():
     collected = run_once(*planted(acts), counted=counted, minibatch_rows=4)
     assert torch.equal(dense(collected.store)[:4], acts[:4])
     assert not dense(collected.store)[4:].any()
-    assert collected.with_neurons.n == 24
+    assert with_neurons(collected).n == 24
 
 
 def test_only_the_features_asked_for_are_stored():
@@ -156,10 +162,10 @@ def test_only_the_features_asked_for_are_stored():
     asked = torch.tensor([1, 4, 7])
     for correlate in ("all", "asked", None):
         collected = run_once(*planted(acts), features=asked, correlate=correlate)
-        assert torch.equal(collected.store.features, asked)
-        assert torch.equal(dense(collected.store), acts[..., asked])
-        y = {"all": list(range(8)), "asked": [1, 4, 7], None: None}[correlate]
-        assert (None if collected.y_features is None else collected.y_features.tolist()) == y
+        assert torch.equal(own(collected).features, asked)
+        assert torch.equal(dense(own(collected)), acts[..., asked])
+        stored = {"all": list(range(8)), "asked": [1, 4, 7], None: [1, 4, 7]}[correlate]
+        assert collected.store.features.tolist() == stored
 
 
 def test_an_encoder_in_bfloat16_is_read_in_its_own_format():
@@ -200,44 +206,59 @@ def test_a_whole_dictionary_that_is_narrow_has_the_bits_of_its_parts(d_hidden):
 def test_a_tiny_budget_takes_more_rounds_and_gives_the_same():
     acts = sparse(20, 10, 16, share=0.9)
     whole = run_once(*planted(acts))
-    rounds = run(*planted(acts), memory_bytes=4000)
-    assert len(rounds) > 1
-    assert torch.equal(torch.cat([one.store.features for one in rounds]), torch.arange(16))
-    assert torch.equal(torch.cat([dense(one.store) for one in rounds], -1), acts)
-    products = torch.cat([one.with_features.products for one in rounds])
-    assert torch.equal(products, whole.with_features.products)
-    assert torch.equal(torch.cat([one.with_neurons.x.squares for one in rounds]), whole.with_neurons.x.squares)
-
-
-def test_a_round_that_outgrows_its_budget_drops_features_on_the_way():
-    told = []
-    two_rows = torch.cat([torch.zeros(1, 8, 8), sparse(1, 8, 8, share=1.0)])
-    encoder, model, tokens = planted(two_rows)
-    order = torch.tensor([0] * 16 + [1] * 16)  # dense only at the end
-    acts, tokens = two_rows[order], tokens[order]
-    wrapped = LanguageModel(model)
-    plan = dataclasses.replace(PLAN, memory_bytes=9000)
-    with wrapped.as_for_inference():
-        counted = torch.ones_like(tokens, dtype=torch.bool)
-        rounds = list(
-            collect(wrapped, encoder, None, tokens, counted, torch.arange(8), plan, lambda *args: told.append(args))
-        )
-    assert any(later[2] < earlier[2] for earlier, later in pairwise(told) if later[0] > earlier[0])
-    assert torch.equal(torch.cat([dense(one.store) for one in rounds], -1), acts)
-    assert all(done <= total == 32 for done, total, _ in told)
-    whole = run_once(encoder, model, tokens)
-    for name in ("with_neurons", "with_features"):
-        parts, expected = [getattr(one, name) for one in rounds], getattr(whole, name)
-        assert torch.equal(torch.cat([part.products for part in parts]), expected.products)
-        assert torch.equal(torch.cat([part.x.squares for part in parts]), expected.x.squares)
-        assert all(torch.equal(part.y.mean, expected.y.mean) for part in parts)
+    rounds = run(*planted(acts), memory_bytes=2500)  # the products of four features with sixteen neurons
+    assert len(rounds) == 4
+    assert torch.equal(torch.cat([one.features for one in rounds]), torch.arange(16))
+    assert torch.equal(torch.cat([dense(own(one)) for one in rounds], -1), acts)
+    for co in (with_neurons, with_features):
+        assert torch.equal(torch.cat([co(one).products for one in rounds]), co(whole).products)
+        assert torch.equal(torch.cat([co(one).x.squares for one in rounds]), co(whole).x.squares)
 
 
 def test_one_feature_a_round_is_the_least_even_if_it_does_not_fit():
     acts = sparse(10, 10, 3, share=1.0)
     rounds = run(*planted(acts), memory_bytes=1)
-    assert [one.store.features.tolist() for one in rounds] == [[0], [1], [2]]
-    assert torch.equal(torch.cat([dense(one.store) for one in rounds], -1), acts)
+    assert [one.features.tolist() for one in rounds] == [[0], [1], [2]]
+    assert torch.equal(torch.cat([dense(own(one)) for one in rounds], -1), acts)
+
+
+@pytest.mark.parametrize("budget", [1, 400, 3000, 10**9])
+@pytest.mark.parametrize("chunk", [7, 100])
+def test_what_does_not_fit_lies_in_files_and_is_the_same(budget, chunk, monkeypatch):
+    monkeypatch.setattr(_store, "CHUNK", chunk)
+    acts = sparse(20, 10, 9, share=0.5)
+    counted = torch.rand(20, 10, generator=torch.Generator().manual_seed(0)) < 0.8
+    builder = StoreBuilder(torch.arange(9), counted, budget)
+    for start in range(0, 20, 3):
+        some = (acts * counted[..., None])[start : start + 3].flatten(0, 1)
+        rows, columns = some.nonzero().unbind(1)
+        builder.add(rows + start * 10, columns, some[rows, columns])
+    store = builder.finish()
+    assert bool(store.mapped) == (budget < 3001)
+    assert torch.equal(dense(store), acts * counted[..., None])
+    assert all((store.of(i)[0].diff() > 0).all() for i in range(9)), "positions rise"
+    store.release()
+    assert torch.equal(dense(store), acts * counted[..., None])
+    assert dense(store.only(torch.tensor([1, 4, 8]))).equal((acts * counted[..., None])[..., [1, 4, 8]])
+
+
+def test_an_empty_store_may_lie_in_files_too():
+    counted = torch.ones(2, 3, dtype=torch.bool)
+    for builder in (StoreBuilder(torch.arange(4), counted, 10**6), StoreBuilder(torch.arange(4), counted, 1)):
+        if builder.memory_bytes == 1:
+            builder._spill()
+        assert not dense(builder.finish()).any()
+
+
+def test_a_full_disk_is_told(monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_store.os, "posix_fallocate", full)
+    builder = StoreBuilder(torch.arange(2), torch.ones(1, 4, dtype=torch.bool), 1)
+    builder.add(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+    with pytest.raises(InputError, match=r"no room for them.*No space left.*TMPDIR"):
+        builder.finish()
 
 
 @pytest.mark.parametrize(("cap", "expected"), [(1, 5), (2, 3), (5, 1), (100, 1)])
@@ -245,8 +266,8 @@ def test_a_cap_on_the_features_a_round_is_kept(cap, expected):
     acts = sparse(4, 5, 5)
     rounds = run(*planted(acts), max_features=cap)
     assert len(rounds) == expected
-    assert all(len(one.store.features) <= cap for one in rounds)
-    assert torch.equal(torch.cat([dense(one.store) for one in rounds], -1), acts)
+    assert all(len(one.features) <= cap for one in rounds)
+    assert torch.equal(torch.cat([dense(own(one)) for one in rounds], -1), acts)
 
 
 def test_the_model_runs_once_over_the_rows_in_a_round():
@@ -279,13 +300,11 @@ def test_stores_of_token_shards_merge_to_the_store_of_all(cuts):
         ours, expected = getattr(merged, field.name), getattr(whole.store, field.name)
         same = torch.equal(ours, expected) if isinstance(ours, torch.Tensor) else ours == expected
         assert same, field.name
-    neurons = parts[0].with_neurons
-    for part in parts[1:]:
-        neurons.merge(part.with_neurons)
-    torch.testing.assert_close(neurons.products, whole.with_neurons.products, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(neurons.y.squares, whole.with_neurons.y.squares, rtol=1e-12, atol=1e-12)
-    assert torch.equal(neurons.y.low, whole.with_neurons.y.low)
-    assert neurons.n == whole.with_neurons.n == 66
+    neurons, expected = functools.reduce(CoMoments.merged, map(with_neurons, parts)), with_neurons(whole)
+    torch.testing.assert_close(neurons.products, expected.products, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(neurons.y.squares, expected.y.squares, rtol=1e-12, atol=1e-12)
+    assert torch.equal(neurons.y.low, expected.y.low)
+    assert neurons.n == expected.n == 66
 
 
 def test_merging_in_two_steps_is_merging_in_one():
@@ -333,9 +352,12 @@ def test_co_moments_of_any_batches_are_those_of_the_whole(seed, sizes, sparse_y)
     x = torch.randn(rows, 3, generator=generator).clamp(min=0)
     y = torch.randn(rows, 4, generator=generator)
     y = y.clamp(min=0) if sparse_y else y + 1000.0
-    co = CoMoments(3, 4, torch.device("cpu"))
-    for part_x, part_y in zip(x.split(sizes), y.split(sizes), strict=True):
-        co.add(SparseColumns.of(part_x), SparseColumns.of(part_y) if sparse_y else part_y)
+    parts = [
+        co_moments(SparseColumns.of(part_x), SparseColumns.of(part_y) if sparse_y else part_y)
+        for part_x, part_y in zip(x.split(sizes), y.split(sizes), strict=True)
+        if len(part_x)
+    ]
+    co = functools.reduce(CoMoments.merged, parts)
     expected = torch.tensor(plain_comoments(x, y), dtype=torch.float64)
     torch.testing.assert_close(co.products, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(co.y.mean, y.double().mean(0), rtol=1e-12, atol=1e-12)
@@ -351,12 +373,30 @@ def test_co_moments_do_not_cancel_where_means_are_large():
     generator = torch.Generator().manual_seed(0)
     signal = torch.rand(400, 1, generator=generator)
     y = torch.cat([1e5 + signal, 1e5 - signal], 1)  # in float32 a step of 0.008
-    co = CoMoments(1, 2, torch.device("cpu"))
+    running = WithDense(1, 2, torch.device("cpu"))
     for part_x, part_y in zip(signal.split(37), y.split(37), strict=True):
-        co.add(SparseColumns.of(part_x), part_y)
+        running.add(SparseColumns.of(part_x), part_y)
+    co = running.co_moments(SparseColumns.of(signal).moments())
     expected = torch.tensor(plain_comoments(signal, y), dtype=torch.float64)
     torch.testing.assert_close(co.products, expected, rtol=1e-9, atol=0)
     assert (co.y.squares > 0).all()
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 1000), st.integers(1, 4), st.sampled_from([1, 200, 10**9]), st.booleans())
+def test_co_moments_of_any_tiles_and_chunks_are_those_of_the_whole(seed, tile, budget, mkl):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(30, n, generator=generator).clamp(min=0) for n in (5, 7))
+    y[:, 3] += 1000.0  # active everywhere, with a large mean
+    with pytest.MonkeyPatch.context() as patch:
+        if not mkl:
+            patch.setattr(_correlations, "_has_mkl", lambda: False)
+        parts = list(co_moments_by_tile(SparseColumns.of(x), SparseColumns.of(y), budget, tile))
+    assert [len(part.products) for part in parts] == [min(tile, 5 - start) for start in range(0, 5, tile)]
+    expected = torch.tensor(plain_comoments(x, y), dtype=torch.float64)
+    torch.testing.assert_close(torch.cat([part.products for part in parts]), expected, rtol=1e-9, atol=1e-9)
+    for part in parts:
+        torch.testing.assert_close(part.y.mean, y.double().mean(0), rtol=1e-12, atol=1e-12)
 
 
 def test_sparse_columns_are_the_matrix_they_were_made_of():
@@ -366,9 +406,9 @@ def test_sparse_columns_are_the_matrix_they_were_made_of():
     back[columns.rows, columns.columns()] = columns.values
     assert torch.equal(back, matrix)
     chosen = columns.select(torch.tensor([0, 3, 5]))
-    torch.testing.assert_close(chosen.centred(torch.zeros(3).double()), matrix[:, [0, 3, 5]].double(), rtol=0, atol=0)
-    other = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(columns.product(other), matrix.double().T @ other)
+    again = SparseColumns.of(matrix[:, [0, 3, 5]])
+    assert all(torch.equal(getattr(chosen, name), getattr(again, name)) for name in ("offsets", "rows", "values"))
+    assert torch.equal(columns.piece(2, 5).values, columns.values[(columns.columns() >= 2) & (columns.columns() < 5)])
 
 
 def test_more_than_65536_columns_stay_apart():
@@ -412,16 +452,16 @@ def test_encoder_b_is_read_with_its_own_weights_and_bias():
     )
     x = acts.reshape(-1, 4).double()
     expected = ((x[:, :2] - 0.125) * 2 + torch.tensor([-0.5, 0.25])).clamp(min=0)
-    co = run_once(encoder, model, tokens, encoder_b=other).with_b_features
+    collected = run_once(encoder, model, tokens, encoder_b=other)
+    co = co_moments(own(collected).columns(), collected.store_b.columns())
     torch.testing.assert_close(co.y.mean, expected.mean(0), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(co.products, torch.tensor(plain_comoments(x, expected)).double(), rtol=1e-5, atol=1e-5)
 
 
 def test_tables_that_are_not_asked_for_cost_nothing():
     collected = run_once(*planted(sparse(4, 5, 3)), neurons=False, correlate=None)
-    assert collected.with_neurons is None
-    assert collected.with_features is None
-    assert collected.with_b_features is None
+    assert collected.neurons is None
+    assert collected.store_b is None
 
 
 def test_only_the_slice_of_the_weights_that_is_needed_is_encoded():

@@ -5,7 +5,6 @@ The oracles are exact: whole numbers and fractions of Python.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import subprocess
@@ -24,7 +23,7 @@ from models import fetch, random_tokens
 from page_reading import text_of
 
 from sae_vis import get_prompt_data
-from sae_vis._activations import ActivationStore, CoMoments, SparseColumns, merge_stores
+from sae_vis._correlations import SparseColumns, WithDense, co_moments, most_correlated
 from sae_vis._prompt_scoring import act_quantile
 from sae_vis._statistics import (
     EXACT_KNOTS,
@@ -33,10 +32,10 @@ from sae_vis._statistics import (
     histogram,
     interval_examples,
     moments,
-    most_correlated,
     quantile_knots,
     top_examples,
 )
+from sae_vis._store import ActivationStore, merge_stores
 
 FLOAT32_COUNTS = 2**24  # the first count that a float32 counter cannot get beyond
 
@@ -205,9 +204,10 @@ def columns_at_the_edge(n: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("batch", [1, 7, 60])
 def test_correlations_of_columns_at_the_edge_are_those_of_fractions(batch):
     x, y = columns_at_the_edge()
-    co = CoMoments(1, y.shape[1], torch.device("cpu"))
+    running = WithDense(1, y.shape[1], torch.device("cpu"))
     for start in range(0, len(x), batch):
-        co.add(SparseColumns.of(x[start : start + batch, None]), y[start : start + batch])
+        running.add(SparseColumns.of(x[start : start + batch, None]), y[start : start + batch])
+    co = running.co_moments(SparseColumns.of(x[:, None]).moments())
     (found,) = most_correlated(co, np.arange(y.shape[1]), 50)
     exact = [exact_pearson(x.tolist(), y[:, i].tolist(), [1] * len(x)) for i in range(y.shape[1])]
     expected = {i: r for i, r in enumerate(exact) if r is not None}
@@ -221,8 +221,7 @@ def test_correlations_of_columns_at_the_edge_are_those_of_fractions(batch):
 @pytest.mark.parametrize("size", [1, 3, 50])
 def test_a_table_is_as_long_as_there_are_columns(size):
     x, y = columns_at_the_edge()
-    co = CoMoments(1, 2, torch.device("cpu"))
-    co.add(SparseColumns.of(x[:, None]), y[:, 2:4])
+    co = co_moments(SparseColumns.of(x[:, None]), y[:, 2:4])
     (found,) = most_correlated(co, np.array([7, 5]), size)
     assert found.indices == [7, 5][:size]
     (none,) = most_correlated(co, np.array([7, 5]), size, np.array([7]))
@@ -235,13 +234,11 @@ def test_co_moments_of_more_positions_than_a_float32_counts(sparse):
     x, y = columns_at_the_edge()
     y = y[:, [2, 4, 5, 10]] if sparse else y
     doublings = 19
-    one, other = (CoMoments(1, y.shape[1], torch.device("cpu")) for _ in range(2))
-    one.add(SparseColumns.of(x[:, None]), SparseColumns.of(y) if sparse else y)
+    one = co_moments(SparseColumns.of(x[:, None]), SparseColumns.of(y) if sparse else y)
     for _ in range(doublings):
-        one.merge(copy.deepcopy(one))
+        one = one.merged(one)
     late_x, late_y = x[:9] * 3, y[:9] * 0.5
-    other.add(SparseColumns.of(late_x[:, None]), SparseColumns.of(late_y) if sparse else late_y)
-    one.merge(other)
+    one = one.merged(co_moments(SparseColumns.of(late_x[:, None]), SparseColumns.of(late_y) if sparse else late_y))
     counts = [2**doublings] * len(x) + [1] * 9
     assert one.n == sum(counts) > FLOAT32_COUNTS
     all_x, all_y = torch.cat([x, late_x]).tolist(), torch.cat([y, late_y]).T.tolist()

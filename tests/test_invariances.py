@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from models import encoder_for, fetch, planted, random_tokens
 
 from sae_vis import MultiFeatureData, get_prompt_data
-from sae_vis._activations import CollectPlan, collect, merge_stores
+from sae_vis._activations import CollectPlan, collect
 from sae_vis._assemble import activations_data
-from sae_vis._statistics import FeatureActivations, interval_examples, most_correlated, quantile_knots, top_examples
+from sae_vis._correlations import CoMoments, co_moments, most_correlated
+from sae_vis._statistics import FeatureActivations, interval_examples, quantile_knots, top_examples
+from sae_vis._store import merge_stores
 from sae_vis.data_storing_fns import FeatureData
 from sae_vis.model_fns import LanguageModel
 
@@ -201,15 +203,19 @@ def test_token_shards_merge_to_the_same_features(cuts, rows):
     parts = []
     with wrapped.as_for_inference():
         for start, stop in pairwise(bounds):
-            shard = ids[start:stop], counted[start:stop], torch.arange(N_FEATURES), plan
+            shard = ids[start:stop], counted[start:stop], torch.arange(N_FEATURES), torch.arange(N_FEATURES), plan
             (part,) = collect(wrapped, encoder, encoder_b, *shard)
             parts.append(dataclasses.replace(part, store=dataclasses.replace(part.store, row_offset=start)))
     store = merge_stores([part.store for part in parts])
-    neurons, features, b_features = parts[0].with_neurons, parts[0].with_features, parts[0].with_b_features
-    for part in parts[1:]:
-        neurons.merge(part.with_neurons)
-        features.merge(part.with_features)
-        b_features.merge(part.with_b_features)
+    columns = [part.store.columns() for part in parts]
+    neurons, features, b_features = (
+        functools.reduce(CoMoments.merged, some)
+        for some in (
+            [part.neurons.co_moments(x.moments()) for part, x in zip(parts, columns, strict=True)],
+            [co_moments(x, x) for x in columns],
+            [co_moments(x, part.store_b.columns()) for part, x in zip(parts, columns, strict=True)],
+        )
+    )
     everything = np.arange(N_FEATURES)
     tables = [
         most_correlated(neurons, np.arange(D_MLP), 3),

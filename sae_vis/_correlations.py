@@ -1,0 +1,370 @@
+"""Correlations of features with whatever else was recorded at the same positions, exactly and in float64.
+
+Features are sparse, so only the positions where they are active are multiplied: a sparse product with the other features,
+a sparse-dense one with neurons. What has a mean is shifted before it is squared, so that nothing cancels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_vis._ranking import stable_order
+from sae_vis._statistics import Ints
+
+CORRELATION_DECIMALS = 6
+SHARE_OF_PRODUCTS = 8  # of the memory budget
+BYTES_PER_PRODUCT = 8 + 8 + 8 + 8  # the product, sparse and dense, and what is made of it
+BYTES_PER_SORTED = 40  # of a non-zero, while the columns are laid out by position
+PIECE = 2**22  # non-zeros that are looked at together
+
+
+class Moments(NamedTuple):
+    """Of each column: mean, sum of squares around it, minimum and maximum, in float64."""
+
+    mean: Float[Tensor, " n"]
+    squares: Float[Tensor, " n"]
+    low: Float[Tensor, " n"]
+    high: Float[Tensor, " n"]
+
+    @property
+    def varies(self) -> Tensor:
+        """Which columns are not constant."""
+        return (self.high > self.low) & (self.squares > 0)
+
+
+@dataclass(frozen=True)
+class SparseColumns:
+    """The non-zeros of a matrix of ``n_rows`` rows, column by column; none of them negative.
+
+    The rows may stand among others that do not count: they are numbered from 0 to ``n_places``.
+    """
+
+    offsets: Int[Tensor, " n_plus_1"]
+    rows: Int[Tensor, " nnz"]
+    values: Float[Tensor, " nnz"]
+    n_rows: int
+    n_places: int
+
+    @classmethod
+    def of(cls, dense: Float[Tensor, "rows n"]) -> SparseColumns:
+        """The non-zeros of a dense matrix."""
+        row, column = dense.nonzero().unbind(1)
+        return cls.sorted_from(row, column, dense[row, column], dense.shape[1], len(dense))
+
+    @classmethod
+    def sorted_from(
+        cls, rows: Int[Tensor, " nnz"], columns: Int[Tensor, " nnz"], values: Float[Tensor, " nnz"], n: int, n_rows: int
+    ) -> SparseColumns:
+        """The matrix of non-zeros that are given row by row, with ``n`` columns."""
+        by_column = stable_order(columns, n)  # much cheaper than reading the dense matrix column by column
+        counts = torch.bincount(columns, minlength=n)
+        return cls(_offsets(counts), rows[by_column], values[by_column], n_rows, n_rows)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def columns(self) -> Int[Tensor, " nnz"]:
+        """The column of each non-zero."""
+        return torch.repeat_interleave(self.offsets.diff())
+
+    def select(self, chosen: Int[Tensor, " k"]) -> SparseColumns:
+        """Some of the columns, in rising order."""
+        is_chosen = torch.zeros(len(self), dtype=torch.bool, device=self.offsets.device)
+        is_chosen[chosen] = True
+        kept = is_chosen[self.columns()]
+        counts = self.offsets.diff()[is_chosen]
+        return SparseColumns(_offsets(counts), self.rows[kept], self.values[kept], self.n_rows, self.n_places)
+
+    def piece(self, start: int, stop: int) -> SparseColumns:
+        """The columns ``start .. stop``."""
+        low, high = int(self.offsets[start]), int(self.offsets[stop])
+        offsets = self.offsets[start : stop + 1] - low
+        return SparseColumns(offsets, self.rows[low:high], self.values[low:high], self.n_rows, self.n_places)
+
+    def moments(self) -> Moments:
+        """Of the whole columns, zeros included. Sums of squares around zero lose nothing where most values are zeros."""
+        values, column, counts = self.values.double(), self.columns(), self.offsets.diff()
+        zeros = values.new_zeros(len(self))
+        mean = zeros.index_add(0, column, values) / self.n_rows
+        squares = zeros.index_add(0, column, (values - mean[column]).square())
+        squares += (self.n_rows - counts) * mean.square()
+        full = counts == self.n_rows
+        low = torch.full_like(zeros, torch.inf).scatter_reduce(0, column, values, "amin").where(full, zeros)
+        return Moments(mean, squares, low, zeros.scatter_reduce(0, column, values, "amax"))
+
+
+def _offsets(counts: Int[Tensor, " n"]) -> Int[Tensor, " n_plus_1"]:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+@contextmanager
+def _sparse_warnings_off() -> Iterator[None]:
+    with warnings.catch_warnings():  # torch calls its sparse tensors beta, and the check that is off here costly
+        warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
+        yield
+
+
+def _csr(offsets: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    with _sparse_warnings_off():
+        return torch.sparse_csr_tensor(offsets.long(), columns.long(), values, size, check_invariants=False)
+
+
+# --- co-moments --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CoMoments:
+    """Moments of columns x (features) and y (anything) over ``n`` positions, and their products, in float64.
+
+    ``products[i, j]`` is the sum over positions of ``(x_i - mean x_i) * (y_j - mean y_j)``.
+    """
+
+    n: int
+    x: Moments
+    y: Moments
+    products: Float[Tensor, "n_x n_y"]
+
+    def merged(self, other: CoMoments) -> CoMoments:
+        """With the positions of another one, by the pairwise update of Chan, Golub and LeVeque (1979)."""
+        total = self.n + other.n
+        if total == 0:
+            return self
+        weight, share = self.n * other.n / total, other.n / total
+        shift_x, shift_y = other.x.mean - self.x.mean, other.y.mean - self.y.mean
+        products = self.products + other.products + weight * torch.outer(shift_x, shift_y)
+        return CoMoments(
+            total,
+            _merged(self.x, other.x, shift_x, weight, share),
+            _merged(self.y, other.y, shift_y, weight, share),
+            products,
+        )
+
+
+def _merged(a: Moments, b: Moments, shift: Tensor, weight: float, share: float) -> Moments:
+    return Moments(
+        a.mean + shift * share,
+        a.squares + b.squares + weight * shift.square(),
+        torch.minimum(a.low, b.low),
+        torch.maximum(a.high, b.high),
+    )
+
+
+def co_moments(x: SparseColumns, y: SparseColumns | Float[Tensor, "rows n_y"]) -> CoMoments:
+    """Of all columns at once."""
+    if isinstance(y, SparseColumns):
+        (whole,) = co_moments_by_tile(x, y, tile=max(1, len(x)))
+        return whole
+    with_dense = WithDense(len(x), y.shape[1], y.device)
+    with_dense.add(x, y)
+    return with_dense.co_moments(x.moments())
+
+
+def co_moments_by_tile(
+    x: SparseColumns, y: SparseColumns, memory_bytes: int = 2**32, tile: int | None = None
+) -> Iterator[CoMoments]:
+    """Of some of the columns x after the others (``tile`` of them, or as many as memory holds), with all columns y.
+
+    Both columns stand at the same positions. The products are of sparse matrices: zeros of either are skipped.
+    """
+    share = memory_bytes // SHARE_OF_PRODUCTS
+    moments_y = _moments_by_piece(y)
+    shift_y = moments_y.low  # zero but for columns that are active everywhere, whose mean would drown the rest
+    tile = tile or max(1, share // (BYTES_PER_PRODUCT * max(1, len(y))))
+    chunks = max(1, -(-len(y.rows) * BYTES_PER_SORTED // max(1, share)))
+    chunked_x, chunked_y = _Chunked.of(x, chunks), _Chunked.of(y, chunks)
+    whole = chunked_y.by_position(0, shift_y) if chunks == 1 else None
+    for start in range(0, max(1, len(x)), tile):
+        stop = min(start + tile, len(x))
+        some = x.piece(start, stop)
+        moments = some.moments()
+        products = some.values.new_zeros(len(some), len(y), dtype=torch.float64)
+        for chunk in range(chunks):
+            matrix = chunked_y.by_position(chunk, shift_y) if whole is None else whole
+            products += _sparse_product(chunked_x.by_column(chunk, start, stop, moments.low), matrix)
+        products.addr_(moments.mean - moments.low, moments_y.mean - shift_y, alpha=-float(y.n_rows))
+        yield CoMoments(y.n_rows, moments, moments_y, products)
+
+
+def _moments_by_piece(columns: SparseColumns) -> Moments:
+    """The moments, without arrays as long as all the non-zeros."""
+    step = max(1, PIECE * len(columns) // max(1, len(columns.rows)))
+    parts = [columns.piece(i, min(i + step, len(columns))).moments() for i in range(0, max(1, len(columns)), step)]
+    return Moments(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+class _Chunked(NamedTuple):
+    """Columns whose rows are looked at in chunks: ``bounds [n, chunks + 1]`` says where those of each chunk begin."""
+
+    columns: SparseColumns
+    bounds: Int[Tensor, "n bounds"]
+    n_rows: int  # of a chunk
+
+    @classmethod
+    def of(cls, columns: SparseColumns, chunks: int) -> _Chunked:
+        n = len(columns)
+        n_rows = -(-columns.n_places // chunks)
+        if chunks == 1:
+            return cls(columns, torch.stack([columns.offsets[:-1], columns.offsets[1:]], 1).long(), n_rows)
+        step = max(1, PIECE * n // max(1, len(columns.rows)))
+        counts = []
+        for start in range(0, n, step):
+            some = columns.piece(start, min(start + step, n))
+            cell = some.columns() * chunks + some.rows.long() // n_rows
+            counts.append(torch.bincount(cell, minlength=len(some) * chunks).reshape(len(some), chunks))
+        first = columns.offsets[:-1, None].long()
+        return cls(columns, torch.cat([first, first + torch.cat(counts).cumsum(1)], 1), n_rows)
+
+    def _entries(self, chunk: int, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets, rows (from the chunk's first) and values of the columns ``start .. stop`` in a chunk."""
+        low, high = self.bounds[start:stop, chunk], self.bounds[start:stop, chunk + 1]
+        offsets = _offsets(high - low)
+        if self.bounds.shape[1] == 2:
+            span = slice(int(low[0]), int(high[-1])) if len(low) else slice(0, 0)
+            return offsets, self.columns.rows[span].long(), self.columns.values[span].double()
+        index = torch.arange(int(offsets[-1])) + torch.repeat_interleave(low - offsets[:-1], high - low)
+        return offsets, self.columns.rows[index].long() - chunk * self.n_rows, self.columns.values[index].double()
+
+    def by_column(self, chunk: int, start: int, stop: int, shift: Float[Tensor, " n"]) -> Tensor:
+        """The sparse matrix ``[columns, rows]`` of a chunk, each column less its shift."""
+        offsets, rows, values = self._entries(chunk, start, stop)
+        if bool(shift.any()):
+            values -= shift[torch.repeat_interleave(offsets.diff())]
+        return _csr(offsets, rows, values, (stop - start, self.n_rows))
+
+    def by_position(self, chunk: int, shift: Float[Tensor, " n"]) -> Tensor:
+        """The sparse matrix ``[rows, columns]`` of a chunk, each column less its shift."""
+        n = len(self.columns)
+        offsets, rows, values = self._entries(chunk, 0, n)
+        column = torch.repeat_interleave(offsets.diff())
+        if bool(shift.any()):
+            values -= shift[column]
+        order = stable_order(rows, self.n_rows)
+        counts = torch.bincount(rows, minlength=self.n_rows)
+        return _csr(_offsets(counts), column[order], values[order], (self.n_rows, n))
+
+
+def _sparse_product(a: Tensor, b: Tensor) -> Float[Tensor, "n m"]:
+    """The dense product of two sparse matrices."""
+    with _sparse_warnings_off():
+        if a.device.type == "cpu" and not _has_mkl():
+            product: Tensor = torch.sparse.mm(a.to_sparse(), b.to_sparse())  # coordinates: slower, but everywhere
+        else:
+            product = a @ b
+        return product.to_dense()
+
+
+def _has_mkl() -> bool:
+    """Whether this build of torch multiplies compressed sparse matrices on a CPU."""
+    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+
+
+class WithDense:
+    """Running products of sparse columns x with dense columns y, added up in float64 batch by batch.
+
+    The columns y are shifted by their means in the first batch, which leaves nothing to cancel; the sums do not depend on
+    how the positions are cut into batches but for the rounding of float64.
+    """
+
+    def __init__(self, n_x: int, n_y: int, device: torch.device) -> None:
+        self.n, self.n_x, self.n_y, self.device = 0, n_x, n_y, device
+        self.products = torch.zeros(n_x, n_y, dtype=torch.float64, device=device)
+        self.sums, self.squares, self.low, self.high = (
+            torch.full((n_y,), value, dtype=torch.float64, device=device) for value in (0, 0, torch.inf, -torch.inf)
+        )
+        self.shift: Tensor | None = None
+
+    def add(self, x: SparseColumns, y: Float[Tensor, "rows n_y"]) -> None:
+        """Add positions."""
+        if not len(y):
+            return
+        if self.shift is None:
+            self.shift = y.sum(0, dtype=torch.float64) / len(y)
+        self.low = torch.minimum(self.low, y.amin(0).double())
+        self.high = torch.maximum(self.high, y.amax(0).double())
+        shifted = y.double().sub_(self.shift)
+        self.n += len(y)
+        self.sums += shifted.sum(0)
+        self.squares += torch.linalg.vector_norm(shifted, dim=0).square()
+        matrix = _csr(x.offsets, x.rows, x.values.double(), (len(x), len(y)))
+        with _sparse_warnings_off():
+            self.products.addmm_(matrix, shifted)
+
+    def co_moments(self, x: Moments) -> CoMoments:
+        """With the moments of the columns x over all positions."""
+        shift = torch.zeros_like(self.sums) if self.shift is None else self.shift
+        mean = self.sums / max(1, self.n)
+        squares = (self.squares - self.n * mean.square()).clamp_min(0.0)
+        y = Moments(mean + shift, squares, self.low, self.high)
+        products = self.products.addr(x.mean.to(self.device), mean, alpha=-float(self.n))
+        return CoMoments(self.n, x, y, products)
+
+
+# --- the largest -------------------------------------------------------------------------------------------------
+
+
+class Correlated(NamedTuple):
+    """The columns that correlate most with a feature."""
+
+    indices: list[int]
+    pearson: list[float]
+    cosine: list[float]
+
+
+def most_correlated(co: CoMoments, y_ids: Ints, size: int, not_itself: Ints | None = None) -> list[Correlated]:
+    """For each column x, the columns y with the largest Pearson correlation; ties go to the lower index.
+
+    ``y_ids`` name the columns y; ``not_itself[i]`` is the id that column x ``i`` must not be paired with.
+    Constant columns are left out. The cosine similarity of the activations stands beside it.
+    """
+    if size < 1 or not len(y_ids):
+        return [Correlated([], [], [])] * len(co.products)
+    pearson = _pearson(co)
+    if not_itself is not None:
+        order = np.argsort(y_ids)
+        own = order[np.searchsorted(y_ids, not_itself, sorter=order).clip(max=len(y_ids) - 1)]
+        there = y_ids[own] == not_itself
+        pearson[np.flatnonzero(there), own[there]] = -np.inf
+    result = []
+    for i, (columns, r) in enumerate(_largest(pearson, size)):
+        cosine = _cosine(co, i, columns)
+        result.append(Correlated(y_ids[columns].tolist(), (r + 0.0).tolist(), cosine.tolist()))  # no -0.0
+    return result
+
+
+def _pearson(co: CoMoments) -> np.ndarray:
+    """Rounded, and minus infinity where a column is constant."""
+    tiny = torch.finfo(torch.float64).tiny
+    norm_x, norm_y = co.x.squares.clamp_min(tiny).sqrt(), co.y.squares.clamp_min(tiny).sqrt()
+    pearson = (co.products / norm_y).div_(norm_x[:, None]).clamp_(-1.0, 1.0)
+    pearson = pearson.round_(decimals=CORRELATION_DECIMALS)
+    pearson[~co.x.varies] = -torch.inf
+    pearson[:, ~co.y.varies] = -torch.inf
+    return pearson.cpu().numpy()
+
+
+def _largest(values: np.ndarray, size: int) -> Iterator[tuple[Ints, np.ndarray]]:
+    """The columns with the largest values of each row that are not minus infinity, and these values."""
+    size = min(size, values.shape[1])
+    for row, least in zip(values, torch.from_numpy(values).topk(size, -1).values[:, -1].tolist(), strict=True):
+        columns = np.flatnonzero(row >= least) if least > -np.inf else np.flatnonzero(row > -np.inf)
+        best = columns[np.lexsort((columns, -row[columns]))][:size]
+        yield best, row[best]
+
+
+def _cosine(co: CoMoments, i: int, columns: Ints) -> np.ndarray:
+    chosen = torch.from_numpy(columns).to(co.products.device)
+    mean_x, mean_y = co.x.mean[i], co.y.mean[chosen]
+    raw = co.products[i, chosen] + co.n * mean_x * mean_y
+    norms = ((co.x.squares[i] + co.n * mean_x**2) * (co.y.squares[chosen] + co.n * mean_y**2)).sqrt()
+    cosine = (raw / norms).clamp_(-1.0, 1.0).cpu().numpy()
+    rounded: np.ndarray = np.round(cosine, CORRELATION_DECIMALS) + 0.0
+    return rounded

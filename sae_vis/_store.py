@@ -1,0 +1,274 @@
+"""The activation store: what an encoder finds at every position, keeping only what is not zero.
+
+It is feature-major (compressed sparse columns): the active positions of feature ``i`` are
+``positions[offsets[i]:offsets[i + 1]]``, in rising order, with their ``values`` beside them. Stores of different rows of
+tokens merge into the store of all rows. What does not fit into the memory budget lies in memory-mapped files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_vis._correlations import SparseColumns
+from sae_vis._errors import InputError
+from sae_vis._ranking import stable_order
+
+BYTES_PER_ENTRY = 4 + 4 + 4  # a float32 value, an int32 position, an int32 column
+CHUNK = 2**23  # entries that are sorted at a time
+
+
+@dataclass(frozen=True)
+class ActivationStore:
+    """The non-zero activations of some features on some rows of tokens.
+
+    Shapes: ``features [n]`` ids in rising order, ``offsets [n + 1]``, ``positions [nnz]`` (row * seq_len + position, from
+    the store's first row), ``values [nnz]`` float32, ``counted [rows, seq]``. ``row_offset`` is the store's first row in
+    the whole set of tokens. ``mapped`` are the files that it lies in, if it is not in memory.
+    """
+
+    features: Int[Tensor, " n"]
+    offsets: Int[Tensor, " n_plus_1"]
+    positions: Int[Tensor, " nnz"]
+    values: Float[Tensor, " nnz"]
+    counted: Bool[Tensor, "rows seq"]
+    row_offset: int = 0
+    mapped: tuple[mmap.mmap, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a row."""
+        return self.counted.shape[1]
+
+    @property
+    def n_counted(self) -> int:
+        """Number of counted positions."""
+        return int(self.counted.sum())
+
+    def of(self, index: int) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
+        """Active positions and activations of the ``index``-th feature of the store."""
+        span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
+        return self.positions[span], self.values[span]
+
+    def columns(self) -> SparseColumns:
+        """The whole store as a matrix of positions by features."""
+        return SparseColumns(self.offsets, self.positions, self.values, self.n_counted, self.counted.numel())
+
+    def only(self, features: Int[Tensor, " k"]) -> ActivationStore:
+        """The store of some of its features, in rising order; the store itself if they are all there are."""
+        if len(features) == len(self.features):
+            return self
+        chosen = torch.searchsorted(self.features, features)
+        counts = self.offsets.diff()[chosen]
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        spans = [slice(int(self.offsets[i]), int(self.offsets[i + 1])) for i in chosen.tolist()]
+        positions = torch.cat([self.positions[span] for span in spans] or [self.positions[:0]])
+        values = torch.cat([self.values[span] for span in spans] or [self.values[:0]])
+        return ActivationStore(features, offsets, positions, values, self.counted, self.row_offset)
+
+    def release(self) -> None:
+        """Give back the memory of what was read of the files; it is read again when it is needed."""
+        for file in self.mapped:
+            _release(file)
+
+
+def merge_stores(stores: Sequence[ActivationStore]) -> ActivationStore:
+    """One store of the rows of all, which must follow each other and hold the same features.
+
+    Raises:
+        InputError: if they do not.
+    """
+    first = stores[0]
+    next_row = first.row_offset
+    for store in stores:
+        if (
+            store.row_offset != next_row
+            or store.seq_len != first.seq_len
+            or not torch.equal(store.features, first.features)
+        ):
+            raise InputError(
+                f"Activation stores merge only where rows follow each other, with the same features and row length; expected "
+                f"a store that begins at row {next_row} with {first.seq_len} tokens a row, got row {store.row_offset} with "
+                f"{store.seq_len}."
+            )
+        next_row += len(store.counted)
+    shifts = [(store.row_offset - first.row_offset) * first.seq_len for store in stores]
+    offsets, order = _interleave([store.offsets for store in stores])
+    index_type = position_type(sum(store.counted.numel() for store in stores))
+    positions = torch.cat([store.positions.to(index_type) + shift for store, shift in zip(stores, shifts, strict=True)])
+    values = torch.cat([store.values for store in stores])
+    counted = torch.cat([store.counted for store in stores])
+    return ActivationStore(first.features, offsets, positions[order], values[order], counted, first.row_offset)
+
+
+def position_type(n_positions: int) -> torch.dtype:
+    """Of a number that tells positions apart."""
+    return torch.int32 if n_positions < 2**31 else torch.int64
+
+
+def _interleave(all_offsets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Offsets of the merged columns, and where in the concatenated parts each merged entry comes from."""
+    counts = torch.stack([offsets.diff() for offsets in all_offsets])  # [parts, n]
+    offsets = torch.cat([counts.new_zeros(1), counts.sum(0).cumsum(0)])
+    column_of_entry = torch.cat([torch.repeat_interleave(torch.arange(counts.shape[1]), part) for part in counts])
+    return offsets, stable_order(column_of_entry, counts.shape[1])
+
+
+# --- building ------------------------------------------------------------------------------------------------------
+
+
+class StoreBuilder:
+    """Takes activations batch by batch, as they come out of the encoder, and sorts them by feature at the end.
+
+    Beyond ``memory_bytes`` they go to a temporary file, and so does the store; nothing of it stays when it is let go.
+    """
+
+    def __init__(self, features: Int[Tensor, " n"], counted: Bool[Tensor, "rows seq"], memory_bytes: int) -> None:
+        self.features, self.counted, self.memory_bytes = features, counted, memory_bytes
+        self.counts = np.zeros(len(features), dtype=np.int64)
+        self.index_type = np.dtype(np.int32 if counted.numel() < 2**31 else np.int64)
+        self.parts: list[tuple[Any, Any, Any]] = []  # positions, columns, values
+        self.in_memory = 0
+        self.files: tuple[IO[bytes], ...] | None = None
+
+    def add(self, positions: Int[Tensor, " k"], columns: Int[Tensor, " k"], values: Float[Tensor, " k"]) -> None:
+        """Non-zeros at positions after those that were added before; ``columns`` index the features."""
+        part = (
+            positions.cpu().numpy().astype(self.index_type),
+            columns.cpu().numpy().astype(np.int32),
+            values.cpu().numpy().astype(np.float32),
+        )
+        self.counts += np.bincount(part[1], minlength=len(self.counts))
+        self.parts.append(part)
+        self.in_memory += len(part[0]) * BYTES_PER_ENTRY
+        # Sorting needs as much again.
+        if self.in_memory > self.memory_bytes // (2 if self.files is None else 8):
+            self._spill()
+
+    def finish(self) -> ActivationStore:
+        """The store of what was added."""
+        offsets = torch.from_numpy(np.concatenate([[0], self.counts.cumsum()]))
+        if self.files is None:
+            kinds = (self.index_type, np.dtype(np.int32), np.dtype(np.float32))
+            positions, columns, values = (
+                np.concatenate([np.zeros(0, dtype=kind), *arrays])
+                for kind, arrays in zip(
+                    kinds, zip(*self.parts, strict=True) if self.parts else ((), (), ()), strict=True
+                )
+            )
+            self.parts = []
+            order = stable_order(torch.from_numpy(columns), len(self.counts)).numpy()
+            return ActivationStore(
+                self.features,
+                offsets,
+                torch.from_numpy(positions[order]),
+                torch.from_numpy(values[order]),
+                self.counted,
+            )
+        self._spill()
+        with contextlib.ExitStack() as files:
+            for file in self.files:
+                files.enter_context(file)
+            places, numbers = (_mapped(int(offsets[-1]), kind) for kind in (self.index_type, np.dtype(np.float32)))
+            self._sort_into(places, numbers, offsets.numpy()[:-1].copy())
+        return ActivationStore(
+            self.features,
+            offsets,
+            torch.from_numpy(places.array),
+            torch.from_numpy(numbers.array),
+            self.counted,
+            mapped=(places.file, numbers.file),
+        )
+
+    def _spill(self) -> None:
+        if self.files is None:
+            self.files = tuple(_temporary() for _ in range(3))
+        for part in self.parts:
+            for array, file in zip(part, self.files, strict=True):
+                _write(file, array)
+        self.parts, self.in_memory = [], 0
+
+    def _sort_into(self, places: _Mapped, numbers: _Mapped, next_place: Any) -> None:
+        """Read the files from the start and put every entry where it belongs; ``next_place`` is that of each column."""
+        files = self.files or ()
+        for file in files:
+            file.seek(0)
+        kinds = (self.index_type, np.dtype(np.int32), np.dtype(np.float32))
+        while True:
+            positions, columns, values = (
+                np.frombuffer(bytearray(file.read(CHUNK * kind.itemsize)), dtype=kind)
+                for file, kind in zip(files, kinds, strict=True)
+            )
+            if not len(columns):
+                break
+            order = stable_order(torch.from_numpy(columns), len(self.counts)).numpy()
+            counts = np.bincount(columns, minlength=len(self.counts))
+            shift = next_place - np.concatenate([[0], counts.cumsum()[:-1]])
+            target = np.arange(len(columns)) + np.repeat(shift, counts)
+            places.array[target], numbers.array[target] = positions[order], values[order]
+            next_place += counts
+            for one in (places, numbers):
+                one.file.flush()
+                _release(one.file)
+
+
+class _Mapped(NamedTuple):
+    """An array that lies in a file, not in memory."""
+
+    file: mmap.mmap
+    array: Any
+
+
+def _mapped(n: int, kind: np.dtype[Any]) -> _Mapped:
+    with _temporary() as file:
+        size = max(1, n) * kind.itemsize
+        _grown(file, size)
+        mapped = mmap.mmap(file.fileno(), size)
+    return _Mapped(mapped, np.frombuffer(mapped, dtype=kind)[:n])
+
+
+def _release(file: mmap.mmap) -> None:
+    """Give back the memory of the pages that were touched; they are in the file."""
+    if hasattr(file, "madvise"):  # not on Windows
+        file.madvise(mmap.MADV_DONTNEED)
+
+
+def _temporary() -> IO[bytes]:
+    """A file without a name, which is gone when it is closed."""
+    return tempfile.TemporaryFile(prefix="sae_vis-")
+
+
+def _grown(file: IO[bytes], size: int) -> None:
+    """Make the file as long as this, with room for all of it on the disk: a full disk would end the program later."""
+    with _told_if_full():
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
+def _write(file: IO[bytes], array: Any) -> None:
+    with _told_if_full():
+        file.write(array.tobytes())
+
+
+@contextlib.contextmanager
+def _told_if_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"The activations do not fit into the memory budget, and there is no room for them in the folder of temporary files "
+            f"({tempfile.gettempdir()}: {error.strerror}). Set TMPDIR to a folder with more room, raise "
+            "FeatureVisParams(memory_budget=...), or ask for fewer features or tokens."
+        ) from None
