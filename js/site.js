@@ -7,8 +7,9 @@
   const SLOW = 300; // ms until it is said that something is loaded
   const received = (saeVis.received = {});
   const shards = new Map(); // number -> promise of what it holds, those used last at the end
-  let parts = null;
-  const site = () => (parts ??= saeVis.data("site"));
+  const OWN = /^(features|assets)\/[a-z0-9]+-[0-9a-f]{16}\.js$/;
+  // The last, since all that shows text stands before it.
+  const site = JSON.parse([...document.querySelectorAll('script[type="application/json"][id="site"]')].at(-1).textContent);
 
   saeVis.receive = (name, value) => (received[name] = value);
 
@@ -16,6 +17,7 @@
     new Promise((resolve, reject) => {
       const script = document.createElement("script");
       const missing = () => reject(new Error(`The file ${file} of this site is missing or cannot be read. If the site was replaced, load the page again.`));
+      if (!OWN.test(file)) return reject(new Error("This page asks for a file that is none of a site."));
       script.src = file;
       script.addEventListener("error", missing);
       script.addEventListener("load", () => {
@@ -28,11 +30,11 @@
 
   /* --- shards --- */
 
-  const shardAt = (place) => site().shards.filter(([, first]) => first <= place).length - 1;
+  const shardAt = (place) => site.shards.filter(([, first]) => first <= place).length - 1;
 
   const shard = (number) => {
     const name = String(number).padStart(5, "0");
-    const known = shards.get(number) ?? load(site().shards[number][0], name);
+    const known = shards.get(number) ?? load(site.shards[number][0], name);
     shards.delete(number);
     shards.set(number, known);
     known.then(() => delete received[name], () => shards.delete(number)); // what failed is tried again when asked for again
@@ -43,10 +45,10 @@
   /* The packed fragment of the feature at a place among all. isWanted says whether the reader still waits for it. */
   saeVis.packedFeature = async (feature, place, isWanted) => {
     const number = shardAt(place);
-    const slow = setTimeout(() => isWanted() && saeVis.say(`Loading ${site().shards[number][0]} …`), SLOW);
+    const slow = setTimeout(() => isWanted() && saeVis.say(`Loading ${site.shards[number][0]} …`), SLOW);
     try {
       const text = (await shard(number))[feature];
-      if (text === undefined) throw new Error(`Feature ${feature} is not in ${site().shards[number][0]}, where it should be.`);
+      if (text === undefined) throw new Error(`Feature ${feature} is not in ${site.shards[number][0]}, where it should be.`);
       return text;
     } finally {
       clearTimeout(slow);
@@ -64,8 +66,8 @@
 
   const loadRest = async () => {
     try {
-      await load(site().vocab, "vocab");
-      if (site().labels) saeVis.labels = JSON.parse(await load(site().labels, "labels"));
+      await load(site.vocab, "vocab");
+      if (site.labels) saeVis.labels = JSON.parse(await load(site.labels, "labels"));
     } catch (error) {
       saeVis.say(error.message);
     }

@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     site = commands.add_parser("site", help="make a folder for a static host", description=_site.__doc__)
     site.add_argument("file", type=Path, metavar="SOURCE", help=SAVED)
     site.add_argument("-o", "--out", type=Path, metavar="DIR", help="default: the name of SOURCE, with _site")
+    site.add_argument("--processes", type=int, metavar="N", help="how many draw the features (default: as is fast)")
 
     info = commands.add_parser("info", help="say what a saved file holds", description=_info.__doc__)
     info.add_argument("file", type=Path, metavar="FILE", help=SAVED)
@@ -123,7 +124,7 @@ def _site(args: argparse.Namespace) -> None:
     data = _load(args.file)
     if not hasattr(data, "save_site"):
         raise InputError(f"{str(args.file)!r} holds a prompt, which is one page: draw it with `sae-vis html`.")
-    data.save_site(out)
+    data.save_site(out, processes=args.processes)
     n_files, n_bytes = size_of(out)
     print(f"  {_size(n_bytes):>9}  {out} ({n_files:,} files)")
     print("Open its index.html in a browser, or put the folder on any static host.")

@@ -448,6 +448,10 @@ class FeatureFolder(Generic[M]):
         twice = [i for i, times in Counter(ids).items() if times > 1 or i in self._places]
         if twice:
             raise InputError(f"{self.folder}: feature {twice[0]} is there already.")
+        if not _within(ids, 0, self.provenance.d_hidden):
+            raise InputError(
+                f"{self.folder}: features must be from 0 to {self.provenance.d_hidden - 1}, got {max(ids)}."
+            )
         lines = [_json.encode_value(feature, f"$ (feature {feature.feature_idx})") for feature in features]
         members = [_gzip(line) for line in lines]
         index = _IndexFile(

@@ -58,7 +58,7 @@ def packed(feature: int, text: str) -> Html:
 def document(title: str, body: Html, elements: Sequence[Html] = (), loads: bool = False) -> Html:
     """The whole page: a body, the data elements after it, and the style sheets and scripts that both need.
 
-    With ``loads``, its scripts, and nothing else, may load others.
+    With ``loads``, its scripts, and nothing else, may load others, of the same origin or from disk.
     """
     return _document(title, body, elements, join(elements), loads)
 
@@ -84,7 +84,7 @@ def _document(title: str, body: Html, elements: Sequence[Html], data: Html, load
     return page.fill(
         title=title,
         policy=_policy([styles], scripts, loads),
-        styles=styles,
+        styles=join([template("own_scripts.html").fill(digests=Html(_digests(scripts))), styles]) if loads else styles,
         body=body,
         data=data,
         scripts=join(scripts),
@@ -98,8 +98,8 @@ def _script(name: str) -> Html:
 def _policy(styles: Sequence[Html], scripts: Sequence[Html], loads: bool) -> Html:
     """These style sheets and scripts, style attributes, the empty icon, and nothing else.
 
-    With ``loads``, also the scripts that these scripts add. (A host would have to be named, and files have none; and
-    browsers take no digest for a script that is loaded from disk.)
+    With ``loads``, also the scripts that these scripts add: browsers take no digest for one that is loaded from disk. A second
+    policy, ``own_scripts.html``, says where those may come from, which this one cannot. Both must allow a script.
 
     ``default-src`` covers neither the base of addresses nor where a form goes. A browser that knows no
     ``style-src-elem`` goes by ``style-src``, which the attributes need.

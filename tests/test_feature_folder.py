@@ -584,7 +584,7 @@ def test_a_feature_is_added_once(data, folder):
         for again in ([data[1]], [data[2], data[2]]):
             with pytest.raises(InputError, match="is there already"):
                 run.add(again)
-        with pytest.raises(FileFormatError, match="2048 features"):
+        with pytest.raises(InputError, match="from 0 to 2047, got 2048"):
             run.add([dataclasses.replace(data[0], feature_idx=2048)])
         assert run.finished == [0, 1]
 

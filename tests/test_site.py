@@ -137,6 +137,14 @@ def test_equal_data_gives_equal_files(features, tmp_path):
     assert files(tmp_path / "one") == files(tmp_path / "other")
 
 
+def test_several_processes_give_the_same_files(features, tmp_path):
+    features.save_site(tmp_path / "one", processes=1)
+    features.save_site(tmp_path / "other", processes=2)
+    assert files(tmp_path / "one") == files(tmp_path / "other")
+    with pytest.raises(InputError, match="processes"):
+        features.save_site(tmp_path / "third", processes=0)
+
+
 def test_a_feature_folder_gives_the_same_site(tmp_path):
     data = trimmed(make_features(7, **FEW))
     data.save_site(tmp_path / "one")
@@ -225,11 +233,12 @@ def test_hostile_text_stays_text(text, folder):
 
 def test_the_policy_lets_only_the_scripts_of_the_page_add_one(features, folder):
     features.save_site(folder)
-    found = re.search(r'Content-Security-Policy" content="([^"]*)"', index(folder))[1]
+    found, second = re.findall(r'Content-Security-Policy" content="([^"]*)"', index(folder))
     policy = dict(part.split(" ", 1) for part in found.split("; "))
     assert policy["default-src"] == "'none'"
     sources = policy["script-src"].split()
     assert sources[-1] == "'strict-dynamic'"
+    assert second == f"script-src {' '.join(sources[:-1])} 'self' file:"
     assert all(source.startswith("'sha256-") for source in sources[:-1])
     assert len(sources) - 1 == len(page_reading.running_scripts(page_reading.parse(index(folder))))
     assert "strict-dynamic" not in features.get_html()
@@ -337,7 +346,7 @@ def test_the_command_makes_a_site_of_anything_that_is_saved(kind, tmp_path, caps
     told = capsys.readouterr().out
     assert str(tmp_path / "run_site") in told
     assert "4 files" in told
-    assert main(["site", str(source), "-o", str(tmp_path / "other")]) == 0
+    assert main(["site", str(source), "-o", str(tmp_path / "other"), "--processes", "2"]) == 0
     assert files(tmp_path / "run_site") == files(tmp_path / "other") == files(tmp_path / "expected")
 
 
