@@ -84,12 +84,12 @@ class ActivationStore:
             InputError: if a feature is not in the store.
         """
         ids = self._checked(features)
-        counts = co_occurrence(self.only(ids).columns(), self.columns())
+        counts: Tensor = co_occurrence(self.only(ids).columns(), self.columns())
         places: Tensor = torch.searchsorted(ids, torch.tensor(list(features), dtype=torch.int64))
-        return counts.index_select(0, places)
+        return counts[places]
 
     def _checked(self, features: Sequence[int]) -> Int[Tensor, " k"]:
-        ids = torch.unique(torch.tensor(list(features), dtype=torch.int64))
+        ids: Tensor = torch.unique(torch.tensor(list(features), dtype=torch.int64))
         absent = ids[~torch.isin(ids, self.features)]
         if len(absent):
             raise InputError(f"Feature {int(absent[0])} is not in this store of {len(self.features):,} features.")
