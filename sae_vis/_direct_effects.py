@@ -15,7 +15,7 @@ stretches of ``SUM_WIDTH`` tokens, and these sums in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -178,25 +178,29 @@ class _Factors(NamedTuple):
         a = pairs.activation
         if not formula.norm.scales:
             return cls(torch.ones_like(centred[:, 0]), torch.ones_like(a), torch.zeros_like(a), a)
-        precise = _precise(centred.device)
-        squares = centred.to(precise).square().mean(-1) + formula.norm.eps
-        without = torch.cat(
-            [
-                (
-                    centred[pairs.position[some]].to(precise)
-                    - a[some, None] * formula.centred_directions[pairs.feature[some]].to(precise)
-                )
-                .square()
-                .mean(-1)
-                for some in _slices(len(a), max(1, PIECE // centred.shape[1]))
-            ]
-            or [squares[:0]]
-        )
-        without = without + formula.norm.eps
-        before = squares[pairs.position]
+        precise, step = _precise(centred.device), max(1, PIECE // centred.shape[1])
+
+        def of_pairs(some: slice) -> Tensor:
+            contribution = a[some, None] * formula.centred_directions[pairs.feature[some]].to(precise)
+            return _mean_square(centred[pairs.position[some]].to(precise) - contribution)
+
+        squares = _in_pieces(len(centred), step, lambda some: _mean_square(centred[some].to(precise)), centred)
+        without = _in_pieces(len(a), step, of_pairs, centred) + formula.norm.eps
+        before = (squares + formula.norm.eps)[pairs.position]
         s, s_without = before.sqrt(), without.sqrt()
         of_residual = (without - before) / (s * s_without * (s + s_without))  # 1/s - 1/s'
-        return cls(squares.sqrt().float(), s_without.float(), of_residual.float(), (a / s_without).float())
+        scale = (squares + formula.norm.eps).sqrt().float()
+        return cls(scale, s_without.float(), of_residual.float(), (a / s_without).float())
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return x.square().mean(-1)
+
+
+def _in_pieces(n: int, step: int, compute: Callable[[slice], Tensor], like: Tensor) -> Tensor:
+    """One number for each of ``n`` rows, computed for some rows at a time."""
+    none = like.new_zeros(0, dtype=_precise(like.device))
+    return torch.cat([none, *(compute(some) for some in _slices(n, step))])
 
 
 def _add_up(before: Float[Tensor, " k"], logits: Float[Tensor, "k width"]) -> Float[Tensor, " k"]:
