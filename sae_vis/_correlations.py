@@ -190,7 +190,7 @@ def co_moments_by_tile(
         products = some.values.new_zeros(len(some), len(y), dtype=torch.float64)
         for chunk in range(chunks):
             matrix = chunked_y.by_position(chunk, shift_y) if whole is None else whole
-            products += _sparse_product(chunked_x.by_column(chunk, start, stop, moments.low), matrix)
+            _add_product(products, chunked_x.by_column(chunk, start, stop, moments.low), matrix)
         products.addr_(moments.mean - moments.low, moments_y.mean - shift_y, alpha=-float(y.n_rows))
         yield CoMoments(y.n_rows, moments, moments_y, products)
 
@@ -253,14 +253,18 @@ class _Chunked(NamedTuple):
         return _csr(_offsets(counts), column[order], values[order], (self.n_rows, n))
 
 
-def _sparse_product(a: Tensor, b: Tensor) -> Float[Tensor, "n m"]:
-    """The dense product of two sparse matrices."""
+def _add_product(products: Float[Tensor, "n m"], a: Tensor, b: Tensor) -> None:
+    """Add the product of two sparse matrices.
+
+    Straight into a dense matrix: with MKL, torch never frees what a sparse result took (2.13).
+    """
     with _sparse_warnings_off():
         if a.device.type == "cpu" and not _has_mkl():
-            product: Tensor = torch.sparse.mm(a.to_sparse(), b.to_sparse())  # coordinates: slower, but everywhere
+            products += torch.sparse.mm(a.to_sparse(), b.to_sparse())  # coordinates: slower, but everywhere
+        elif a.device.type == "cpu":
+            products.addmm_(a, b)
         else:
-            product = a @ b
-        return product.to_dense()
+            products += a @ b
 
 
 def _has_mkl() -> bool:
@@ -272,8 +276,10 @@ def co_occurrence(x: SparseColumns, y: SparseColumns) -> Int[Tensor, "n_x n_y"]:
     """At how many positions both columns are not zero, exactly."""
     ones = [SparseColumns(c.offsets, c.rows, torch.ones_like(c.values), c.n_rows, c.n_places) for c in (x, y)]
     none = [torch.zeros(len(c), dtype=torch.float64) for c in ones]
+    counts = torch.zeros(len(x), len(y), dtype=torch.float64)
     by_column = _Chunked.of(ones[0], 1).by_column(0, 0, len(x), none[0])
-    return _sparse_product(by_column, _Chunked.of(ones[1], 1).by_position(0, none[1])).round_().long()
+    _add_product(counts, by_column, _Chunked.of(ones[1], 1).by_position(0, none[1]))
+    return counts.round_().long()
 
 
 class WithDense:
