@@ -154,10 +154,13 @@ class FeatureFetcher:
                 yield from self._one_round(found.only(wanted, stored))
                 return
         with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
-            for collected in self._collect(plan, wanted, asked, bar):
+            rounds = self._collect(plan, wanted, asked, bar)
+            while (collected := next(rounds, None)) is not None:
                 if self.activations_file is not None:
                     _store_file.save_collected(collected, self.activations_file, self._identity())
-                yield from self._one_round(collected)
+                handed_over = [collected]
+                del collected  # the round lets go of what it has used up
+                yield from self._one_round(handed_over.pop())
 
     def _identity(self) -> dict[str, Any]:
         """What tells the activations of this run from those of another."""
@@ -208,15 +211,18 @@ class FeatureFetcher:
         self._note_signed(collected.signed)
         chosen = [self._chosen(store, index) for index in range(len(ids))]
         tables = self._correlations(collected, store)
+        residual = collected.residual
+        del collected  # the products with the neurons, and the features that were only correlated with
         decoder_rows = written_by(self.run.encoder, store.features)
         check_feature_rows(decoder_rows, ids, "The decoder weights")
         formula, methods = self._methods(decoder_rows)
         try:
-            measured = self._measure(methods, chosen, collected.residual)
+            measured = self._measure(methods, chosen, residual)
         except ModelError:
             if formula is not None:  # the reason may be a feature, and that is easier to understand
                 check_feature_rows(formula.logit_weights(), ids, "The logit weights")
             raise
+        del residual
         for start in range(0, len(ids), self._logits_at_a_time):
             some = slice(start, min(start + self._logits_at_a_time, len(ids)))
             weights = None

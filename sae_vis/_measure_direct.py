@@ -163,6 +163,17 @@ def _groups(corpus: Corpus, pairs: _Pairs, residual_bytes: int) -> Iterator[tupl
         n_kept += int(high - low)
         if n_kept >= size or start + corpus.rows_a_batch >= len(rows):
             stop = int(np.searchsorted(pairs.place, places[high - 1], side="right"))
-            yield slice(first, stop), torch.cat(residuals), torch.cat(scales) if scales else None, start + len(batch)
+            yield slice(first, stop), _joined(residuals), _joined(scales) if scales else None, start + len(batch)
             first, n_kept = stop, 0
-            residuals, scales = [], []
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts as one tensor; they are taken out of the list, so that what they hold is there once."""
+    joined_parts = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    start = 0
+    for index, part in enumerate(parts):
+        joined_parts[start : start + len(part)] = part
+        start += len(part)
+        parts[index] = part[:0].clone()
+    parts.clear()
+    return joined_parts
