@@ -19,7 +19,7 @@ from sae_vis._store import ActivationStore, StoreBuilder
 from sae_vis.model_fns import MIN_PRODUCT_COLUMNS, MIN_PRODUCT_ROWS, Encoder, LanguageModel, check_tensor
 
 ENCODED_BYTES = 2**27  # of dense activations at a time, most of them zeros
-SHARE_OF_STORE, SHARE_OF_PRODUCTS = 4, 4  # of the memory budget
+SHARE_OF_STORE, SHARE_OF_PRODUCTS = 8, 2  # of the memory budget
 
 
 # --- encoding ----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from sae_vis.model_fns import soft_cap
 
 SUM_WIDTH = 2048
 PIECE = 2**20  # numbers of one array of [pairs, tile] that are worked on at a time: they stay in the cache
+WIDEST = 2**16  # tokens of a tile: the arrays of [ROWS, tile] of more get new memory from the system each time
 ROWS = 128  # positions whose product with a tile is taken at a time
 
 
@@ -44,7 +45,8 @@ def direct_effects_by_formula(
     """
     d_vocab = formula.weight.shape[1]
     pass_ = _Pass(formula, residual, pairs, min(n_changes, d_vocab))
-    width = max(1, tile_bytes // (4 * SUM_WIDTH * max(1, len(formula.centred_directions)))) * SUM_WIDTH
+    fitting = min(WIDEST, tile_bytes // (4 * max(1, len(formula.centred_directions))))
+    width = max(1, fitting // SUM_WIDTH) * SUM_WIDTH
     for first in range(0, d_vocab, width):
         pass_.tile(first, min(first + width, d_vocab))
     return pass_.effects()

@@ -206,7 +206,7 @@ def test_a_whole_dictionary_that_is_narrow_has_the_bits_of_its_parts(d_hidden):
 def test_a_tiny_budget_takes_more_rounds_and_gives_the_same():
     acts = sparse(20, 10, 16, share=0.9)
     whole = run_once(*planted(acts))
-    rounds = run(*planted(acts), memory_bytes=2500)  # the products of four features with sixteen neurons
+    rounds = run(*planted(acts), memory_bytes=1250)  # the products of four features with sixteen neurons
     assert len(rounds) == 4
     assert torch.equal(torch.cat([one.features for one in rounds]), torch.arange(16))
     assert torch.equal(torch.cat([dense(own(one)) for one in rounds], -1), acts)

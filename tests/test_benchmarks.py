@@ -71,7 +71,7 @@ def test_one_command_prints_a_table_and_writes_the_figures_to_a_file(cache, tmp_
 
 def test_a_case_that_does_not_exist_is_named_and_the_others_are_listed(capsys):
     assert command_line.main(["X"]) == 2
-    assert "There is no case 'X'. There are S-all, S-asked, M, D, D2, L-direct, L-full." in capsys.readouterr().err
+    assert "There is no case 'X'. There are S-all, S-asked, M, D, G, G2, L-direct, L-full." in capsys.readouterr().err
 
 
 def test_cases_are_chosen_by_name_or_by_letter():

@@ -9,8 +9,18 @@ import pytest
 import torch
 from brute_force import random_encoder
 from hf_models import build, some_tokens
+from models import encoder_for
 
-from sae_vis import FeatureVisParams, InputError, Interrupted, MultiFeatureData, _feature_view, get_feature_data
+from sae_vis import (
+    FeatureVisParams,
+    InputError,
+    Interrupted,
+    MultiFeatureData,
+    _feature_view,
+    get_feature_data,
+    get_prompt_data,
+)
+from sae_vis._feature_folder import FolderFeatures
 
 HOOK_POINT = "blocks.1.hook_resid_pre"
 N = 12
@@ -158,3 +168,21 @@ def test_tokens_beyond_the_corpus_are_never_asked_for(model, encoder, tmp_path):
     data = run(encoder, model, tmp_path / "out", tokens=some_tokens()[:1])
     assert set(data.rows) <= {0}
     assert torch.equal(torch.tensor(data.rows.get(0, some_tokens()[0].tolist())), some_tokens()[0])
+
+
+def test_a_prompt_reads_only_the_features_that_are_active_on_it(model, tmp_path, monkeypatch):
+    encoder = encoder_for(16, 40, density=0.1, size=2.0)
+    in_memory = get_feature_data(encoder, model, some_tokens(), PARAMS)
+    in_folder = run(encoder, model, tmp_path / "out")
+    prompt = some_tokens(seed=5)[0, :6]
+    expected = get_prompt_data(encoder, model, prompt, in_memory, num_top_features=2)
+    partly, whole = [], []
+    own = FolderFeatures.partly
+    monkeypatch.setattr(FolderFeatures, "partly", lambda self, key, cls: partly.append(key) or own(self, key, cls))
+    read = FolderFeatures._read
+    monkeypatch.setattr(FolderFeatures, "_read", lambda self, key: whole.append(key) or read(self, key))
+    found = get_prompt_data(encoder, model, prompt, MultiFeatureData.load_dir(tmp_path / "out"), num_top_features=2)
+    assert found == expected
+    assert 0 < len(found.prompt_data_dict) < len(partly) < 40, "some are active and not ranked, some not active"
+    assert sorted(set(whole)) == sorted(found.prompt_data_dict)
+    assert list(in_folder) == list(range(40))
