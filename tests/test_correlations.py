@@ -107,6 +107,29 @@ def test_positions_that_do_not_count_change_nothing(budget, piece, monkeypatch):
     assert all(part.n == 50 for part in parts)
 
 
+@pytest.mark.parametrize("budget", [1500, 10**9])
+def test_columns_that_are_active_everywhere_do_not_cancel(budget):
+    generator = torch.Generator().manual_seed(0)
+    x = 1e4 + torch.rand(50, 3, generator=generator) / 100  # in float32 ten different values
+    y = torch.cat([1e4 + torch.rand(50, 2, generator=generator) / 100, x], 1)
+    parts = list(co_moments_by_tile(SparseColumns.of(x), SparseColumns.of(y), budget, tile=2))
+    dx, dy = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
+    torch.testing.assert_close(torch.cat([part.products for part in parts]), dx.T @ dy, rtol=1e-7, atol=0)
+
+
+def test_neurons_with_a_large_mean_do_not_cancel():
+    generator = torch.Generator().manual_seed(0)
+    y = 1e7 + torch.randint(0, 3, (60, 4), generator=generator)  # squares of 1e14, of which float64 knows two digits
+    x = torch.rand(60, 2, generator=generator)
+    running = WithDense(2, 4, torch.device("cpu"))
+    for part_x, part_y in zip(x.split(7), y.split(7), strict=True):
+        running.add(SparseColumns.of(part_x), part_y)
+    co = running.co_moments(SparseColumns.of(x).moments())
+    dx, dy = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
+    torch.testing.assert_close(co.y.squares, dy.square().sum(0), rtol=1e-9, atol=0)
+    torch.testing.assert_close(co.products, dx.T @ dy, rtol=1e-9, atol=1e-9)
+
+
 @settings(max_examples=20)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 20), min_size=1, max_size=6))
 def test_products_with_neurons_are_added_up_whatever_the_batches(seed, sizes):

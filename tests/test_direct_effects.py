@@ -336,7 +336,7 @@ def test_the_shift_of_the_whole_vocabulary_is_in_every_number():
     case = made(case.formula, one, torch.zeros(1, 8))
     case.formula.bias[5] = 20.0
     at = torch.zeros(1, dtype=torch.int64)
-    for next_token in (5, 6, 2 * SUM_WIDTH - 1):
+    for next_token in (5, 6, SUM_WIDTH - 1, SUM_WIDTH, 2 * SUM_WIDTH - 1):
         pairs = Pairs(at, at, torch.ones(1), at + next_token)
         for tile_bytes in (1, 2**29):
             effects = case.effects(pairs, tile_bytes=tile_bytes)

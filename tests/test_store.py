@@ -32,6 +32,7 @@ def dense(store: ActivationStore) -> torch.Tensor:
     result = torch.zeros(ROWS * SEQ, N)
     for index in range(N):
         positions, values = store.of(index)
+        assert (positions.diff() > 0).all(), "positions rise"
         result[positions.long(), index] = values
     return result
 
