@@ -38,8 +38,8 @@ def largest(values: Float[Tensor, "k width"], n: int, first: int = 0) -> Ranked:
 
     ``values`` are float32 without NaN; minus infinity stands for no value. The width must be a multiple of ``BLOCK``.
     """
-    blocks = values.reshape(len(values), -1, BLOCK)
-    n_blocks = blocks.shape[1]
+    n_blocks = values.shape[1] // BLOCK
+    blocks = values.reshape(len(values), n_blocks, BLOCK)
     numbers = torch.arange(n_blocks, device=values.device)
     best = _keys(blocks.amax(-1), numbers)
     chosen = _indices(best.topk(n, sorted=False).values) if n < n_blocks else numbers.expand(len(values), -1)

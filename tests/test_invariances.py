@@ -118,6 +118,29 @@ def test_feature_data_is_equal_at_the_ends_of_each_option(hook_point, params):
     check_equal(hook_point, **params)
 
 
+PIECES = {
+    "_activations.ENCODED_BYTES": 1,  # a row at a time
+    "_correlations.PIECE": 40,
+    "_direct_effects.PIECE": 1,  # a pair at a time
+    "_direct_effects.ROWS": 3,
+    "_feature_view.LOGITS_BYTES": 1,
+    "_measure_direct.SHARE_OF_RESIDUALS": 10**12,  # a batch of rows at a time
+    "_store.CHUNK": 50,
+}
+
+
+@pytest.mark.parametrize("hook_point", HOOK_POINTS)
+@pytest.mark.parametrize("memory_budget", [60_000, "4GB"])
+def test_feature_data_is_equal_whatever_the_pieces_inside(hook_point, memory_budget, monkeypatch):
+    expected = reference(hook_point)
+    for name, size in PIECES.items():
+        monkeypatch.setattr(f"sae_vis.{name}", size)
+    found = fetched(hook_point, minibatch_size_tokens=2, memory_budget=memory_budget)
+    assert list(found) == list(expected)
+    for feature in found:
+        assert differing(found[feature], expected[feature]) == []
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "neox"])
 @pytest.mark.parametrize("seq_len", [5, 11, 13, 24])
 def test_a_row_has_the_same_bits_in_every_batch_of_any_model(name, seq_len):

@@ -1,0 +1,76 @@
+"""The logit panels and the histograms of several features at a time against those of one, and sorted Python numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_vis import FeatureVisParams
+from sae_vis._assemble import LogitPanels
+from sae_vis._statistics import histogram, histograms
+from sae_vis.utils_fns import round_significant
+
+
+def check(weights: torch.Tensor, n_logits: int, n_bins: int = 50) -> None:
+    before = weights.clone()
+    panels = LogitPanels.of(weights, FeatureVisParams(n_logits=n_logits, n_bins=n_bins))
+    assert torch.equal(weights, before)
+    for index, row in enumerate(weights.tolist()):
+        panel = panels.at(index)
+        assert panel is not None
+        assert panel.weights.tolist() == row
+        assert panel.top == sorted(range(len(row)), key=lambda token: (-row[token], token))[:n_logits]
+        assert panel.bottom == sorted(range(len(row)), key=lambda token: (row[token], token))[:n_logits]
+        assert (panel.edges, panel.heights) == histogram(weights[index].double().numpy(), n_bins)
+        shown = [0, len(row) - 1]
+        data = panel.data(shown)
+        assert data.top_token_ids == panel.top
+        assert data.bottom_token_ids == panel.bottom
+        assert data.top_logits == [round_significant(row[token], 5) for token in panel.top]
+        assert data.bottom_logits == [round_significant(row[token], 5) for token in panel.bottom]
+        assert data.shown_logits == {token: round_significant(row[token], 5) for token in shown}
+
+
+@pytest.mark.parametrize("d_vocab", [1, 2, 63, 64, 65, 130, 1000])
+@pytest.mark.parametrize("n_logits", [1, 10, 64, 5000])
+def test_the_panels_of_several_features_are_those_of_each(d_vocab, n_logits):
+    weights = torch.randn(4, d_vocab, generator=torch.Generator().manual_seed(0))
+    weights[1] = weights[1].round()  # ties, and zeros of both signs
+    weights[2] = -3.0
+    weights[3, ::2] = weights[3, 0]
+    check(weights, n_logits)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 200), st.integers(1, 30), st.integers(1, 5))
+def test_equal_weights_stand_in_the_order_of_the_token_ids(seed, d_vocab, n_logits, kinds):
+    generator = torch.Generator().manual_seed(seed)
+    check(torch.randint(-kinds, kinds, (2, d_vocab), generator=generator) / 4, n_logits, 3)
+
+
+def test_without_logit_weights_there_are_no_panels():
+    assert LogitPanels.of(None, FeatureVisParams()).at(3) is None
+
+
+@pytest.mark.parametrize("n_bins", [1, 2, 7, 50])
+@pytest.mark.parametrize("width", [1, 2, 64, 1000])
+def test_histograms_of_many_rows_are_those_of_each(n_bins, width):
+    generator = np.random.default_rng(width)
+    rows = generator.normal(size=(9, width)) * 10.0 ** generator.integers(-30, 30, size=(9, 1))
+    rows[1] = 3.25  # a constant
+    rows[2] = np.rint(generator.normal(size=width) * 3)  # on the edges of bins, and zeros of both signs
+    rows[3] += 1e6
+    rows[4] = 2e6
+    values = rows.astype(np.float32)
+    edges, heights = histograms(values, n_bins)
+    assert len(edges) == len(heights) == len(values)
+    for row, own_edges, own_heights in zip(values, edges, heights, strict=True):
+        assert (own_edges, own_heights) == histogram(row.astype(np.float64), n_bins)
+        assert sum(own_heights) == width
+
+
+def test_no_rows_have_no_histograms():
+    assert histograms(np.zeros((0, 5), dtype=np.float32), 4) == ([], [])

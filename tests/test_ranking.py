@@ -1,0 +1,110 @@
+"""The exact ranking of many rows against sorting Python numbers, and the stable order of integers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_vis._ranking import BLOCK, ID_BITS, Ranked, largest, stable_order
+
+FEW = [0.0, -0.0, 1.0, -1.0, 2.5, 1e-45, -1e-45, 3.4e38, -3.4e38, math.inf, -math.inf]
+FLOATS = st.one_of(st.sampled_from(FEW), st.floats(width=32, allow_nan=False))
+
+
+def plainly(row: list[float], n: int, first: int = 0) -> tuple[list[int], list[float]]:
+    """Indices and values, the largest first, equal ones (0.0 and -0.0 are) by index."""
+    order = sorted(range(len(row)), key=lambda i: (-row[i], i))[:n]
+    return [first + i for i in order], [row[i] for i in order]
+
+
+def check(found: Ranked, rows: list[list[float]], n: int, first: int = 0) -> None:
+    indices, values = found.sorted()
+    assert values.dtype == torch.float32
+    for row, own_indices, own_values in zip(rows, indices.tolist(), values.tolist(), strict=True):
+        assert (own_indices, own_values) == plainly(row, n, first)
+
+
+@given(
+    st.integers(1, 3),
+    st.lists(st.lists(FLOATS, max_size=20), max_size=3),
+    st.sampled_from([0, 1, 2, 3, 64, 65, 128, 1000]),
+    FLOATS,
+    st.integers(0, BLOCK),
+)
+def test_the_largest_are_those_of_sorting(n_blocks, rows, n, rest, shift):
+    values = torch.full((len(rows), n_blocks * BLOCK), rest)
+    for own, row in zip(values, rows, strict=True):
+        own[: len(row)] = torch.tensor(row)
+    values = values.roll(shift, 1)
+    check(largest(values, n), values.tolist(), n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 63, 64, 65, 500, 20 * BLOCK, 10**4])
+@pytest.mark.parametrize("kinds", [1, 2, 30, 10**6])
+def test_equal_values_come_by_their_index_in_however_many_blocks_they_are(n, kinds):
+    generator = torch.Generator().manual_seed(n)
+    values = torch.randint(0, kinds, (5, 20 * BLOCK), generator=generator) - kinds / 2
+    check(largest(values, n), values.tolist(), n)
+    check(largest(-values, n), (-values).tolist(), n)
+
+
+@pytest.mark.parametrize("first", [0, 5, 2**20, 2**ID_BITS - 2 * BLOCK])
+def test_indices_are_counted_from_the_first_column(first):
+    values = torch.randn(4, 2 * BLOCK, generator=torch.Generator().manual_seed(0))
+    values[:, -1] = 100.0
+    check(largest(values, 70, first), values.tolist(), 70, first)
+
+
+def test_the_best_values_may_all_be_in_one_block_or_one_in_each():
+    together, apart = torch.zeros(1, 10 * BLOCK), torch.zeros(1, 10 * BLOCK)
+    together[0, 3 * BLOCK : 3 * BLOCK + 10] = torch.arange(10) + 1.0
+    apart[0, ::BLOCK] = torch.arange(10) + 1.0
+    for values in (together, apart):
+        for n in (1, 9, 10, 11):
+            check(largest(values, n), values.tolist(), n)
+
+
+def test_minus_infinity_comes_last():
+    values = torch.full((2, 2 * BLOCK), -math.inf)
+    values[0, 100], values[1, :3] = -5.0, torch.tensor([-1e38, 0.0, -3e38])
+    check(largest(values, 4), values.tolist(), 4)
+
+
+def test_zeros_of_both_signs_are_equal_and_come_out_as_zero():
+    values = torch.zeros(1, BLOCK)
+    values[0, ::2] = -0.0
+    indices, found = largest(values, 6).sorted()
+    assert indices.tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert not torch.signbit(found).any()
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.sampled_from([1, 3, 64, 100, 10**4]), st.integers(0, 99))
+def test_parts_of_a_row_joined_are_the_whole_row(parts, n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-3, 3, (3, sum(parts) * BLOCK), generator=generator).float()
+    joined, first = Ranked(torch.zeros(3, 0, dtype=torch.int64)), 0
+    for n_blocks in parts:
+        part = values[:, first : first + n_blocks * BLOCK]
+        joined = joined.joined(largest(part, n, first), n)
+        first += n_blocks * BLOCK
+    check(joined, values.tolist(), n)
+
+
+@pytest.mark.parametrize("below", [1, 7, 2**16 - 1, 2**16, 2**16 + 1, 2**31 - 1, 2**32, 2**40])
+def test_the_order_of_integers_is_stable_at_any_size(below):
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randint(0, below, (3000,), generator=generator)
+    keys[1000:2000] = keys[:1000]
+    keys[-3:] = torch.tensor([below - 1, 0, below - 1])
+    expected = np.argsort(keys.numpy(), kind="stable")
+    for dtype in (torch.int64, *([torch.int32] if below < 2**31 else [])):
+        assert stable_order(keys.to(dtype), below).tolist() == expected.tolist()
+
+
+def test_nothing_has_an_order_too():
+    assert stable_order(torch.zeros(0, dtype=torch.int64), 5).tolist() == []
