@@ -317,8 +317,8 @@ MUTANTS: list[Mutant] = [
         (
             "asked-not-restricting",
             "asked restricts the correlations",
-            '"asked": all_asked',
-            '"asked": torch.arange(encoder.d_hidden)',
+            '"asked": asked}',
+            '"asked": torch.arange(encoder.d_hidden)}',
             STATISTICS,
         ),
         (
@@ -524,8 +524,8 @@ MUTANTS: list[Mutant] = [
         (
             "comoments-chunk-only",
             "products are over all chunks of positions",
-            "products += _sparse_product(",
-            "products = _sparse_product(",
+            "            products.addmm_(a, b)",
+            "            products.zero_().addmm_(a, b)",
         ),
         (
             "comoments-column-not-shifted",
@@ -714,17 +714,22 @@ MUTANTS: list[Mutant] = [
         (
             "scale-not-recomputed",
             "the scale is computed again without the feature",
-            "- a[some, None] * formula.centred_directions[pairs.feature[some]].to(precise)",
-            "",
+            "to(precise) - contribution)",
+            "to(precise))",
         ),
         (
             "scale-added",
             "the feature is taken out of the scale",
-            "- a[some, None] * formula",
-            "+ a[some, None] * formula",
+            "to(precise) - contribution)",
+            "to(precise) + contribution)",
         ),
-        ("scale-activation", "the activation in the scale", "- a[some, None] * formula", "- formula"),
-        ("scale-single", "scales in double precision", "precise = _precise(centred.device)", "precise = torch.float32"),
+        ("scale-activation", "the activation in the scale", "a[some, None] * formula", "formula"),
+        (
+            "scale-single",
+            "scales in double precision",
+            "precise, step = _precise(centred.device)",
+            "precise, step = torch.float32",
+        ),
         (
             "activation-missing",
             "the feature's activation",
@@ -854,8 +859,8 @@ MUTANTS: list[Mutant] = [
         (
             "direct-tile-budget",
             "a tile stays within its memory",
-            "tile_bytes // (4 * SUM_WIDTH",
-            "tile_bytes // (SUM_WIDTH",
+            "tile_bytes // (4 * max(",
+            "tile_bytes // (max(",
         ),
     ),
     *_group(
@@ -915,8 +920,8 @@ MUTANTS: list[Mutant] = [
         (
             "direct-residuals-kept",
             "each group has its own residual streams",
-            "            residuals, scales = [], []",
-            "            scales = []",
+            "    parts.clear()\n",
+            "",
             PIECES,
         ),
         (
@@ -1124,15 +1129,15 @@ MUTANTS: list[Mutant] = [
         (
             "raised-zeros",
             "only what is raised is listed as raised",
-            "strict=True) if v > 0]",
-            "strict=True) if v >= 0]",
+            "(raised > 0)",
+            "(raised >= 0)",
             ABLATION,
         ),
         (
             "lowered-zeros",
             "only what is lowered is listed as lowered",
-            "strict=True) if v < 0]",
-            "strict=True) if v <= 0]",
+            "(lowered < 0)",
+            "(lowered <= 0)",
             ABLATION,
         ),
         ("loss-decimals", "effects keep five decimals", "LOSS_DECIMALS = 5", "LOSS_DECIMALS = 3", ABLATION),
@@ -1140,8 +1145,8 @@ MUTANTS: list[Mutant] = [
         (
             "negative-zero",
             "a loss of zero has no sign",
-            "round(loss, LOSS_DECIMALS) + 0.0",
-            "round(loss, LOSS_DECIMALS)",
+            "LOSS_DECIMALS) + 0.0).tolist()",
+            "LOSS_DECIMALS)).tolist()",
             ABLATION,
         ),
     ),
@@ -1303,7 +1308,7 @@ MUTANTS: list[Mutant] = [
         ),
         ("prompt-bos-active", "ignored tokens are not active", "acts[ignored] = 0.0", "acts[~ignored] += 0.0"),
         ("prompt-padding-loss", "padding has no loss", "[{} if token == padding else at for", "[at for"),
-        ("prompt-signed", "negative activations are clamped at 0", "self.asked)[0].clamp_min(0.0)", "self.asked)[0]"),
+        ("prompt-signed", "negative activations are clamped at 0", "asked)[0].clamp_min(0.0)", "asked)[0]"),
         (
             "prompt-quantile-of-rounded",
             "the quantile is of the activation as it is",
