@@ -18,6 +18,7 @@ from sae_vis._errors import ModelError
 from sae_vis._store import ActivationStore, StoreBuilder
 from sae_vis.model_fns import MIN_PRODUCT_COLUMNS, MIN_PRODUCT_ROWS, Encoder, LanguageModel, check_tensor
 
+MANY_PRODUCTS = 2**22
 ENCODED_BYTES = 2**27  # of dense activations at a time, most of them zeros
 SHARE_OF_STORE, SHARE_OF_PRODUCTS = 8, 2  # of the memory budget
 
@@ -159,8 +160,9 @@ def collect(
     for some in torch.split(features, size):
         round_ = _Round(encoder, encoder_b, some, asked, counted, plan, model.device)
         residual: list[Tensor] = []
-        for start in range(0, len(tokens), plan.minibatch_rows):
-            stop = min(start + plan.minibatch_rows, len(tokens))
+        rows = _rows_a_batch(model, plan, len(some) * encoder.d_in, tokens.shape[1])
+        for start in range(0, len(tokens), rows):
+            stop = min(start + rows, len(tokens))
             captured = model.capture(tokens[start:stop], names)
             x = captured[plan.hook_point]
             check_finite(x, f"The activations at {plan.hook_point!r}", start)
@@ -179,6 +181,13 @@ def _features_a_round(encoder: Encoder, plan: CollectPlan) -> int:
         max(1, plan.memory_bytes // SHARE_OF_PRODUCTS // (8 * encoder.d_in)) if plan.neurons else encoder.d_hidden
     )
     return min(by_memory, plan.max_features or by_memory)
+
+
+def _rows_a_batch(model: LanguageModel, plan: CollectPlan, n_products: int, seq_len: int) -> int:
+    """What the model runs together, but for many products with neurons: each batch goes over all of them."""
+    if plan.neurons and n_products > MANY_PRODUCTS:
+        return plan.minibatch_rows
+    return min(plan.minibatch_rows, model.rows_a_pass(seq_len))
 
 
 class _Round:

@@ -296,6 +296,7 @@ class WithDense:
             torch.full((n_y,), value, dtype=torch.float64, device=device) for value in (0, 0, torch.inf, -torch.inf)
         )
         self.shift: Tensor | None = None
+        self.room = self.products.new_empty(0)
 
     def add(self, x: SparseColumns, y: Float[Tensor, "rows n_y"]) -> None:
         """Add positions."""
@@ -305,10 +306,12 @@ class WithDense:
             self.shift = y.sum(0, dtype=torch.float64) / len(y)
         self.low = torch.minimum(self.low, y.amin(0).double())
         self.high = torch.maximum(self.high, y.amax(0).double())
-        shifted = y.double().sub_(self.shift)
+        if self.room.shape != y.shape:  # new memory for every batch would cost as much as what is computed in it
+            self.room = torch.empty(y.shape, dtype=torch.float64, device=self.device)
+        shifted = torch.sub(y, self.shift, out=self.room)
         self.n += len(y)
         self.sums += shifted.sum(0)
-        self.squares += torch.linalg.vector_norm(shifted, dim=0).square()
+        self.squares += shifted.square().sum(0)
         matrix = _csr(x.offsets, x.rows, x.values.double(), (len(x), len(y)))
         with _sparse_warnings_off():
             self.products.addmm_(matrix, shifted)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae_vis._ablation import Effects, Tail, chunk_size, joined, largest_changes
 from sae_vis._errors import ModelError
-from sae_vis.model_fns import CPU_TOKENS, Change, HookPoint, LanguageModel
+from sae_vis.model_fns import Change, HookPoint, LanguageModel
 
 SAME = 1e-4  # relative to the largest value: a shortened pass must give the final residual of the whole one
 
@@ -92,7 +92,7 @@ class FullAblation:
     def _rows_a_pass(self, length: int) -> int:
         """How many rows of this length are run together."""
         size = min(self.rows_a_batch, max(1, chunk_size(self.model.d_vocab) // (length if self.tail is None else 1)))
-        return min(size, max(1, CPU_TOKENS // length)) if self.model.device.type == "cpu" else size
+        return min(size, self.model.rows_a_pass(length))
 
     def _length(self, one: RowAblation, seq_len: int) -> int:
         """How much of the row is run: the row's own, so that its numbers do not depend on the rest of the batch."""

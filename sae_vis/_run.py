@@ -24,6 +24,7 @@ from sae_vis._sae_adapters import as_encoder
 from sae_vis.data_storing_fns import Provenance
 from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, WritePath, digest_tensors, steady_product
 
+CHECKED_POSITIONS = 64  # where the closed form is compared with the model's own logits
 MOST_FEATURES = 2**27  # of a dictionary: more would fill the memory before the first activation
 
 
@@ -201,7 +202,7 @@ def methods_of(
     directions = rows.new_zeros(0, model.d_model) if path.missing_because else _directions(run, path, rows)
     formula = FormulaTail(model, norm, directions)
     # Of a large vocabulary, the logits of two rows of a thousand tokens would take gigabytes.
-    few = checked[:, : max(1, chunk_size(model.d_vocab) // len(checked))]
+    few = checked[:, : max(1, min(CHECKED_POSITIONS, chunk_size(model.d_vocab)) // len(checked))]
     tail = choose_tail(model, formula, directions, few) if asked else None
     full = None
     if "full" in asked:

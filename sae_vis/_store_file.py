@@ -163,6 +163,7 @@ def _neurons(tensors: Mapping[str, Tensor], features: Tensor, n: int) -> WithDen
         raise ValueError("the products with the neurons do not fit their features")
     found = WithDense.__new__(WithDense)
     found.n, found.n_x, found.n_y, found.device = n, *products.shape, products.device
+    found.room = products.new_empty(0)
     for name in _NEURONS:
         setattr(found, name, tensors.get(f"neurons.{name}") if name == "shift" else tensors[f"neurons.{name}"])
     return found

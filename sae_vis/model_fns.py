@@ -30,6 +30,7 @@ MIN_PRODUCT_COLUMNS = 16
 ROW_MULTIPLE = 8
 
 DIGEST_SAMPLE = 4096
+MOST_ROWS = 2**31
 CPU_TOKENS = 1024  # of a pass on a CPU: the arrays of more leave its caches, and each needs new memory from the system
 
 
@@ -420,8 +421,8 @@ class LanguageModel:
             ModelError: if one of the hook points never fires.
         """
         n_rows, seq_len = tokens.shape
-        most = max(1, CPU_TOKENS // max(1, seq_len))
-        if self.device.type == "cpu" and n_rows > most and not changes:
+        most = self.rows_a_pass(seq_len)
+        if n_rows > most and not changes:
             parts = [self.capture(some, names) for some in torch.split(tokens, most)]
             return {name: torch.cat([part[name] for part in parts]) for name in names}
         captured: dict[str, Tensor] = {}
@@ -481,6 +482,10 @@ class LanguageModel:
             if not str(error).startswith("Cannot add hook"):
                 raise
             raise ModelError(f"The hook point {' or '.join(hooks)} has to be switched on: {error}") from None
+
+    def rows_a_pass(self, seq_len: int) -> int:
+        """How many rows of this length are worth running together, at most."""
+        return max(1, CPU_TOKENS // max(1, seq_len)) if self.device.type == "cpu" else MOST_ROWS
 
     @property
     def causal(self) -> bool:
