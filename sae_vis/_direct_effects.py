@@ -28,8 +28,8 @@ from sae_vis.model_fns import soft_cap
 
 SUM_WIDTH = 2048
 PIECE = 2**20  # numbers of one array of [pairs, tile] that are worked on at a time: they stay in the cache
-WIDEST = 2**16  # tokens of a tile: the arrays of [ROWS, tile] of more get new memory from the system each time
-ROWS = 128  # positions whose product with a tile is taken at a time
+WIDEST = 3 * 2**13  # tokens of a tile: larger arrays of [ROWS, tile] get new memory from the system each time
+ROWS = 256  # positions whose product with a tile is taken at a time
 
 
 def direct_effects_by_formula(
