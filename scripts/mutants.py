@@ -1095,8 +1095,9 @@ MUTANTS: list[Mutant] = [
         (
             "full-before-direct",
             "the direct effect is shown first",
-            '[("direct", self.direct), ("full", self.full)]',
-            '[("full", self.full), ("direct", self.direct)]',
+            "effects: dict[Ablation, dict[int, EffectAt]] = {}",
+            'effects: dict[Ablation, dict[int, EffectAt]] = {} if self.full is None else {"full": {}}',
+            f"{FULL}::test_elsewhere_they_differ_and_the_direct_one_is_what_it_was",
         ),
     ),
     *_group(
