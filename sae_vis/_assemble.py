@@ -116,7 +116,7 @@ class LogitPanels(NamedTuple):
         best = []
         for sign in (1.0, -1.0):
             padded = torch.nn.functional.pad(sign * weights, (0, missing), value=-torch.inf)
-            best.append(largest(padded, n).sorted()[0].tolist() if n else [[] for _ in weights])
+            best.append(largest(padded, n).sorted()[0].tolist())
         edges, heights = histograms(weights.cpu().numpy(), fvp.n_bins)
         return cls(weights.cpu().numpy(), best[0], best[1], edges, heights)
 

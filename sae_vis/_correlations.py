@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -297,6 +297,21 @@ class WithDense:
         )
         self.shift: Tensor | None = None
         self.room = self.products.new_empty(0)
+
+    @classmethod
+    def restored(cls, n: int, tensors: Mapping[str, Tensor | None]) -> WithDense:
+        """What was added up over ``n`` positions, from its tensors: products, sums, squares, low, high and shift."""
+        products = tensors["products"]
+        if products is None or products.ndim != 2 or products.dtype != torch.float64:
+            raise ValueError("the products with the neurons must be a matrix in float64")
+        found = cls(0, products.shape[1], products.device)
+        found.n, found.n_x, found.products = n, len(products), products
+        for name in ("sums", "squares", "low", "high", "shift"):
+            values = tensors[name]
+            if values is not None and values.shape != (found.n_y,):
+                raise ValueError(f"the {name} of the neurons must be {found.n_y} numbers")
+            setattr(found, name, getattr(found, name) if values is None else values)
+        return found
 
     def add(self, x: SparseColumns, y: Float[Tensor, "rows n_y"]) -> None:
         """Add positions."""

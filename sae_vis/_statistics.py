@@ -150,7 +150,7 @@ def histogram(values: Floats, n_bins: int) -> tuple[list[float], list[int]]:
 
 
 def histograms(values: npt.NDArray[np.float32], n_bins: int) -> tuple[list[list[float]], list[list[int]]]:
-    """The histogram of each row, as ``histogram`` gives it, many times faster for rows of many values."""
+    """The histogram of each row."""
     all_edges, all_heights = [], []
     for row in values:
         edges, heights = histogram(row.astype(np.float64), n_bins)

@@ -158,14 +158,9 @@ def _store(tensors: Mapping[str, Tensor], prefix: str, counted: Tensor) -> Activ
 
 
 def _neurons(tensors: Mapping[str, Tensor], features: Tensor, n: int) -> WithDense:
-    products = tensors["neurons.products"]
-    if products.ndim != 2 or len(products) != len(features) or products.dtype != torch.float64:
+    found = WithDense.restored(n, {name: tensors.get(f"neurons.{name}") for name in _NEURONS})
+    if found.n_x != len(features):
         raise ValueError("the products with the neurons do not fit their features")
-    found = WithDense.__new__(WithDense)
-    found.n, found.n_x, found.n_y, found.device = n, *products.shape, products.device
-    found.room = products.new_empty(0)
-    for name in _NEURONS:
-        setattr(found, name, tensors.get(f"neurons.{name}") if name == "shift" else tensors[f"neurons.{name}"])
     return found
 
 
