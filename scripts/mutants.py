@@ -494,7 +494,7 @@ MUTANTS: list[Mutant] = [
         (
             "comoments-float32-centred",
             "dense columns are shifted in float64",
-            "y.double().sub_(self.shift)",
+            "torch.sub(y, self.shift, out=self.room)",
             "(y - self.shift.float()).double()",
         ),
         (
