@@ -350,6 +350,7 @@ def test_the_shift_of_the_whole_vocabulary_is_in_every_number():
 
 @pytest.mark.parametrize("tiles", [0, 1, 3])
 def test_no_array_is_as_wide_as_the_vocabulary_where_a_tile_is_narrower(tiles, monkeypatch):
+    monkeypatch.setattr(_direct_effects, "ROWS", 128)
     case = random_case(9 * SUM_WIDTH + 100, p=200, n=50)
     pairs = some_pairs(case, 400)
     tile_bytes = tiles * 4 * 50 * SUM_WIDTH + 1
