@@ -114,10 +114,11 @@ class LogitPanels(NamedTuple):
         n = min(fvp.n_logits, weights.shape[1])
         missing = -weights.shape[1] % BLOCK
         best = []
-        for sign in (1.0, -1.0):
-            padded = torch.nn.functional.pad(sign * weights, (0, missing), value=-torch.inf)
-            best.append(largest(padded, n).sorted()[0].tolist())
-        edges, heights = histograms(weights.cpu().numpy(), fvp.n_bins)
+        for negated in (False, True):
+            nothing = torch.inf if negated else -torch.inf
+            padded = torch.nn.functional.pad(weights, (0, missing), value=nothing) if missing else weights
+            best.append(largest(padded, n, negated=negated).sorted()[0].tolist())
+        edges, heights = histograms(weights, fvp.n_bins)
         return cls(weights.cpu().numpy(), best[0], best[1], edges, heights)
 
     def at(self, index: int) -> LogitPanel | None:

@@ -127,12 +127,11 @@ class _Pass:
         self.of_next[piece] += here.where(inside, 0.0)
         if self.n == 0:
             return
-        for before, after in zip((self.raised, self.lowered), found, strict=True):
+        for negated, before, after in zip((False, True), (self.raised, self.lowered), found, strict=True):
             if tile.n_tokens < change.shape[1]:
-                change[:, tile.n_tokens :] = -torch.inf
-            best = largest(change, min(self.n, change.shape[1]), tile.first)
+                change[:, tile.n_tokens :] = torch.inf if negated else -torch.inf
+            best = largest(change, min(self.n, change.shape[1]), tile.first, negated=negated)
             after[piece] = Ranked(before[piece]).joined(best, self.n).keys
-            change.neg_()
 
     def effects(self) -> Effects:
         """The changes of the log-probabilities, when all tiles were gone over."""

@@ -33,17 +33,19 @@ class Ranked(NamedTuple):
         return _indices(keys), _values(keys)
 
 
-def largest(values: Float[Tensor, "k width"], n: int, first: int = 0) -> Ranked:
+def largest(values: Float[Tensor, "k width"], n: int, first: int = 0, *, negated: bool = False) -> Ranked:
     """The ``n`` largest values of each row; its first column has the index ``first``.
 
     ``values`` are float32 without NaN; minus infinity stands for no value. The width must be a multiple of ``BLOCK``.
+    ``negated`` ranks the values with their signs turned, without turning all of them; infinity stands for no value then.
     """
     n_blocks = values.shape[1] // BLOCK
     blocks = values.reshape(len(values), n_blocks, BLOCK)
     numbers = torch.arange(n_blocks, device=values.device)
-    best = _keys(blocks.amax(-1), numbers)
+    best = _keys(-blocks.amin(-1) if negated else blocks.amax(-1), numbers)
     chosen = _indices(best.topk(n, sorted=False).values) if n < n_blocks else numbers.expand(len(values), -1)
     candidates = blocks.gather(1, chosen[:, :, None].expand(-1, -1, BLOCK)).flatten(1)
+    candidates = -candidates if negated else candidates
     within = torch.arange(BLOCK, device=values.device)
     keys = _keys(candidates, (first + chosen[:, :, None] * BLOCK + within).flatten(1))
     return Ranked(keys.topk(min(n, keys.shape[1]), sorted=False).values)

@@ -821,7 +821,7 @@ MUTANTS: list[Mutant] = [
             "change.shape[1]), tile.first)",
             "change.shape[1]), 0)",
         ),
-        ("direct-lowered-are-raised", "what is lowered most", "            change.neg_()\n", ""),
+        ("direct-lowered-are-raised", "what is lowered most", "tile.first, negated=negated)", "tile.first)"),
         ("direct-lowered-sign", "what is lowered is negative", "(shift - lowered)", "(shift + lowered)"),
         (
             "direct-shift-of-listed",

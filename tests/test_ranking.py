@@ -51,6 +51,7 @@ def test_equal_values_come_by_their_index_in_however_many_blocks_they_are(n, kin
     values = torch.randint(0, kinds, (5, 20 * BLOCK), generator=generator) - kinds / 2
     check(largest(values, n), values.tolist(), n)
     check(largest(-values, n), (-values).tolist(), n)
+    check(largest(values, n, negated=True), (-values).tolist(), n)
 
 
 @pytest.mark.parametrize("first", [0, 5, 2**20, 2**ID_BITS - 2 * BLOCK])
