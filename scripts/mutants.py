@@ -788,8 +788,8 @@ MUTANTS: list[Mutant] = [
         (
             "direct-padding-listed",
             "behind the tokens of a tile is nothing to list",
-            "change[:, tile.n_tokens :] = -torch.inf",
-            "change[:, tile.n_tokens + 1 :] = -torch.inf",
+            "change[:, tile.n_tokens :] = torch.inf",
+            "change[:, tile.n_tokens + 1 :] = torch.inf",
         ),
         (
             "direct-last-token",
@@ -818,8 +818,8 @@ MUTANTS: list[Mutant] = [
         (
             "direct-tokens-of-tile",
             "token ids are those of the vocabulary",
-            "change.shape[1]), tile.first)",
-            "change.shape[1]), 0)",
+            "change.shape[1]), tile.first, ",
+            "change.shape[1]), 0, ",
         ),
         ("direct-lowered-are-raised", "what is lowered most", "tile.first, negated=negated)", "tile.first)"),
         ("direct-lowered-sign", "what is lowered is negative", "(shift - lowered)", "(shift + lowered)"),
@@ -1192,15 +1192,15 @@ MUTANTS: list[Mutant] = [
         (
             "logits-tie-order",
             "equal logits in the order of the ids",
-            "largest(padded, n).sorted()[0].tolist()",
-            "(padded.shape[1] - 1 - padded.flip(1).sort(dim=1, descending=True, stable=True).indices[:, :n]).tolist()",
+            "largest(padded, n, negated=negated).sorted()[0].tolist()",
+            "(padded.shape[1] - 1 - padded.flip(1).sort(dim=1, descending=not negated, stable=True).indices[:, :n]).tolist()",
             PANELS,
         ),
-        ("logits-top-is-bottom", "the largest logits", "in (1.0, -1.0):", "in (-1.0, 1.0):", PANELS),
+        ("logits-top-is-bottom", "the largest logits", "for negated in (False, True):", "for negated in (True, False):", PANELS),
         (
             "logits-padding",
             "blocks are filled with no value",
-            "(0, missing), value=-torch.inf)",
+            "(0, missing), value=nothing)",
             "(0, missing), value=0.0)",
             PANELS,
         ),
@@ -1214,8 +1214,8 @@ MUTANTS: list[Mutant] = [
         (
             "logits-histogram",
             "all logit weights are counted",
-            "histograms(weights.cpu().numpy(), fvp.n_bins)",
-            "histograms(weights.clamp_min(0.0).cpu().numpy(), fvp.n_bins)",
+            "histograms(weights, fvp.n_bins)",
+            "histograms(weights.clamp_min(0.0), fvp.n_bins)",
             PANELS,
         ),
         ("logits-digits", "logits keep five digits", "STORED_DIGITS = 5", "STORED_DIGITS = 2"),
