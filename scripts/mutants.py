@@ -1196,7 +1196,13 @@ MUTANTS: list[Mutant] = [
             "(padded.shape[1] - 1 - padded.flip(1).sort(dim=1, descending=not negated, stable=True).indices[:, :n]).tolist()",
             PANELS,
         ),
-        ("logits-top-is-bottom", "the largest logits", "for negated in (False, True):", "for negated in (True, False):", PANELS),
+        (
+            "logits-top-is-bottom",
+            "the largest logits",
+            "for negated in (False, True):",
+            "for negated in (True, False):",
+            PANELS,
+        ),
         (
             "logits-padding",
             "blocks are filled with no value",
