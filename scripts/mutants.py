@@ -918,13 +918,6 @@ MUTANTS: list[Mutant] = [
             "batch[-1] * seq_len",
         ),
         (
-            "direct-residuals-kept",
-            "each group has its own residual streams",
-            "    parts.clear()\n",
-            "",
-            PIECES,
-        ),
-        (
             "direct-group-first",
             "groups of pairs follow each other",
             "first, n_kept = stop, 0",
