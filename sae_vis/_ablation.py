@@ -100,7 +100,7 @@ class FormulaTail:
             return torch.ones_like(centred[:, :1])
         return (centred.square().mean(-1, keepdim=True) + self.norm.eps).sqrt()
 
-    def logit_weights(self, some: slice = slice(None)) -> Float[Tensor, "n d_vocab"]:
+    def logit_weights(self, some: slice | Tensor = slice(None)) -> Float[Tensor, "n d_vocab"]:
         """What one unit of some features does to the logits, centred over the vocabulary for display."""
         weights = self.product(self.centred_directions[some])
         return weights - weights.mean(-1, keepdim=True)

@@ -22,6 +22,7 @@ from sae_vis.data_storing_fns import (
     SequenceData,
     TokenEffect,
 )
+from sae_vis.model_fns import MIN_PRODUCT_ROWS
 from sae_vis.utils_fns import round_significant, ticks
 
 STORED_DIGITS = 5
@@ -69,6 +70,11 @@ def activations_data(acts: FeatureActivations, n_bins: int) -> ActivationsData:
         return ActivationsData(density, 0, None, None, None, None, None, bars)
     mean, variance, skewness, kurtosis = moments(acts.values, acts.n_counted)
     return ActivationsData(density, n_active, acts.maximum, mean, variance, skewness, kurtosis, bars)
+
+
+def logits_at_a_time(d_vocab: int) -> int:
+    """So many features that their logit weights take little memory, and at least as many as a product should have."""
+    return max(MIN_PRODUCT_ROWS, LOGITS_BYTES // (4 * d_vocab))
 
 
 class LogitPanel(NamedTuple):

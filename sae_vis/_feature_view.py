@@ -20,7 +20,14 @@ from sae_vis import _store_file
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import Collected, CollectPlan, collect
 from sae_vis._activations import decoder_rows as written_by
-from sae_vis._assemble import LOGITS_BYTES, LogitPanel, LogitPanels, activations_data, feature_token_ids, sequence_data
+from sae_vis._assemble import (
+    LogitPanel,
+    LogitPanels,
+    activations_data,
+    feature_token_ids,
+    logits_at_a_time,
+    sequence_data,
+)
 from sae_vis._correlations import Correlated, co_moments_by_tile, most_correlated
 from sae_vis._errors import Interrupted, ModelError
 from sae_vis._feature_folder import FeatureFolder
@@ -50,7 +57,7 @@ from sae_vis.data_storing_fns import (
     SequenceGroupData,
     SequenceMultiGroupData,
 )
-from sae_vis.model_fns import MIN_PRODUCT_ROWS, WritePath
+from sae_vis.model_fns import WritePath
 from sae_vis.utils_fns import decimals_for, format_fixed
 
 CHECKED_ROWS = 2
@@ -223,8 +230,9 @@ class FeatureFetcher:
                 check_feature_rows(formula.logit_weights(), ids, "The logit weights")
             raise
         del residual
-        for start in range(0, len(ids), self._logits_at_a_time):
-            some = slice(start, min(start + self._logits_at_a_time, len(ids)))
+        step = logits_at_a_time(self.run.model.d_vocab)
+        for start in range(0, len(ids), step):
+            some = slice(start, min(start + step, len(ids)))
             weights = None
             if formula is not None:
                 weights = formula.logit_weights(some)
@@ -237,11 +245,6 @@ class FeatureFetcher:
                     acts, chosen[index], measured.of(index), index, row, panels.at(index - start), tables
                 )
             store.release()
-
-    @property
-    def _logits_at_a_time(self) -> int:
-        """So many features that their logit weights take little memory, and at least as many as a product should have."""
-        return max(MIN_PRODUCT_ROWS, LOGITS_BYTES // (4 * self.run.model.d_vocab))
 
     def _activations(self, store: ActivationStore, index: int) -> FeatureActivations:
         places, values = store.of(index)

@@ -169,11 +169,10 @@ def _groups(corpus: Corpus, pairs: _Pairs, residual_bytes: int) -> Iterator[tupl
 
 def _joined(parts: list[Tensor]) -> Tensor:
     """The parts as one tensor; they are taken out of the list, so that what they hold is there once."""
-    joined_parts = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
     start = 0
-    for index, part in enumerate(parts):
-        joined_parts[start : start + len(part)] = part
+    while parts:
+        part = parts.pop(0)
+        whole[start : start + len(part)] = part
         start += len(part)
-        parts[index] = part[:0].clone()
-    parts.clear()
-    return joined_parts
+    return whole

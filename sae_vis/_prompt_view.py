@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import check_finite, decoder_rows, encode
-from sae_vis._assemble import LOGITS_BYTES, sequence_data, sequence_token_ids, stored_logits
+from sae_vis._assemble import logits_at_a_time, sequence_data, sequence_token_ids, stored_logits
 from sae_vis._measure import Methods, measure
 from sae_vis._params import Ablation
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
@@ -28,7 +28,6 @@ from sae_vis.data_storing_fns import (
     QuantileKnots,
     SequenceGroupData,
 )
-from sae_vis.model_fns import MIN_PRODUCT_ROWS
 
 
 class PromptFetcher:
@@ -42,7 +41,7 @@ class PromptFetcher:
         self.path = run.check_fit(ids)
         self.knots: dict[int, QuantileKnots] = {}
         self.acts = self._activations()
-        self.seen, self.measured = self._measure()
+        self.formula, self.seen, self.measured = self._measure()
 
     def _activations(self) -> list[FeatureActivations]:
         """The active features' activations on the prompt, rounded to the same steps as on the corpus."""
@@ -71,11 +70,11 @@ class PromptFetcher:
         rows = decoder_rows(self.run.encoder, torch.tensor(features, dtype=torch.int64))
         return methods_of(self.run, self.path, self.run.model.final_norm(), rows, self.ids)
 
-    def _measure(self) -> tuple[list[ShownFeature], tuple[Ablation, ...]]:
-        """What is shown of each active feature, and how effects were measured."""
+    def _measure(self) -> tuple[FormulaTail | None, list[ShownFeature], tuple[Ablation, ...]]:
+        """The closed form for the active features, what is shown of each, and how effects were measured."""
         if not self.acts:
-            return [], self._measured_ways()
-        _, methods = self._directions([own.feature for own in self.acts])
+            return None, [], self._measured_ways()
+        formula, methods = self._directions([own.feature for own in self.acts])
         whole = [Window(0, 0, self.ids.shape[1], 0)]
         fvp = self.run.fvp
         measured = measure(
@@ -86,25 +85,24 @@ class PromptFetcher:
             fvp.n_changes,
             fvp.memory_budget_bytes,
         )
-        return [measured.of(index) for index in range(len(self.acts))], methods.names
+        return formula, [measured.of(index) for index in range(len(self.acts))], methods.names
 
     def _measured_ways(self) -> tuple[Ablation, ...]:
         """How effects would be measured, if a feature were active."""
         some = list(self.features)[:1]
         return self._directions(some)[1].names if some else ()
 
-    def _logit_weights(self, features: list[int]) -> dict[int, dict[int, float]]:
-        """Each feature's logit weights of the prompt's tokens."""
-        shown_ids = sorted(set(self.ids[0].tolist()))
-        formula = self._directions(features)[0] if features else None
+    def _logit_weights(self, ranked: set[int]) -> dict[int, dict[int, float]]:
+        """The logit weights of the prompt's tokens, of each feature that is ranked."""
         found: dict[int, dict[int, float]] = {}
-        if formula is None:
+        if self.formula is None:
             return found
-        step = max(MIN_PRODUCT_ROWS, LOGITS_BYTES // (4 * self.run.model.d_vocab))
-        for start in range(0, len(features), step):
-            some = features[start : start + step]
-            weights = formula.logit_weights(slice(start, start + step))[:, shown_ids].tolist()
-            found |= {feature: stored_logits(shown_ids, row) for feature, row in zip(some, weights, strict=True)}
+        shown_ids = sorted(set(self.ids[0].tolist()))
+        indices = [index for index, own in enumerate(self.acts) if own.feature in ranked]
+        for some in torch.split(torch.tensor(indices, dtype=torch.int64), logits_at_a_time(self.run.model.d_vocab)):
+            weights = self.formula.logit_weights(some)[:, shown_ids].tolist()
+            for index, row in zip(some.tolist(), weights, strict=True):
+                found[self.acts[index].feature] = stored_logits(shown_ids, row)
         return found
 
     def _scores(self) -> dict[Any, list[Ranking]]:
@@ -141,7 +139,7 @@ class PromptFetcher:
         """The scores, and one column for each feature that is ranked anywhere."""
         scores = self._scores()
         ranked = {feature for rankings in scores.values() for ranking in rankings for feature, _ in ranking}
-        self.logits = self._logit_weights(sorted(ranked))
+        self.logits = self._logit_weights(ranked)
         columns = {
             own.feature: self._column(own.feature, seen)
             for own, seen in zip(self.acts, self.seen, strict=True)

@@ -123,7 +123,7 @@ PIECES = {
     "_correlations.PIECE": 40,
     "_direct_effects.PIECE": 1,  # a pair at a time
     "_direct_effects.ROWS": 3,
-    "_feature_view.LOGITS_BYTES": 1,
+    "_assemble.LOGITS_BYTES": 1,
     "_measure_direct.SHARE_OF_RESIDUALS": 10**12,  # a batch of rows at a time
     "_store.CHUNK": 50,
 }
