@@ -942,6 +942,12 @@ MUTANTS: list[Mutant] = [
         FULL,
         ("full-sign", "the contribution is taken out", "(part.float() - contribution", "(part.float() + contribution"),
         (
+            "full-next-block-unchecked",
+            "a feature is taken out before the next block only where that is the same",
+            "if start.block and _same(",
+            "if start.block or _same(",
+        ),
+        (
             "full-one-position",
             "it is taken out at every position of the row",
             "written[index, one.positions[inside]] = one.contributions[inside]",
