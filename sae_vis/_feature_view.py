@@ -283,7 +283,7 @@ class FeatureFetcher:
         if fvp.n_tokens or fvp.n_counterexamples:
             top = top_tokens(acts, self._token_index, max(fvp.n_tokens, NEAR_MISS_TOKENS))
         if top is not None and fvp.n_tokens:
-            tokens = TokensData(*top.first(fvp.n_tokens)[1:])
+            tokens = TokensData(*top.first(fvp.n_tokens)[2:])
         if fvp.n_position_bins:
             bins = self._row_positions
             positions = PositionsData(bins.edges, bins.counts(acts), bins.n_counted)

@@ -359,15 +359,15 @@ def _identified(envelope: _Envelope, kinds: dict[str, _Kind]) -> _Kind:
 def _migrated(data: bytes, version: int) -> bytes:
     """The document brought to the present version, step by step."""
     try:
-        twice = _path_of_duplicate(json.loads(data, object_pairs_hook=_Pairs), "$")
+        repeated = _path_of_duplicate(json.loads(data, object_pairs_hook=_Pairs), "$")
         content = msgspec.json.decode(data)
         for step in range(version, VERSION):
             content = MIGRATIONS[step](content)
         brought = _encode(content | {"version": VERSION})
     except (LookupError, AttributeError, *_UNREADABLE) as error:
         raise _WrongFileError(f"format version {version} could not be brought to {VERSION}: {error!r}") from None
-    if twice:
-        raise _WrongFileError(f"{twice} is there twice")
+    if repeated:
+        raise _WrongFileError(f"{repeated} is there twice")
     return brought
 
 

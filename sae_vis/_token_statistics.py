@@ -23,7 +23,7 @@ DRAWS = 64  # for each example that is wanted: so many candidates are looked at,
 FIRST_DRAWS = 4  # of them at once: mostly enough
 # What stands for the row in the hash of a draw: no row has these numbers, so the draws are apart from each other and from
 # the random examples.
-NEAR_MISSES, NEGATIVES = 2**63, 2**63 + 1
+NEAR_MISS_TOKEN, NEAR_MISSES, NEGATIVES = 2**63, 2**63 + 1, 2**63 + 2
 STORED_DIGITS = 6
 
 
@@ -68,9 +68,13 @@ class TokenIndex(NamedTuple):
 
 
 class TopTokens(NamedTuple):
-    """The tokens with the largest share of a feature's total activation, the largest first; ``columns`` index the ids."""
+    """The tokens with the largest share of a feature's total activation, the largest first.
+
+    ``columns`` index the ids, ``steps`` are the sums of the activations in whole steps.
+    """
 
     columns: Ints
+    steps: Ints
     token_ids: list[int]
     n_active: list[int]
     n_occurrences: list[int]
@@ -83,6 +87,7 @@ class TopTokens(NamedTuple):
         cut = slice(size)
         return TopTokens(
             self.columns[cut],
+            self.steps[cut],
             self.token_ids[cut],
             self.n_active[cut],
             self.n_occurrences[cut],
@@ -98,7 +103,8 @@ def top_tokens(acts: FeatureActivations, index: TokenIndex, size: int) -> TopTok
     The activations are added up as whole numbers of their step, which float64 holds exactly: no order of adding them shows.
     """
     if not len(acts.values):
-        return TopTokens(np.zeros(0, dtype=np.int64), [], [], [], [], [], 0)
+        nothing = np.zeros(0, dtype=np.int64)
+        return TopTokens(nothing, nothing, [], [], [], [], [], 0)
     step = Step.for_maximum(acts.maximum)
     columns, counts, sums = _by_column(index.column[index.places_of(acts)], step.steps(acts.values), len(index.ids))
     best = _largest(sums, size)
@@ -106,6 +112,7 @@ def top_tokens(acts: FeatureActivations, index: TokenIndex, size: int) -> TopTok
     means, total = step.value(sums[best]) / counts[best], float(sums.sum())
     return TopTokens(
         columns[best],
+        sums[best].astype(np.int64),
         index.ids[columns[best]].tolist(),
         counts[best].tolist(),
         occurrences.tolist(),
@@ -166,12 +173,13 @@ class Gaps(NamedTuple):
     """The counted positions without an activation that lie in some stretches of a ``TokenIndex``, numbered through.
 
     The stretches are ``starts[i] .. starts[i] + lengths[i]``, rising; ``active`` are the activations in them, counted as if
-    the stretches followed each other, rising.
+    the stretches followed each other, rising. ``sizes`` counts the positions without one in each stretch.
     """
 
     starts: Ints
     lengths: Ints
     active: Ints
+    sizes: Ints
 
     @classmethod
     def between(cls, ranks: Ints, starts: Ints, ends: Ints) -> Gaps:
@@ -185,10 +193,14 @@ class Gaps(NamedTuple):
                 lows.tolist(), highs.tolist(), starts.tolist(), before.tolist(), strict=True
             )
         ]
-        return cls(starts, lengths, np.concatenate(active) if active else ranks[:0])
+        return cls(
+            starts, lengths, np.concatenate(active) if active else ranks[:0], lengths - (highs - lows).astype(np.int64)
+        )
 
-    def __len__(self) -> int:
-        return int(self.lengths.sum()) - len(self.active)
+    @property
+    def total(self) -> int:
+        """How many positions there are in all stretches."""
+        return int(self.sizes.sum())
 
     def ranks(self, numbers: Ints) -> Ints:
         """Where the positions with these numbers stand in the index."""
@@ -220,53 +232,62 @@ def counterexamples(
     if not len(acts.values):
         return Counterexamples([], 0, [])
     ranks = np.sort(index.rank[index.places_of(acts)]).astype(np.int64)
-    columns = np.sort(top.columns[:NEAR_MISS_TOKENS])
-    everywhere = np.zeros(1, dtype=np.int64), np.array([len(index.places)])
+    by_id = np.argsort(top.columns[:NEAR_MISS_TOKENS])
+    columns = top.columns[by_id]
+    on_top = Gaps.between(ranks, index.offsets[columns], index.offsets[columns + 1])
+    anywhere = Gaps.between(ranks, np.zeros(1, dtype=np.int64), np.array([len(index.places)]))
     groups = []
-    for stream, (starts, ends) in (
-        (NEAR_MISSES, (index.offsets[columns], index.offsets[columns + 1])),
-        (NEGATIVES, everywhere),
+    for gaps, stream, weights in (
+        (on_top, NEAR_MISSES, np.where(on_top.sizes > 0, top.steps[by_id], 0)),
+        (anywhere, NEGATIVES, np.ones(1, dtype=np.int64)),
     ):
-        gaps = Gaps.between(ranks, starts, ends)
-        groups.append((gaps, _drawn(acts.feature, index, gaps, stream, size, seed, buffer, allow_overlap)))
-    (near, near_misses), (_, negatives) = groups
-    return Counterexamples(near_misses, len(near), negatives)
+        draw = _Draw(seed, acts.feature, stream, gaps, weights)
+        groups.append(_taken(draw, index, size, buffer, allow_overlap) if gaps.total else [])
+    return Counterexamples(groups[0], on_top.total, groups[1])
 
 
-def _drawn(
-    feature: int,
-    index: TokenIndex,
-    gaps: Gaps,
-    stream: int,
-    size: int,
-    seed: int,
-    buffer: tuple[int, int] | None,
-    allow_overlap: bool,
+class _Draw(NamedTuple):
+    """How positions without an activation are drawn: first one of the stretches, by its weight, then one of its positions."""
+
+    seed: int
+    feature: int
+    stream: int
+    gaps: Gaps
+    weights: Ints
+
+    def ranks(self, which: Sequence[int]) -> Ints:
+        """Where the positions of these draws stand in the index."""
+        sizes, stretch = self.gaps.sizes, np.zeros(len(which), dtype=np.int64)
+        if len(sizes) > 1:
+            weight = draws(self.feature, NEAR_MISS_TOKEN, which, self.seed, self.weights.sum())
+            stretch = np.searchsorted(np.cumsum(self.weights), weight, side="right")
+        number = draws(self.feature, self.stream, which, self.seed, sizes[stretch])
+        return self.gaps.ranks(number + (np.cumsum(sizes) - sizes)[stretch])
+
+
+def _taken(
+    draw: _Draw, index: TokenIndex, size: int, buffer: tuple[int, int] | None, allow_overlap: bool
 ) -> list[Example]:
     """The first positions that are drawn, without those drawn before and those in the window of one taken before."""
     taken: list[Example] = []
     drawn: set[int] = set()
-    if not len(gaps):
-        return taken
     for first, last in ((0, FIRST_DRAWS * size), (FIRST_DRAWS * size, DRAWS * size)):
-        numbers = draws(feature, stream, range(first, last), seed, len(gaps))
-        places = index.places[gaps.ranks(numbers)]
-        for place in places.tolist():
+        for place in index.places[draw.ranks(range(first, last))].tolist():
             if place in drawn:
                 continue
             drawn.add(place)
             example = Example(*divmod(place, index.seq_len))
             if allow_overlap or not _overlaps(example, taken, buffer):
                 taken.append(example)
-            if len(taken) == size or len(drawn) == len(gaps):
+            if len(taken) == size or len(drawn) == draw.gaps.total:
                 return taken
     return taken
 
 
-def draws(feature: int, stream: int, which: Sequence[int], seed: int, below: int) -> Ints:
+def draws(feature: int, stream: int, which: Sequence[int], seed: int, below: Any) -> Ints:
     """Random numbers from 0 to ``below``: hashes of seed, feature, stream and the number of the draw, modulo ``below``."""
     hashed = priorities(seed, feature, np.array([stream], dtype=np.uint64), np.asarray(which))
-    return (hashed % np.uint64(below)).astype(np.int64)
+    return (hashed % np.asarray(below).astype(np.uint64)).astype(np.int64)
 
 
 def _overlaps(example: Example, taken: Sequence[Example], buffer: tuple[int, int] | None) -> bool:

@@ -535,7 +535,7 @@ def positions_plot(
     scale = (EVEN_BOTTOM - EVEN_TOP) / max(1.0, *heights, *expected)
     unit = (PLOT_RIGHT - PLOT_LEFT) / (high - low)
     gap = min(1.0, unit * (edges[1] - edges[0]) / 6)
-    bars, even, before = [], [], ""
+    bars, even, before = list[str](), list[str](), ""
     for index, (height, by_chance) in enumerate(zip(heights, expected, strict=True)):
         width = unit * (edges[index + 1] - edges[index])
         top = EVEN_BOTTOM - (max(1.0, height * scale) if height else 0.0)
