@@ -50,7 +50,7 @@ V = TypeVar("V")
 S = TypeVar("S", bound=msgspec.Struct)
 PathLike = str | os.PathLike[str]
 
-VERSION = 1
+VERSION = 2  # files of version 1 are read too
 RUN, VOCAB, ROWS = "run.json", "vocab.json.gz", "rows.bin"
 _PART = re.compile(r"features-(\d{5,9})\.json\.gz")
 _INDEX = re.compile(r"features-(\d{5,9})\.index\.json\.gz")
@@ -239,7 +239,7 @@ class _RunFile(msgspec.Struct, forbid_unknown_fields=True):
 
     format: Literal["sae_vis"]
     kind: Literal["FeatureFolder"]
-    version: Literal[1]
+    version: Literal[1, 2]
     params: msgspec.Raw
     provenance: msgspec.Raw
     vocab_crc32: int
@@ -251,7 +251,7 @@ class _VocabFile(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 
     format: Literal["sae_vis"]
     kind: Literal["FeatureVocab"]
-    version: Literal[1]
+    version: Literal[1, 2]
     vocab: dict[int, str]
     vocab_bytes: dict[int, str]
     vocab_surrogates: dict[int, str] | msgspec.UnsetType = msgspec.UNSET
@@ -262,7 +262,7 @@ class _IndexFile(msgspec.Struct, forbid_unknown_fields=True):
 
     format: Literal["sae_vis"]
     kind: Literal["FeatureIndex"]
-    version: Literal[1]
+    version: Literal[1, 2]
     features: list[int]
     sizes: list[int]
     lengths: list[int]
@@ -367,6 +367,8 @@ class FeatureFolder(Generic[M]):
         data = _json.read_file(path / RUN)
         run = _decoded_bytes(path / RUN, data, _RunFile)
         params = _json.decode_value(run.params, FeatureVisParams, f"{path / RUN}: params")
+        if run.version == 1:
+            params = dataclasses.replace(params, **_json.ADDED_IN_2)
         provenance = _json.decode_value(run.provenance, hints["provenance"], f"{path / RUN}: provenance")
         if params.store_rows != (run.rows_crc32 is not None):
             raise FileFormatError(f"{path / RUN}: rows_crc32 does not fit store_rows={params.store_rows}.")

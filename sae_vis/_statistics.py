@@ -312,7 +312,7 @@ def _take(
         if len(taken) == size:
             break
         before_in_row = in_row.setdefault(example.row, [])
-        if not allow_overlap and any(_shows(position, example.position, buffer) for position in before_in_row):
+        if not allow_overlap and any(is_shown(position, example.position, buffer) for position in before_in_row):
             continue
         before_in_row.append(example.position)
         taken.append(example)
@@ -326,7 +326,7 @@ def _candidates(order: Ints, acts: FeatureActivations, piece: int = 256) -> Iter
         yield from map(Example, acts.rows[some].tolist(), acts.positions[some].tolist())
 
 
-def _shows(bold: int, position: int, buffer: tuple[int, int] | None) -> bool:
+def is_shown(bold: int, position: int, buffer: tuple[int, int] | None) -> bool:
     """Whether the window around ``bold`` shows ``position`` of the same row."""
     return buffer is None or bold - buffer[0] <= position <= bold + buffer[1]
 

@@ -36,6 +36,7 @@ from sae_vis import _feature_folder, _json, _page, _render_pool, _site, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
+from sae_vis._token_data import PositionsData, TokensData
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import (
     decimals_for,
@@ -577,6 +578,52 @@ class SequenceMultiGroupData:
         return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
 
 
+@dataclass(slots=True)
+class CounterexamplesData:
+    """Random examples where a feature does not fire on the bold token, though it fires somewhere.
+
+    ``near_misses`` have one of its top tokens there (``n_near_misses`` positions do), ``negatives`` any. Both are empty if
+    the feature never fires.
+    """
+
+    near_misses: list[SequenceData]
+    n_near_misses: int
+    negatives: list[SequenceData]
+
+    def __post_init__(self) -> None:
+        _check_counts(self, n_near_misses=[self.n_near_misses])
+        _check(
+            len(self.near_misses) <= self.n_near_misses,
+            self,
+            f"{len(self.near_misses)} near misses are shown, but n_near_misses is {_short_int(self.n_near_misses)}.",
+        )
+
+    def sequences(self) -> list[SequenceData]:
+        """The examples of both groups."""
+        return [*self.near_misses, *self.negatives]
+
+    def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
+        """Both groups with at most so many examples each; nothing where there are none at all."""
+        page = page or PageContext()
+        if not self.near_misses and not self.negatives:
+            return NOTHING
+        n, groups = self.n_near_misses, list[Html]()
+        for title, detail, sequences, nothing in (
+            (
+                "NEAR MISSES",
+                f"{_count(n, 'place')} with a top token where it does not fire",
+                self.near_misses,
+                "It fires wherever one of its top tokens stands.",
+            ),
+            ("RANDOM NEGATIVES", "places where it does not fire", self.negatives, "It fires on every token."),
+        ):
+            drawn = [sequence.get_html(page) for sequence in sequences[:examples]]
+            reason = html_fns.empty("No example shown." if sequences else nothing)
+            groups.append(html_fns.sequence_group(title, detail if drawn else "", drawn or [reason]))
+        shown = [*self.near_misses[:examples], *self.negatives[:examples]]
+        return html_fns.counterexamples(groups, _hover(shown, page) if shown else NOTHING)
+
+
 def _loss_key(page: PageContext) -> Html:
     """What the underlines show, and a choice where there are two effects."""
     if not page.measured:
@@ -660,6 +707,9 @@ class FeatureData:
     sequences: SequenceMultiGroupData
     quantiles: QuantileKnots
     label: str | None = None
+    tokens: TokensData | None = None
+    positions: PositionsData | None = None
+    counterexamples: CounterexamplesData | None = None
 
     def __post_init__(self) -> None:
         _check_feature_idx(self, self.feature_idx)
@@ -690,14 +740,16 @@ class FeatureData:
     def vocab_ids(self) -> set[int]:
         """Every token that any panel shows."""
         logits = self.logits
-        return self.token_ids().union(*((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
+        listed = self.tokens.token_ids if self.tokens else ()
+        return self.token_ids().union(listed, *((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
 
     def shown_rows(self) -> set[int]:
         """The rows that the examples come from."""
         return {sequence.row for sequence in self._shown_sequences()}
 
     def _shown_sequences(self) -> list[SequenceData]:
-        return [sequence for group in self.sequences.groups for sequence in group.sequences]
+        against = self.counterexamples.sequences() if self.counterexamples else []
+        return [*(sequence for group in self.sequences.groups for sequence in group.sequences), *against]
 
     def _stats(self) -> Html:
         acts = self.activations
@@ -762,13 +814,17 @@ _DRAWERS: dict[str, Drawer] = {
     "logits_tables": lambda part, page, options: part.tables_html(page, rows=options.get("rows")),
     "logits_histogram": lambda part, page, options: part.histogram_html(page),
     "sequences": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
+    "tokens": lambda part, page, options: part.get_html(page, rows=options.get("rows")),
+    "positions": lambda part, page, options: part.get_html(page),
+    "counterexamples": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
 }
 
 
 def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[str, Drawer] = _DRAWERS) -> list[Html]:
     """The columns of a layout, drawn from the attributes of ``data`` that their components name.
 
-    Where an attribute is None, the reason is shown once and its other components are left out.
+    Where an attribute is None, the reason is shown once and its other components are left out. Nothing is said of a part
+    that older files have not, unless the layout was given.
     """
     missing: set[str] = set()
     columns = []
@@ -779,7 +835,7 @@ def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[s
             part = getattr(data, attribute)
             if part is not None:
                 drawn.append(drawers[component.name](part, page, component.options))
-            elif attribute not in missing:
+            elif attribute not in missing and (page.params.layout or not COMPONENTS[component.name].optional):
                 missing.add(attribute)
                 drawn.append(html_fns.empty(_missing_reason(attribute, page)))
         names = [component.name.replace("_", "-") for component in column.components]
