@@ -121,6 +121,7 @@
     saeVis.hideHover?.();
     place.innerHTML = html;
     saeVis.checkLosses?.();
+    saeVis.tellShown?.();
     shown = feature;
     saeVis.say("");
     update();
