@@ -72,6 +72,8 @@
     return new Map(at.map((place, which) => [place, { raised: take(counts[2 * which], 1), lowered: take(counts[2 * which + 1], -1) }]));
   };
   saeVis.facts = facts;
+  saeVis.panelData = panelData;
+  saeVis.tokenHtml = tokenHtml;
 
   /* --- numbers as Python writes them --- */
 

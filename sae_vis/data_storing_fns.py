@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sae_vis import _feature_folder, _json, _page, _render_pool, _site, html_fns
+from sae_vis import _feature_folder, _json, _page, _render_pool, _rows, _site, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
@@ -146,6 +146,7 @@ class PageContext:
     seq_pos: int | None = None
     score_name: ScoreName = "act_quantile"
     feature_url: str | None = None
+    rows: Mapping[int, list[int]] = field(default_factory=dict)
 
     def for_feature(
         self, sequences: Iterable[SequenceData], activations: ActivationsData, logits: LogitsData | None
@@ -694,7 +695,11 @@ class FeatureData:
 
     def shown_rows(self) -> set[int]:
         """The rows that the examples come from."""
-        return {sequence.row for sequence in self._shown_sequences()}
+        return set(self.example_rows())
+
+    def example_rows(self) -> list[int]:
+        """The row of each example, in the order in which they are shown."""
+        return [sequence.row for sequence in self._shown_sequences()]
 
     def _shown_sequences(self) -> list[SequenceData]:
         return [sequence for group in self.sequences.groups for sequence in group.sequences]
@@ -924,7 +929,9 @@ class MultiFeatureData:
         features = (self[index] for index in self)
         with contextlib.closing(packed_features(features, page, len(self), processes)) as drawn:
             packed = (_site.Packed(data.feature_idx, data.label, text) for data, text in drawn)
-            _site.write(folder, _first_title(page, first), _title(page), body, _vocab(page, self.vocab), packed)
+            _site.write(
+                folder, _first_title(page, first), _title(page), body, _vocab(page, self.vocab), packed, self.rows
+            )
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
@@ -986,7 +993,7 @@ class MultiFeatureData:
     def _with_context(self, feature: FeatureData) -> FeatureData:
         """The feature, remembering how to draw itself. That is no field: it is neither saved nor compared."""
         vars(feature)["_context"] = PageContext(
-            TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance
+            TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance, rows=self.rows
         )
         return feature
 
@@ -1074,6 +1081,7 @@ def _features_parts(
     Every feature is looked at once.
     """
     opened, labels, token_ids = NOTHING, dict[int, str](), set[int]()
+    examples: list[list[int]] = []  # the rows of each feature's
     every_text = len(shown) == len(features)
 
     def others() -> Iterator[FeatureData]:
@@ -1084,6 +1092,8 @@ def _features_parts(
                 token_ids.update(feature.token_ids())
             if feature.label:
                 labels[index] = feature.label
+            if features.rows:
+                examples.append(feature.example_rows())
             if index == first:
                 opened = feature.get_html(page)
             else:
@@ -1093,9 +1103,11 @@ def _features_parts(
         packed = [_page.packed(feature.feature_idx, text) for feature, text in drawn]
     index = {"ids": shown, "labels": labels, "title": _title(page)}
     body = _features_body(page, first, opened, len(shown), note)
+    rows = _rows.chosen(features.rows, examples)
+    token_ids |= _rows.token_ids(rows.values())
     # The texts of a whole vocabulary may be more than a notebook should hold, for fifty features of thousands.
     vocab = features.vocab if every_text else token_ids
-    elements = [_vocab_element(page, vocab), _page.data("index", index), *packed]
+    elements = [_vocab_element(page, vocab), _page.data("index", index), *_rows_element(rows), *packed]
     return _first_title(page, first), body, elements
 
 
@@ -1127,8 +1139,15 @@ def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
         _footer(page),
         html_fns.hovertext(),
     )
-    elements = [_vocab_element(page, feature.token_ids()), _page.data("index", index)]
+    rows = _rows.chosen(page.rows, [feature.example_rows()])
+    token_ids = feature.token_ids() | _rows.token_ids(rows.values())
+    elements = [_vocab_element(page, token_ids), _page.data("index", index), *_rows_element(rows)]
     return _page.document(f"Feature {feature.feature_idx} · {_title(page)}", body, elements)
+
+
+def _rows_element(rows: Mapping[int, Sequence[int]]) -> list[Html]:
+    """The rows that a reader may open, where there are any."""
+    return [_page.data("rows", _rows.packed(rows))] if rows else []
 
 
 def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
@@ -1138,7 +1157,12 @@ def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
 
 def _vocab(page: PageContext, token_ids: Iterable[int]) -> dict[str, Any]:
     ids = sorted(token_ids)
-    return {"ids": ids, "html": [page.printer.one(token_id) for token_id in ids]}
+    parts = page.printer.vocab_bytes
+    return {
+        "ids": ids,
+        "html": [page.printer.one(token_id) for token_id in ids],
+        "bytes": {token_id: parts[token_id] for token_id in ids if token_id in parts},
+    }
 
 
 def _title(page: PageContext) -> str:
