@@ -82,9 +82,9 @@
     });
     saeVis.setting({
       name: "scale",
-      label: "Colours to",
+      label: "Colour scale",
       title: "The strongest colour: the feature\u2019s largest activation, or the largest of each sequence",
-      choices: [["feature", "feature\u2019s maximum"], ["sequence", "each sequence\u2019s"]],
+      choices: [["feature", "by feature"], ["sequence", "by sequence"]],
       apply: (value) => {
         wanted("scale", value);
         if (value === "sequence") panels().forEach(scale);

@@ -47,6 +47,8 @@ class Packed(NamedTuple):
     feature: int
     label: str | None
     fragment: str
+    note: str | None = None
+    starred: bool = False
 
 
 def write(
@@ -57,6 +59,7 @@ def write(
     vocab: object,
     features: Iterable[Packed],
     rows: Mapping[int, Sequence[int]] | None = None,
+    whose: Mapping[str, object] | None = None,
 ) -> None:
     """Write a site.
 
@@ -68,6 +71,7 @@ def write(
         vocab: how tokens are shown, as ``js/tooltip.js`` reads it.
         features: in rising order; each is taken when the one before is written or kept for writing.
         rows: the whole rows that examples come from.
+        whose: whose features these are, for ``js/labels.js``.
 
     Raises:
         InputError: if the folder holds anything else, or cannot be written.
@@ -76,12 +80,18 @@ def write(
     _make(path)
     ids: list[int] = []
     labels: dict[int, str] = {}
+    notes: dict[int, str] = {}
+    stars: list[int] = []
 
     def noted() -> Iterator[Packed]:
         for packed in features:
             ids.append(packed.feature)
             if packed.label:
                 labels[packed.feature] = packed.label
+            if packed.note:
+                notes[packed.feature] = packed.note
+            if packed.starred:
+                stars.append(packed.feature)
             yield packed
 
     shards = [
@@ -95,9 +105,10 @@ def write(
         (_put(path, ASSETS, name, _received(name, _page.json_text(_rows.packed(part)))), min(part))
         for name, part in ((f"rows{number:05d}", part) for number, part in enumerate(_rows.files(rows or {})))
     ]
+    said = {"notes": notes, "stars": stars, **(whose or {})}
     listed: dict[str, object] = {"rows": row_files} if row_files else {}
     elements = [
-        _page.data("index", {"ranges": _ranges(ids), "labels": {}, "title": page_title}),
+        _page.data("index", {"ranges": _ranges(ids), "labels": {}, "title": page_title, **said}),
         template("site.html").fill(json=_page.json_text({"shards": shards, **files, **listed})),
     ]
     document = _page.document(title, body, elements, loads=True)
