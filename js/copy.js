@@ -1,5 +1,5 @@
 /* A small menu on each sequence: open its row, copy it as text, HTML or LaTeX. Its button follows the sequence that the mouse is
-   over or that has the focus: the next tab stop behind it. */
+   over or that has the focus, where M and the context menu key open it: it is no tab stop, as there are many sequences. */
 (() => {
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});
@@ -149,7 +149,7 @@
   };
 
   const make = () => {
-    button = saeVis.element("button", { type: "button", class: "seq-button", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": "Sequence menu" }, "\u22ef");
+    button = saeVis.element("button", { type: "button", class: "seq-button", tabindex: "-1", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": "Sequence menu" }, "\u22ef");
     menu = saeVis.element("div", { class: "seq-menu", role: "menu", "aria-label": "Sequence", hidden: "" });
     tools = saeVis.element("div", { class: "seq-tools" }, button, menu);
     for (const [label, run] of ITEMS) {
@@ -194,7 +194,11 @@
     const next = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: items.length - 1 }[event.key];
     if (event.key === "Escape" && !menu.hidden) {
       open(false);
-      button.focus();
+      of.focus({ preventScroll: true });
+    } else if (event.key === "Tab" && !menu.hidden) {
+      of.focus({ preventScroll: true }); // from where the key goes on
+      open(false);
+      return;
     } else if (at >= 0 && next !== undefined) {
       items[(next + items.length) % items.length].focus();
     } else if (at < 0 && event.key === "ArrowDown") {
@@ -216,7 +220,17 @@
     sequence.after(tools);
   };
 
+  /* The keys that open the menu of the sequence that has the focus. */
+  const opens = (event) => {
+    const asked = event.key === "ContextMenu" || (event.key === "F10" && event.shiftKey) || (event.key === "m" && !event.shiftKey);
+    if (!asked || event.ctrlKey || event.metaKey || event.altKey || !event.target.matches?.(".seq")) return;
+    event.preventDefault();
+    follow(event.target);
+    open(true);
+  };
+
   document.addEventListener("DOMContentLoaded", () => {
+    document.addEventListener("keydown", opens);
     const sequenceOf = (event) => event.target.closest?.(".seq");
     document.addEventListener("pointerover", (event) => sequenceOf(event) && follow(sequenceOf(event)));
     document.addEventListener("focusin", (event) => sequenceOf(event) && follow(sequenceOf(event)));

@@ -230,7 +230,7 @@
     const sequence = event.target.closest(".seq");
     if (!sequence || !sequence.matches(":focus-visible")) return;
     sequence.setAttribute("role", "group");
-    sequence.setAttribute("aria-label", "Sequence: arrow keys move from token to token");
+    sequence.setAttribute("aria-label", "Sequence: arrow keys move from token to token, Enter shows its row, M opens its menu");
     show(sequence.querySelector(":scope > .b") ?? sequence.firstElementChild);
     speak();
   };

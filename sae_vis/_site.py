@@ -101,10 +101,7 @@ def write(
     files = {"vocab": _put(path, ASSETS, "vocab", _received("vocab", _json_string(vocab)))}
     if labels:
         files["labels"] = _put(path, ASSETS, "labels", _received("labels", _json_string(labels)))
-    row_files = [
-        (_put(path, ASSETS, name, _received(name, _page.json_text(_rows.packed(part)))), min(part))
-        for name, part in ((f"rows{number:05d}", part) for number, part in enumerate(_rows.files(rows or {})))
-    ]
+    row_files = list(_put_rows(path, rows or {}))
     said = {"notes": notes, "stars": stars, **(whose or {})}
     listed: dict[str, object] = {"rows": row_files} if row_files else {}
     elements = [
@@ -167,6 +164,13 @@ def _put(folder: Path, kind: str, name: str, content: bytes) -> str:
     address = f"{kind}/{name}-{hashlib.blake2b(content, digest_size=8).hexdigest()}.js"
     _json.write_atomic(folder / address, content)
     return address
+
+
+def _put_rows(folder: Path, rows: Mapping[int, Sequence[int]]) -> Iterator[tuple[str, int]]:
+    """Write the files of the rows; the address of each and the number of its first row."""
+    for number, part in enumerate(_rows.files(rows)):
+        name = f"rows{number:05d}"
+        yield _put(folder, ASSETS, name, _received(name, _page.json_text(_rows.packed(part)))), min(part)
 
 
 def _make(path: Path) -> None:

@@ -95,6 +95,7 @@ THIRD_PARTY = {
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
     "data_storing_fns": {"msgspec"},
     "_page": {"msgspec"},
+    "_labels": {"msgspec"},
     "_feature_folder": {"msgspec"},
     "_json": {"msgspec"},
 }
