@@ -135,9 +135,9 @@
     label.value = said(id).label;
     note.value = said(id).note;
     const reset = element("button", { type: "button", class: "reset" }, "Reset");
-    const done = element("button", { type: "submit" }, "Done");
+    const done = element("button", { type: "button" }, "Done");
     const where = element("small", {}, kept ? "Kept in this browser. The View menu exports it to a file." : "This browser keeps nothing for this page: export it in the View menu before you leave.");
-    const made = element("form", { class: "say", "aria-label": `What you say of feature ${id}` }, label, note, element("p", {}, where, reset, done));
+    const made = element("div", { class: "say", role: "group", "aria-label": `What you say of feature ${id}` }, label, note, element("p", {}, where, reset, done));
     const toggle = () => (reset.disabled = !("label" in (own.get(id) ?? {}) || "note" in (own.get(id) ?? {})));
     toggle();
     label.addEventListener("input", () => (saeVis.sayOf(id, { label: label.value.trim() }), toggle()));
@@ -149,13 +149,10 @@
       toggle();
       label.focus();
     });
-    made.addEventListener("submit", (event) => {
-      event.preventDefault();
-      edit(feature, false);
-    });
+    done.addEventListener("click", () => edit(feature, false)); // no form: some frames allow none
     made.addEventListener("keydown", (event) => {
       event.stopPropagation(); // the page's own keys
-      if (event.key === "Escape") edit(feature, false);
+      if (event.key === "Escape" || (event.key === "Enter" && event.target === label)) edit(feature, false);
     });
     return made;
   };

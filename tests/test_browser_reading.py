@@ -378,3 +378,29 @@ def test_copied_latex_and_html_show_the_tokens_in_their_colours(show, features, 
     assert "background-color:rgb(255,140,0);color:#000;font-weight:700" in copied(opened, "html")
     seen = Shown(copied(opened, "html")).text
     assert seen == "".join(features.vocab[i] for i in sequence.token_ids).replace("\n", "↵").replace("\t", "→")
+
+
+# --- in a notebook, and in a site --------------------------------------------------------------------------------------------
+
+
+def test_everything_works_in_a_notebooks_frame(show, features):
+    opened = show(f"<!doctype html><title>Notebook</title>{features._repr_html_() * 2}", init=NO_CLIPBOARD)
+    one, other = (opened.page.frame_locator("iframe").nth(place) for place in range(2))
+    one.locator(".seq").nth(1).click(position={"x": 20, "y": 8})
+    expect(one.locator(".whole .t")).to_have_count(16)
+    one.locator(".seq").first.press("m")
+    one.get_by_role("menuitem", name="Copy LaTeX").click()
+    expect(one.get_by_role("textbox", name="Sequence as LaTeX")).to_be_focused()
+    one.get_by_role("button", name="Close", exact=True).click()
+    one.get_by_role("button", name="View").click()
+    one.get_by_role("radio", name="raw").click()
+    expect(one.locator(".seq").nth(1).locator("> *").nth(1)).to_have_text("F0")
+    one.locator(".said .edit").click()
+    one.get_by_role("textbox", name="Label").fill("a label")
+    one.get_by_role("textbox", name="Label").press("Enter")
+    expect(one.locator("h2 .label")).to_have_text("a label")
+    expect(other.locator("h2 .label")).to_have_text("a label")  # the same features in another frame
+    expect(other.locator(".whole")).to_have_count(0)
+    with opened.page.expect_download() as download:
+        one.get_by_role("button", name="Save as SVG: Activations").click()
+    assert download.value.suggested_filename == "feature-0-activations.svg"
