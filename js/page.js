@@ -31,7 +31,7 @@
   };
 
   /* What a site has in a file of its own is there a little later. */
-  const labels = () => saeVis.labels ?? index.labels;
+  const labels = () => saeVis.allLabels?.() ?? saeVis.labels ?? index.labels;
 
   /* --- asking for a feature --- */
 
@@ -121,6 +121,7 @@
     saeVis.hideHover?.();
     place.innerHTML = html;
     saeVis.checkLosses?.();
+    saeVis.tellShown?.();
     shown = feature;
     saeVis.say("");
     update();

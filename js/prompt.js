@@ -71,6 +71,7 @@
     if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
     place.innerHTML = ranked.map(([feature]) => columns.get(feature)).join("");
     ranked.forEach(([, score], rank) => finish(place.children[rank], rank + 1, score));
+    saeVis.tellShown?.();
   };
 
   /* What in a column depends on the metric and the position: title, bold token, lines on the histograms. */

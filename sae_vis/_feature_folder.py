@@ -102,7 +102,11 @@ class JoinedMapping(LazyMapping[V]):
         self._places = dict(sorted({**dict.fromkeys(other, other), **dict.fromkeys(one, one)}.items()))
 
     def __getitem__(self, key: int) -> V:
-        return self._places[key][key]  # type: ignore[no-any-return]
+        return self.part(key)[key]
+
+    def part(self, key: int) -> Mapping[int, V]:
+        """The one of both that the key's value comes from."""
+        return self._places[key]  # type: ignore[no-any-return]
 
 
 def joined(one: Mapping[int, V], other: Mapping[int, V]) -> Mapping[int, V]:
@@ -110,6 +114,29 @@ def joined(one: Mapping[int, V], other: Mapping[int, V]) -> Mapping[int, V]:
     if isinstance(one, LazyMapping) or isinstance(other, LazyMapping):
         return JoinedMapping(one, other)
     return dict(sorted({**one, **other}.items()))
+
+
+def change(mapping: Mapping[int, Any], key: int, fields: Mapping[str, Any]) -> None:
+    """Set fields of a value for good, also where it is read anew from a file each time."""
+    if isinstance(mapping, JoinedMapping):
+        change(mapping.part(key), key, fields)
+    elif isinstance(mapping, FolderFeatures):
+        mapping.changes.setdefault(key, {}).update(fields)
+    else:
+        for name, value in fields.items():
+            setattr(mapping[key], name, value)
+
+
+def some_fields(mapping: Mapping[int, Any], key: int, struct: type[S]) -> Any:
+    """An object with some fields of a value, quick where it is read from a file; ``struct`` has their names and types."""
+    if isinstance(mapping, JoinedMapping):
+        return some_fields(mapping.part(key), key, struct)
+    if not isinstance(mapping, FolderFeatures):
+        return mapping[key]
+    found = mapping.partly(key, struct)
+    for name, value in mapping.changes.get(key, {}).items():
+        setattr(found, name, value)
+    return found
 
 
 class _Place(NamedTuple):
@@ -124,16 +151,22 @@ class _Place(NamedTuple):
 class FolderFeatures(LazyMapping[Any]):
     """The features of a folder. The last few that were read are kept."""
 
-    def __init__(self, folder: Path, cls: Any, places: Mapping[int, _Place]) -> None:
+    def __init__(
+        self, folder: Path, cls: Any, places: Mapping[int, _Place], changes: dict[int, dict[str, Any]] | None = None
+    ) -> None:
         self._folder, self._cls, self._places = folder, cls, dict(sorted(places.items()))
+        self.changes = changes or {}  # feature -> fields that were set since, in memory
         self._kept = functools.lru_cache(CACHED)(self._read)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FolderFeatures, (self._folder, self._cls, self._places)
+        return FolderFeatures, (self._folder, self._cls, self._places, self.changes)
 
     def __getitem__(self, key: int) -> Any:
         self._places[key]  # a key that is not there, or is none, fails as in a dict
-        return self._kept(key)
+        found = self._kept(key)
+        for name, value in self.changes.get(key, {}).items():
+            setattr(found, name, value)
+        return found
 
     def partly(self, feature: int, struct: type[S]) -> S:
         """Some fields of a feature, many times faster than all of them; ``struct`` has their names and types.
