@@ -121,6 +121,7 @@
     saeVis.hideHover?.();
     place.innerHTML = html;
     saeVis.checkLosses?.();
+    document.dispatchEvent(new CustomEvent("saevis:shown"));
     shown = feature;
     saeVis.say("");
     update();

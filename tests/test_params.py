@@ -68,6 +68,9 @@ BAD_VALUES = {
     "seq_width": [0, 39, "420", 10_001],
     "seq_height": [99, "tall"],
     "layout": ["wide", 3, [Column("sequences")]],
+    "prompt_layout": ["wide", 3, Layout((Column("sequences"),))],
+    "near_duplicates": ["hide", None, True],
+    "loss_shares": ["all", None, 1],
     "seed": [-1, 2**63, 0.5],
     "verbose": [None, 1],
 }
@@ -75,7 +78,7 @@ BAD_VALUES = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in BAD_VALUES.items() for value in bad])
 def test_a_bad_value_is_refused_by_its_name(name: str, value: object) -> None:
-    with pytest.raises(InputError, match=name if name != "layout" else "[Ll]ayout"):
+    with pytest.raises(InputError, match=name if "layout" not in name else "[Ll]ayout|prompt view"):
         FeatureVisParams(**{name: value})
 
 
@@ -139,8 +142,8 @@ def names(layout: Layout) -> list[list[str]]:
 
 
 def test_the_flat_options_make_the_layout() -> None:
-    middle = ["activations_histogram", "logits_tables", "logits_histogram"]
-    assert names(DEFAULTS.feature_layout()) == [["feature_tables"], middle, ["sequences"]]
+    middle = ["activations_histogram", "moments", "logits_tables", "logits_histogram"]
+    assert names(DEFAULTS.feature_layout()) == [["feature_tables", "neighbours"], middle, ["sequences"]]
     assert names(FeatureVisParams(include_left_tables=False).feature_layout()) == [middle, ["sequences"]]
     assert FeatureVisParams(seq_width=500, seq_height=700).feature_layout().columns[-1].width == 500
     assert FeatureVisParams(seq_height=700).feature_layout().height == 700
