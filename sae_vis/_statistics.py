@@ -314,8 +314,8 @@ def _edges(maximum: float, n_groups: int) -> Floats:
 
 def interval_numbers(acts: FeatureActivations, n_groups: int) -> Ints:
     """The interval that each activation lies in, counted from 0 up."""
-    found = np.searchsorted(_edges(acts.maximum, n_groups), acts.values, side="left") - 1
-    return np.clip(found, 0, n_groups - 1)
+    edges = _edges(acts.maximum, n_groups)
+    return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 1)
 
 
 def _take(

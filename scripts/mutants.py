@@ -1237,8 +1237,8 @@ MUTANTS: list[Mutant] = [
         (
             "correlated-other-tile",
             "each tile leaves out its own features",
-            "not_itself[len(found) : len(found) + len(co.products)]",
-            "not_itself[: len(co.products)]",
+            "else not_itself[some]",
+            "else not_itself[: len(co.products)]",
             PIECES,
         ),
         (
@@ -1747,7 +1747,7 @@ MUTANTS: list[Mutant] = [
             "_short(abs(level(value, largest)))",
             "_short(abs(level(largest, largest)))",
         ),
-        ("column-width", "a width is a number", 'style="--w:{int(width)}px"', 'style="--w:{width}px"'),
+        ("column-width", "a width is a number", '{name}:{int(size)}px', '{name}:{size}px'),
         ("unknown-token", "an unknown token shows its id", 'code=f"id {token}"', 'code="id"'),
         (
             "bytes-before-text",
