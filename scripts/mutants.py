@@ -1998,9 +1998,9 @@ EQUIVALENT: dict[tuple[str, str], str] = {
             "Guards that change nothing: activations lie above 0 and at most at the last edge; no groups give none.",
             (
                 "if not len(acts.values) or n_groups == -1:",
-                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, -1, n_groups - 1)',
-                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups + 1)',
-                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 0)',
+                'return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, -1, n_groups - 1)',
+                'return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups + 1)',
+                'return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 0)',
                 "ends = np.searchsorted(interval_of[by_interval], np.arange(n_groups + 2))",
             ),
         ),

@@ -130,9 +130,9 @@ PIECES = {
     "_measure_direct.SHARE_OF_RESIDUALS": 10**12,  # a batch of rows at a time
     "_store.CHUNK": 50,
     "_neighbours.TILE_BYTES": 1,
-    "_neighbours.PIECE": 1,
+    "_neighbours.PIECE": 200,
     "_neighbours.MANY": 1,
-    "_near_duplicates.PIECE": 1,
+    "_near_duplicates.PIECE": 200,
 }
 
 
