@@ -135,6 +135,7 @@
     place.innerHTML = html;
     saeVis.checkLosses?.();
     saeVis.tellShown?.();
+    document.dispatchEvent(new CustomEvent("saevis:shown"));
     shown = feature;
     saeVis.overview?.show(false);
     saeVis.say("");

@@ -23,6 +23,7 @@ __all__ = [
     "ActivationsData",
     "AutoEncoder",
     "AutoEncoderConfig",
+    "CoactiveData",
     "Column",
     "Component",
     "CorrelationData",
@@ -37,9 +38,12 @@ __all__ = [
     "Interrupted",
     "Layout",
     "LogitsData",
+    "LossShareData",
     "ModelError",
     "MultiFeatureData",
     "MultiPromptData",
+    "NearestData",
+    "NeighboursData",
     "NeuronAlignmentData",
     "PositionsData",
     "PromptData",
@@ -63,6 +67,7 @@ __all__ = [
 if TYPE_CHECKING:
     from sae_vis._demo import load_demo
     from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
+    from sae_vis._neighbours_data import CoactiveData, LossShareData, NearestData, NeighboursData
     from sae_vis._params import Column, Component, FeatureVisParams, Layout
     from sae_vis._sae_lens import load_sae_lens
     from sae_vis._store import ActivationStore
@@ -98,6 +103,10 @@ _HOMES = {
     "ModelError": "_errors",
     "SaeVisError": "_errors",
     "TemplateError": "_errors",
+    "CoactiveData": "_neighbours_data",
+    "LossShareData": "_neighbours_data",
+    "NearestData": "_neighbours_data",
+    "NeighboursData": "_neighbours_data",
     "Column": "_params",
     "Component": "_params",
     "FeatureVisParams": "_params",

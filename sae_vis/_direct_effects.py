@@ -154,8 +154,8 @@ class _Buffers(NamedTuple):
 
     @classmethod
     def of(cls, width: int, like: Tensor) -> _Buffers:
-        of_pairs = (like.new_empty(max(1, PIECE // width), width) for _ in range(3))
-        return cls(*of_pairs, like.new_empty(ROWS, width))
+        rows = (*[max(1, PIECE // width)] * 3, ROWS)
+        return cls(*(like.new_empty(n, width) for n in rows))
 
 
 class _Tile(NamedTuple):

@@ -20,6 +20,9 @@ from sae_vis._errors import InputError, shown
 Correlate = Literal["all", "asked"]
 Ablation = Literal["direct", "full"]
 ABLATIONS: tuple[Ablation, ...] = ("direct", "full")
+View = Literal["feature", "prompt"]
+NearDuplicates = Literal["keep", "drop"]
+LossShares = Literal["estimate", "exact"]
 OptionValue = int | float | bool | str | None
 
 BYTES_PER_UNIT = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -64,8 +67,9 @@ class ComponentSpec:
     help: str
     attribute: str
     template: str
-    views: tuple[Literal["feature", "prompt"], ...]
+    views: tuple[View, ...]
     options: Mapping[str, OptionValue] = field(default_factory=dict)
+    about: str = ""  # a sentence or two with the definitions, which the page shows on demand; "": the one in ABOUTS
     optional: bool = False  # where the data has none, nothing is said of it, unless the layout was given
 
 
@@ -124,6 +128,14 @@ COMPONENTS: dict[str, ComponentSpec] = {
         {"rows": None},
         optional=True,
     ),
+    "neighbours": ComponentSpec(
+        "Nearest decoder directions, and the features that are active together with this one.",
+        "neighbours",
+        "neighbours.html",
+        ("feature",),
+        {"rows": None},
+        optional=True,
+    ),
     "positions": ComponentSpec(
         "Histogram of the positions in the rows at which the feature fires.",
         "positions",
@@ -139,7 +151,69 @@ COMPONENTS: dict[str, ComponentSpec] = {
         {"examples": None},
         optional=True,
     ),
+    "moments": ComponentSpec(
+        "Mean, variance, skewness and kurtosis of the activations.",
+        "activations",
+        "moments.html",
+        ("feature", "prompt"),
+    ),
 }
+
+# What each panel is, with its definitions; the page holds these texts once.
+ABOUTS: dict[str, str] = {
+    "feature_tables": (
+        "Neuron alignment: the largest entries of the feature’s decoder row, and each one’s share of the sum of absolute "
+        "entries. Correlated neurons and features: the largest Pearson correlation of activations over all counted tokens, "
+        "with the cosine similarity of the activations beside it."
+    ),
+    "neighbours": (
+        "Nearest directions: the largest cosine between this feature’s decoder row and any other of the dictionary. Active "
+        "together: the largest Jaccard index, the tokens on which both features are active divided by those on which at "
+        "least one is."
+    ),
+    "activations_histogram": (
+        "How the activations above zero are distributed: equal bins from the smallest to the largest. Density is the share "
+        "of counted tokens on which the feature is active."
+    ),
+    "positions": "How often the feature is active at each position of a row, as a share of the counted tokens there.",
+    "logits_tables": (
+        "The tokens whose logits one unit of the feature lowers and raises most by its direct path: its direction in the "
+        "residual stream, through the gain of the final norm and the unembedding, centred over the vocabulary."
+    ),
+    "logits_histogram": "The same logit weights for every token of the vocabulary, in equal bins.",
+    "tokens": (
+        "For each token string, how often the feature is active on it, P(active | token), its mean activation there, and its "
+        "share of the feature’s total activation. A token feature has few strings with high shares; a feature of context has "
+        "many with low ones."
+    ),
+    "sequences": (
+        "The largest activations, then random examples from intervals of equal width between zero and the maximum. "
+        "Orange: the activation; underline: how much the feature lowers (blue) or raises (red) the loss of predicting that "
+        "token. The bars say how much of all activation, and of the loss lowered and raised, an interval holds; ≈ where "
+        "that is estimated from its examples. Examples marked ≈ nearly repeat one above: same bold token, 80 % of the "
+        "tokens equal."
+    ),
+    "counterexamples": (
+        "Random tokens on which the feature is not active: near misses, where the token is one of those it is most active "
+        "on, and any others. They show what the examples cannot: what the feature does not react to."
+    ),
+    "prompt": (
+        "The prompt with this feature’s activation on each token (orange) and its effect on the loss of predicting it: "
+        "lowered (blue) or raised (red)."
+    ),
+    "top_sequences": "The corpus tokens with the feature’s largest activations, to compare the prompt with.",
+    "moments": (
+        "Over all counted tokens, zeros included: mean; variance (the mean squared distance from the mean); skewness (the mean "
+        "cubed distance over the variance to the power 1.5; large where few tokens carry the activation); kurtosis (the mean "
+        "fourth power over the variance squared; 3 for a normal distribution)."
+    ),
+}
+
+
+def about(name: str) -> str:
+    """What a component's panel is, for a reader of the page."""
+    spec = COMPONENTS[name]
+    return spec.about or ABOUTS.get(name, spec.help)
 
 
 @dataclass(frozen=True)
@@ -182,12 +256,19 @@ class Column:
         components: names or ``Component`` objects, top to bottom.
         width: in CSS pixels; None takes what the components need. A column of sequences takes all the room that is left:
             there it is the least width of a group, and as many groups as fit stand beside each other.
+        height: in CSS pixels, beyond which the column scrolls; None: that of the layout, if it has one.
     """
 
     components: tuple[Component, ...]
     width: int | None = None
+    height: int | None = None
 
-    def __init__(self, *components: str | Component | Iterable[str | Component], width: int | None = None) -> None:
+    def __init__(
+        self,
+        *components: str | Component | Iterable[str | Component],
+        width: int | None = None,
+        height: int | None = None,
+    ) -> None:
         flat: list[str | Component] = []
         for item in components:  # an iterable too, so that a column decoded from JSON builds by keyword
             what = "A Column takes names of components, Component objects and lists of them"
@@ -195,12 +276,14 @@ class Column:
         as_components = tuple(item if isinstance(item, Component) else Component(item) for item in flat)
         object.__setattr__(self, "components", as_components)
         object.__setattr__(self, "width", width)
+        object.__setattr__(self, "height", height)
         self.__post_init__()
 
     def __post_init__(self) -> None:  # called by __init__, and by the decoder of JSON, which does not call that
         if not self.components:
             raise InputError("A Column needs at least one component.")
         object.__setattr__(self, "width", _pixels("Column width", self.width, 40, 10_000))
+        object.__setattr__(self, "height", _pixels("Column height", self.height, 40, 100_000))
 
 
 def _pixels(what: str, value: object, low: int, high: int) -> int | None:
@@ -229,7 +312,7 @@ class Layout:
         """All components, column by column."""
         return tuple(component for column in self.columns for component in column.components)
 
-    def check_view(self, view: Literal["feature", "prompt"]) -> None:
+    def check_view(self, view: View) -> None:
         """Raise ``InputError`` where a component does not belong in this view."""
         for component in self.components():
             if view not in COMPONENTS[component.name].views:
@@ -335,6 +418,19 @@ class FeatureVisParams:
         None, "Height of the page's columns in CSS pixels (they scroll). None: as tall as they need."
     )
     layout: Layout | None = _option(None, "The arrangement of the panels. None: made from the options above.")
+    prompt_layout: Layout | None = _option(
+        None, "The arrangement of the panels of a feature's column in the prompt-centric view. None: the default."
+    )
+    near_duplicates: NearDuplicates = _option(
+        "keep",
+        "Examples that nearly repeat an earlier one of the feature (same bold token, 80 % of the tokens around it equal): 'keep' "
+        "marks them, 'drop' passes them over and takes the next candidate.",
+    )
+    loss_shares: LossShares = _option(
+        "estimate",
+        "How the intervals' shares of the effect on the loss are found: 'estimate' (from the examples that are shown) or 'exact' "
+        "(every active position is measured, which takes a pass over all rows that the feature is active in).",
+    )
     seed: int = _option(0, "Chooses the random examples of the intervals.")
     verbose: bool = _option(True, "Show progress bars.")
 
@@ -358,13 +454,18 @@ class FeatureVisParams:
         """The layout of the feature-centric view: the one given, or one made from the flat options."""
         if self.layout is not None:
             return self.layout
-        columns = [Column("feature_tables")] if self.include_left_tables else []
+        columns = [Column("feature_tables", "neighbours")] if self.include_left_tables else []
         positions = ["positions"] if self.n_position_bins else []
         tokens = ["tokens"] if self.n_tokens else []
         counterexamples = ["counterexamples"] if self.n_counterexamples else []
-        columns.append(Column("activations_histogram", positions, "logits_tables", "logits_histogram", tokens))
+        middle = ("activations_histogram", "moments", positions, "logits_tables", "logits_histogram", tokens)
+        columns.append(Column(*middle))
         columns.append(Column("sequences", counterexamples, width=self.seq_width))
         return Layout(tuple(columns), height=self.seq_height)
+
+    def layout_of(self, view: View) -> Layout:
+        """The layout of a view: the one given, or the default."""
+        return self.feature_layout() if view == "feature" else self.prompt_layout or PROMPT_LAYOUT
 
     @classmethod
     def help(cls) -> HelpText:
@@ -520,9 +621,9 @@ def _memory_budget(name: str, value: Any) -> str | int:
 
 def _layout(name: str, value: object) -> Layout | None:
     if value is not None and not isinstance(value, Layout):
-        raise InputError(f"FeatureVisParams.layout must be a Layout or None, got {type(value).__name__}.")
+        raise InputError(f"FeatureVisParams.{name} must be a Layout or None, got {type(value).__name__}.")
     if value is not None:
-        value.check_view("feature")
+        value.check_view("prompt" if name == "prompt_layout" else "feature")
     return value
 
 
@@ -553,6 +654,9 @@ _CLEANERS: dict[str, Any] = {
     "seq_width": _optional(_int_from(40, 10_000)),
     "seq_height": _optional(_int_from(100, 100_000)),
     "layout": _layout,
+    "prompt_layout": _layout,
+    "near_duplicates": _one_of("keep", "drop"),
+    "loss_shares": _one_of("estimate", "exact"),
     "seed": _int_from(0, 2**63 - 1),
     "verbose": _flag,
 }

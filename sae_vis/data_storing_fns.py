@@ -35,8 +35,9 @@ import msgspec
 
 from sae_vis import _feature_folder, _json, _labels, _overview, _page, _render_pool, _rows, _site, html_fns
 from sae_vis._errors import InputError
-from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
-from sae_vis._templates import Html, join
+from sae_vis._neighbours_data import LossShareData, NeighboursData
+from sae_vis._params import COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
+from sae_vis._templates import Html, join, template
 from sae_vis._token_data import PositionsData, TokensData
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import (
@@ -342,6 +343,12 @@ class ActivationsData:
         pin_text = "" if pin is None else format_fixed(pin, decimals_for(page.act_max if page else self.max))
         return html_fns.activations_histogram(summary, self.histogram.get_html(page, pin=pin, pin_text=pin_text))
 
+    def moments_html(self, page: PageContext | None = None) -> Html:
+        """The moments in one line, or a sentence where the feature never fires."""
+        moments = {"Mean": self.mean, "Variance": self.variance, "Skewness": self.skewness, "Kurtosis": self.kurtosis}
+        known = {name: format_general(value, 3) for name, value in moments.items() if value is not None}
+        return html_fns.moments(list(known), list(known.values())) if known else NOTHING
+
 
 @dataclass(slots=True)
 class LogitsData:
@@ -536,17 +543,29 @@ class SequenceData:
 
 @dataclass(slots=True)
 class SequenceGroupData:
-    """Examples of one kind: the top activations (``share`` None), or random ones with activations in (lower, upper]."""
+    """Examples of one kind: the top activations (``share`` None), or random ones with activations in (lower, upper].
+
+    ``share_of_activation`` is an interval's share of the sum of the feature's activations, ``n_positions`` how many of them it
+    holds, ``share_of_loss`` its share of the feature's effect. ``near_duplicates`` are the indices of those sequences that
+    nearly repeat an earlier one of the feature.
+    """
 
     title: str
     lower: float
     upper: float
     share: float | None
     sequences: list[SequenceData]
+    share_of_activation: float | None = None
+    n_positions: int | None = None
+    share_of_loss: LossShareData | None = None
+    near_duplicates: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_finite(self, lower=self.lower, upper=self.upper)
         _check(self.share is None or 0.0 <= self.share <= 1.0, self, f"share must be from 0 to 1, got {self.share!r}.")
+        share = self.share_of_activation
+        _check(share is None or 0.0 <= share <= 1.0, self, f"share_of_activation must be from 0 to 1, got {share!r}.")
+        _check_counts(self, n_positions=[self.n_positions or 0], near_duplicates=self.near_duplicates)
 
     def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
         """The title and at most so many examples."""
@@ -556,9 +575,33 @@ class SequenceGroupData:
         else:
             detail = f"{format_percent(self.share)} of tokens"
         sequences = [sequence.get_html(page) for sequence in self.sequences[:examples]]
+        repeats = self.repeats(examples)
+        for at in repeats:
+            sequences[at] = html_fns.near_duplicate(sequences[at])
+        if repeats:
+            detail += f", {_count(len(repeats), 'near-duplicate')}"
         somewhere = self.upper if self.share is None else self.share
         nothing = "No example shown." if somewhere else "No example."
-        return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty(nothing)])
+        return html_fns.sequence_group(
+            self.title, detail, [self._shares_html(), *(sequences or [html_fns.empty(nothing)])]
+        )
+
+    def repeats(self, examples: int | None = None) -> list[int]:
+        """Which of the first so many examples nearly repeat an earlier one."""
+        n = len(self.sequences[:examples])
+        return [at for at in self.near_duplicates if at < n]
+
+    def _shares_html(self) -> Html:
+        """What the interval holds of all activation, and of the effect on the loss, where that is known."""
+        if self.share_of_activation is None:
+            return NOTHING
+        bars = [("act", "activation", self.share_of_activation, "")]
+        if (loss := self.share_of_loss) is not None:
+            about = "" if loss.exact else "≈ "
+            bars += [("low", "loss lowered", loss.lowered, about), ("high", "raised", loss.raised, about)]
+        kinds, names, shares, signs = zip(*bars, strict=True)
+        texts = [f"{sign}{format_percent(share, 2)}" for sign, share in zip(signs, shares, strict=True)]
+        return html_fns.shares(kinds, names, [level(share, 1.0) for share in shares], texts)
 
 
 @dataclass(slots=True)
@@ -575,7 +618,9 @@ class SequenceMultiGroupData:
             asked = page.params.first_group_size or page.params.n_groups
             nothing = "No examples: the feature is active nowhere." if asked else "No examples were asked for."
             return html_fns.sequence_multi_group(NOTHING, [html_fns.empty(nothing)], NOTHING)
-        legend = html_fns.legend(format_fixed(page.act_max, decimals_for(page.act_max, 3)), _loss_key(page))
+        key = html_fns.legend(format_fixed(page.act_max, decimals_for(page.act_max, 3)), _loss_key(page))
+        repeats = sum(len(group.repeats(examples)) for group in self.groups)
+        legend = join([key, html_fns.near_duplicates_switch(repeats)])
         groups = [group.get_html(page, examples=examples) for group in self.groups]
         return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
 
@@ -714,9 +759,12 @@ class FeatureData:
     counterexamples: CounterexamplesData | None = None
     note: str | None = None
     starred: bool = False
+    neighbours: NeighboursData | None = None
+    decoder_norm: float | None = None
 
     def __post_init__(self) -> None:
         _check_feature_idx(self, self.feature_idx)
+        _check_finite(self, decoder_norm=self.decoder_norm)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_context"}
@@ -767,6 +815,7 @@ class FeatureData:
             ("Mean", acts.mean),
             ("Skewness", acts.skewness),
             ("Kurtosis", acts.kurtosis),
+            ("Decoder norm", self.decoder_norm),
         ):
             if value is not None:
                 values[name] = format_general(value, 3)
@@ -825,6 +874,8 @@ _DRAWERS: dict[str, Drawer] = {
     "tokens": lambda part, page, options: part.get_html(page, rows=options.get("rows")),
     "positions": lambda part, page, options: part.get_html(page),
     "counterexamples": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
+    "neighbours": lambda part, page, options: part.get_html(page, rows=options.get("rows")),
+    "moments": lambda part, page, options: part.moments_html(page),
 }
 
 
@@ -842,13 +893,23 @@ def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[s
             attribute = COMPONENTS[component.name].attribute
             part = getattr(data, attribute)
             if part is not None:
-                drawn.append(drawers[component.name](part, page, component.options))
+                panel = drawers[component.name](part, page, component.options)
+                drawn += [html_fns.part(component.name, panel)] if panel else []
             elif attribute not in missing and (page.params.layout or not COMPONENTS[component.name].optional):
                 missing.add(attribute)
                 drawn.append(html_fns.empty(_missing_reason(attribute, page)))
         names = [component.name.replace("_", "-") for component in column.components]
-        columns.append(html_fns.column([f"has-{name}" for name in names], drawn, column.width or 0))
+        columns.append(html_fns.column([f"has-{name}" for name in names], drawn, column.width or 0, column.height or 0))
     return columns
+
+
+def _abouts(layout: Layout) -> Html:
+    """What the panels of a layout are, once for the whole page, which needs all that these panels need."""
+    names = list(dict.fromkeys(component.name for component in layout.components()))
+    needs = frozenset[str]().union(*(template(COMPONENTS[name].template).needs for name in names))
+    return html_fns.abouts(
+        names, [COMPONENTS[name].help for name in names], [about(name) for name in names], sorted(needs)
+    )
 
 
 def _missing_reason(attribute: str, page: PageContext) -> str:
@@ -1298,7 +1359,7 @@ def _features_body(
         _notes(page, note),
         html_fns.empty("There are no features in this data.") if first is None else opened,
         _footer(page),
-        html_fns.hovertext(),
+        join([html_fns.hovertext(), _abouts(page.params.feature_layout())]),
         html_fns.overview(opens, count) if count > 1 else NOTHING,
     )
 
@@ -1323,7 +1384,7 @@ def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
         _notes(page),
         feature.get_html(page),
         _footer(page),
-        html_fns.hovertext(),
+        join([html_fns.hovertext(), _abouts(page.params.feature_layout())]),
     )
     rows = _rows.chosen(page.rows, [feature.example_rows()])
     token_ids = feature.token_ids() | _rows.token_ids(rows.values())
@@ -1470,7 +1531,7 @@ class PromptData:
             html_fns.label(self.label or ""),
             rank,
             score,
-            _columns(PROMPT_LAYOUT, self, page, _prompt_drawers(self)),
+            _columns(page.params.layout_of("prompt"), self, page, _prompt_drawers(self)),
             page.params.border,
         )
 
@@ -1679,7 +1740,7 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
         columns,
         _none_ranked(score_name),
         _footer(page),
-        html_fns.hovertext(),
+        join([html_fns.hovertext(), _abouts(page.params.layout_of("prompt"))]),
     )
     ids = set(prompt.prompt_token_ids).union(*(data.token_ids() for data in prompt.prompt_data_dict.values()))
     state = {

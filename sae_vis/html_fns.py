@@ -381,9 +381,13 @@ def stats(names: Sequence[str], values: Sequence[str]) -> Html:
     )
 
 
-def column(names: Sequence[str], components: Sequence[Html], width: int) -> Html:
-    """A column of panels; a ``width`` of 0 takes what they need. In a column of sequences it is a group's least width."""
-    size = Html(f' style="--w:{int(width)}px"') if width else NOTHING
+def column(names: Sequence[str], components: Sequence[Html], width: int, height: int = 0) -> Html:
+    """A column of panels; a ``width`` of 0 takes what they need. In a column of sequences it is a group's least width.
+
+    One taller than its ``height`` (0: any) scrolls.
+    """
+    sizes = [f"--{name}:{int(size)}px" for name, size in (("w", width), ("tall", height)) if size]
+    size = Html(f' style="{";".join(sizes)}"') if sizes else NOTHING
     return template("column.html").fill(names=" ".join(names), components=join(components), size=size)
 
 
@@ -582,3 +586,71 @@ def positions_histogram(plot: Html) -> Html:
 def counterexamples(groups: Sequence[Html], hover: Html) -> Html:
     """The groups of examples where a feature does not fire."""
     return template("counterexamples.html").fill(groups=join(groups), hover=hover)
+
+
+# --- neighbours, shares and near-duplicates ----------------------------------------------------------------------
+
+
+def neighbours_table(
+    title: str, heads: Sequence[str], indices: Sequence[str], first: Sequence[str], second: Sequence[str]
+) -> Html:
+    """A small table of an index and as many numbers as there are ``heads`` for: one or two."""
+    columns = [indices, first, second][: len(heads)]
+    head, cell, row = (
+        template("neighbours_head.html"),
+        template("neighbours_cell.html"),
+        template("neighbours_row.html"),
+    )
+    rows = [row.fill(cells=join(cell.fill(text=text) for text in line)) for line in zip(*columns, strict=True)]
+    rows = rows or [row.fill(cells=cell.fill(text="none"))]
+    titles = row.fill(cells=join(head.fill(text=text) for text in heads))
+    return template("neighbours_table.html").fill(title=title, heads=titles, rows=join(rows))
+
+
+def neighbours(tables: Sequence[Html]) -> Html:
+    """The tables of what lies near a feature."""
+    return template("neighbours.html").fill(tables=join(tables))
+
+
+def moments(names: Sequence[str], values: Sequence[str]) -> Html:
+    """The moments of a feature's activations in one line."""
+    moment = template("moment.html")
+    return template("moments.html").fill(
+        moments=join(moment.fill(name=name, value=value) for name, value in zip(names, values, strict=True))
+    )
+
+
+def shares(kinds: Sequence[str], names: Sequence[str], levels: Sequence[float], texts: Sequence[str]) -> Html:
+    """Bars beside each other: what an interval holds of the whole. ``kinds`` decide their colours."""
+    bar = template("share.html")
+    drawn = zip(kinds, names, levels, texts, strict=True)
+    return template("shares.html").fill(
+        shares=join(
+            bar.fill(kind=kind, name=name, level=_short(size) or "0", text=text) for kind, name, size, text in drawn
+        )
+    )
+
+
+def near_duplicate(sequence: Html) -> Html:
+    """An example that nearly repeats one above it."""
+    return template("near_duplicate.html").fill(sequence=sequence)
+
+
+def near_duplicates_switch(count: int) -> Html:
+    """The control that hides all near-duplicates of the page; nothing where a feature has none."""
+    return template("near_duplicates_switch.html").fill(count=f"{count:,}") if count else NOTHING
+
+
+def part(component: str, panel: Html) -> Html:
+    """A panel with the button that tells what it is."""
+    return template("part.html").fill(component=component, panel=panel)
+
+
+def abouts(components: Sequence[str], titles: Sequence[str], texts: Sequence[str], needs: Sequence[str]) -> Html:
+    """What the panels of a page are, once for the page, which also needs the files ``needs``."""
+    item = template("about.html")
+    items = zip(components, titles, texts, strict=True)
+    filled = template("abouts.html").fill(
+        items=join(item.fill(component=component, title=title, text=text) for component, title, text in items)
+    )
+    return Html(filled, filled.needs.union(needs))

@@ -1248,8 +1248,8 @@ MUTANTS: list[Mutant] = [
         (
             "correlated-other-tile",
             "each tile leaves out its own features",
-            "not_itself[len(found) : len(found) + len(co.products)]",
-            "not_itself[: len(co.products)]",
+            "else not_itself[some]",
+            "else not_itself[: len(co.products)]",
             PIECES,
         ),
         (
@@ -1758,7 +1758,7 @@ MUTANTS: list[Mutant] = [
             "_short(abs(level(value, largest)))",
             "_short(abs(level(largest, largest)))",
         ),
-        ("column-width", "a width is a number", 'style="--w:{int(width)}px"', 'style="--w:{width}px"'),
+        ("column-width", "a width is a number", "{name}:{int(size)}px", "{name}:{size}px"),
         ("unknown-token", "an unknown token shows its id", 'code=f"id {token}"', 'code="id"'),
         (
             "bytes-before-text",
@@ -2009,9 +2009,9 @@ EQUIVALENT: dict[tuple[str, str], str] = {
             "Guards that change nothing: activations lie above 0 and at most at the last edge; no groups give none.",
             (
                 "if not len(acts.values) or n_groups == -1:",
-                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, -1, n_groups - 1)',
-                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups + 1)',
-                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 0)',
+                'return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, -1, n_groups - 1)',
+                'return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups + 1)',
+                'return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 0)',
                 "ends = np.searchsorted(interval_of[by_interval], np.arange(n_groups + 2))",
             ),
         ),
