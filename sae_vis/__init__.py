@@ -31,6 +31,7 @@ __all__ = [
     "FeatureTablesData",
     "FeatureVisParams",
     "FileFormatError",
+    "HeatRow",
     "HistogramData",
     "InputError",
     "Interrupted",
@@ -43,6 +44,7 @@ __all__ = [
     "PromptData",
     "Provenance",
     "QuantileKnots",
+    "ReconstructionData",
     "SaeVisError",
     "SequenceData",
     "SequenceGroupData",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from sae_vis._demo import load_demo
     from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
     from sae_vis._params import Column, Component, FeatureVisParams, Layout
+    from sae_vis._prompt_panels import HeatRow, ReconstructionData
     from sae_vis._sae_lens import load_sae_lens
     from sae_vis._store import ActivationStore
     from sae_vis._store_file import load_activations
@@ -97,6 +100,8 @@ _HOMES = {
     "Component": "_params",
     "FeatureVisParams": "_params",
     "Layout": "_params",
+    "HeatRow": "_prompt_panels",
+    "ReconstructionData": "_prompt_panels",
     "get_feature_data": "data_fetching_fns",
     "get_prompt_data": "data_fetching_fns",
     "load_demo": "_demo",

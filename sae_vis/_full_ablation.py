@@ -71,7 +71,7 @@ class FullAblation:
         self.rows_a_batch, self.n_changes = rows_a_batch, min(n_changes, model.d_vocab)
         self.start = Start.find(model, hook_point.block or 0, sample)
         self.hook_points = [hook_point.name]
-        if hook_point.kind == "hook_resid_mid" and not _passes_the_mlp(model, hook_point, sample):
+        if hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, sample):
             self.hook_points.append(f"blocks.{hook_point.block}.hook_resid_post")
         self._check_that_it_is_read(sample)
 
@@ -231,7 +231,7 @@ class Start(NamedTuple):
                     vars(block)["forward"] = own
 
 
-def _passes_the_mlp(model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> bool:
+def passes_the_mlp(model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> bool:
     """Whether a change in the middle of a block reaches its end beside the MLP, as in the residual stream it must.
 
     TransformerBridge's hook point there is what the MLP's norm reads: a change goes into the MLP only.

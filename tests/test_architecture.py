@@ -21,6 +21,7 @@ BY_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 BRIDGE = ["__init__", "__main__", "_demo", "data_fetching_fns", "_feature_view", "_prompt_view", "_assemble", "_run"]
 UPPER = [
     "_prompt_scoring",
+    "_reconstruction",
     "_measure",
     "_measure_direct",
     "_shown",
@@ -45,6 +46,7 @@ LOWER = [
     "_site",
     "_feature_folder",
     "_page",
+    "_prompt_panels",
     "html_fns",
     "_json",
     "_params",
@@ -68,7 +70,9 @@ AT_MOST = {
         "_params",
         "_templates",
         "_render_pool",
+        "_prompt_panels",
     },
+    "_prompt_panels": {"html_fns", "_templates"},
     "_render_pool": set(),
     "_page": {"_templates"},
     "html_fns": {"_templates"},
