@@ -90,7 +90,7 @@
   };
 
   const cellAt = (position, place, strengths, texts) => {
-    const cell = element("td", { tabIndex: -1 }, { role: "gridcell", "data-at": position });
+    const cell = element("td", { tabIndex: -1 }, { role: "gridcell", "data-at": position, "aria-label": told(texts[place]) });
     if (place === undefined) return cell;
     const strength = strengths[place];
     cell.dataset.text = texts[place];
@@ -98,6 +98,8 @@
     cell.style.setProperty("--s", Math.abs(strength) / 100);
     return cell;
   };
+
+  const told = (text) => (text ? `${WHAT[state.metric]} ${text}` : state.metric.startsWith("loss") ? "no effect" : "not active");
 
   const drawKey = () => {
     const key = panel.querySelector(".heat-key");
@@ -184,12 +186,9 @@
     tip.hidden = !cell || cell.tagName === "TH";
     if (tip.hidden) return;
     const feature = cell.parentElement.dataset.feature;
-    const number = cell.dataset.text ? `${WHAT[state.metric]} ${cell.dataset.text}` : "not active";
-    const none = state.metric.startsWith("loss") && !cell.dataset.text ? "no effect" : number;
     const label = data.labels[feature];
     tip.replaceChildren(element("b", { textContent: `Feature ${feature}` }), element("bdi", { textContent: label ? ` ${label}` : "" }));
-    tip.append(" on ", element("span", { className: "text", innerHTML: tokens[cell.dataset.at] }), ` (${cell.dataset.at}): `, none);
-    cell.setAttribute("aria-label", tip.textContent);
+    tip.append(" on ", element("span", { className: "text", innerHTML: tokens[cell.dataset.at] }), ` (${cell.dataset.at}): `, told(cell.dataset.text));
     const box = cell.getBoundingClientRect();
     const { width, height } = tip.getBoundingClientRect();
     const left = Math.max(8, Math.min(box.left, innerWidth - width - 8));
