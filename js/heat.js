@@ -10,7 +10,7 @@
     loss_effect_full: "the features that lower the loss of any token most when they are taken out at the hook point",
   };
   const WHAT = { act_size: "activation", act_quantile: "quantile", loss_effect: "loss", loss_effect_full: "loss" };
-  let panel, data, tokens, state;
+  let panel, data, tokens, state, shown = null; // the cell that is told of
 
   const start = () => {
     panel = document.querySelector(".heat");
@@ -30,7 +30,7 @@
     grid.addEventListener("pointerleave", () => tell(null));
     grid.addEventListener("focusin", (event) => tell(event.target.closest("[data-at]")));
     grid.addEventListener("focusout", () => tell(null));
-    panel.querySelector(".heat-scroll").addEventListener("scroll", () => tell(null), { passive: true });
+    document.addEventListener("scroll", () => shown?.isConnected && place(), { capture: true, passive: true });
     draw();
   };
 
@@ -57,6 +57,7 @@
 
   const draw = () => {
     const rows = shownRows();
+    tell(null);
     const grid = panel.querySelector(".heat-grid");
     panel.querySelector(".heat-about").textContent = rows.length ? ABOUT[state.metric] : "no feature has a score here";
     grid.setAttribute("aria-label", `Heat map, ${WHAT[state.metric]}: ${rows.length} features by ${tokens.length} tokens`);
@@ -90,7 +91,7 @@
   };
 
   const cellAt = (position, place, strengths, texts) => {
-    const cell = element("td", { tabIndex: -1 }, { role: "gridcell", "data-at": position, "aria-label": told(texts[place]) });
+    const cell = element("td", { tabIndex: -1 }, { role: "gridcell", "data-at": position, "aria-label": spoken(texts[place]) });
     if (place === undefined) return cell;
     const strength = strengths[place];
     cell.dataset.text = texts[place];
@@ -99,7 +100,7 @@
     return cell;
   };
 
-  const told = (text) => (text ? `${WHAT[state.metric]} ${text}` : state.metric.startsWith("loss") ? "no effect" : "not active");
+  const spoken = (text) => (text ? `${WHAT[state.metric]} ${text}` : state.metric.startsWith("loss") ? "no effect" : "not active");
 
   const drawKey = () => {
     const key = panel.querySelector(".heat-key");
@@ -183,18 +184,27 @@
 
   const tell = (cell) => {
     const tip = panel.querySelector(".heat-tip");
-    tip.hidden = !cell || cell.tagName === "TH";
-    if (tip.hidden) return;
+    shown = cell?.tagName === "TD" ? cell : null;
+    tip.hidden = !shown;
+    if (!shown) return;
     const feature = cell.parentElement.dataset.feature;
     const label = data.labels[feature];
     tip.replaceChildren(element("b", { textContent: `Feature ${feature}` }), element("bdi", { textContent: label ? ` ${label}` : "" }));
-    tip.append(" on ", element("span", { className: "text", innerHTML: tokens[cell.dataset.at] }), ` (${cell.dataset.at}): `, told(cell.dataset.text));
-    const box = cell.getBoundingClientRect();
+    tip.append(" on ", element("span", { className: "text", innerHTML: tokens[cell.dataset.at] }), ` (${cell.dataset.at}): `, spoken(cell.dataset.text));
+    place();
+  };
+
+  /* Below the cell, or above it where there is no room; nowhere when the cell is scrolled out of the map. */
+  const place = () => {
+    const tip = panel.querySelector(".heat-tip");
+    const box = shown.getBoundingClientRect();
+    const map = panel.querySelector(".heat-scroll").getBoundingClientRect();
+    tip.hidden = box.right < map.left || box.left > map.right || box.bottom < map.top || box.top > map.bottom;
     const { width, height } = tip.getBoundingClientRect();
     const left = Math.max(8, Math.min(box.left, innerWidth - width - 8));
     const below = box.bottom + 6;
     tip.style.left = `${Math.round(left)}px`;
-    tip.style.top = `${Math.round(below + height + 8 <= innerHeight ? below : box.top - height - 6)}px`;
+    tip.style.top = `${Math.round(below + height + 8 <= innerHeight ? below : Math.max(8, box.top - height - 6))}px`;
   };
 
   document.addEventListener("DOMContentLoaded", start);
