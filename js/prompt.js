@@ -92,6 +92,7 @@
   const finish = (column, rank, score) => {
     column.querySelector('[data-slot="rank"]').textContent = rank;
     column.querySelector('[data-slot="score"]').textContent = score;
+    if (rankings.places) return boldPair(column);
     const tokens = column.querySelector(".prompt .seq")?.children;
     if (!tokens) return;
     [...tokens].forEach((token, place) => token.classList.toggle("b", place === state.position));
@@ -99,6 +100,13 @@
     const acting = tokens[onLoss ? state.position - 1 : state.position];
     const activation = acting ? saeVis.facts(acting).activation : null;
     saeVis.drawLines(column, "pin", activation, onLoss ? saeVis.facts(tokens[state.position]).logit : null);
+  };
+
+  /* Of two prompts, a position of the strip is a pair: the positions of both, null where one has no counterpart. */
+  const boldPair = (column) => {
+    column.querySelectorAll(".prompt .seq").forEach((sequence, which) => {
+      [...sequence.children].forEach((token, at) => token.classList.toggle("b", at === rankings.places[state.position][which]));
+    });
   };
 
   document.addEventListener("DOMContentLoaded", start);

@@ -24,6 +24,7 @@ __all__ = [
     "AutoEncoder",
     "AutoEncoderConfig",
     "Column",
+    "ComparedFeature",
     "Component",
     "CorrelationData",
     "Encoder",
@@ -41,6 +42,7 @@ __all__ = [
     "MultiFeatureData",
     "MultiPromptData",
     "NeuronAlignmentData",
+    "PromptComparisonData",
     "PromptData",
     "Provenance",
     "QuantileKnots",
@@ -52,6 +54,7 @@ __all__ = [
     "TemplateError",
     "TokenEffect",
     "__version__",
+    "compare_prompts",
     "get_feature_data",
     "get_prompt_data",
     "load_activations",
@@ -63,11 +66,12 @@ if TYPE_CHECKING:
     from sae_vis._demo import load_demo
     from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
     from sae_vis._params import Column, Component, FeatureVisParams, Layout
+    from sae_vis._prompt_comparison import ComparedFeature, PromptComparisonData
     from sae_vis._prompt_panels import HeatRow, ReconstructionData
     from sae_vis._sae_lens import load_sae_lens
     from sae_vis._store import ActivationStore
     from sae_vis._store_file import load_activations
-    from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
+    from sae_vis.data_fetching_fns import compare_prompts, get_feature_data, get_prompt_data
     from sae_vis.data_storing_fns import (
         ActivationsData,
         CorrelationData,
@@ -100,8 +104,11 @@ _HOMES = {
     "Component": "_params",
     "FeatureVisParams": "_params",
     "Layout": "_params",
+    "ComparedFeature": "_prompt_comparison",
+    "PromptComparisonData": "_prompt_comparison",
     "HeatRow": "_prompt_panels",
     "ReconstructionData": "_prompt_panels",
+    "compare_prompts": "data_fetching_fns",
     "get_feature_data": "data_fetching_fns",
     "get_prompt_data": "data_fetching_fns",
     "load_demo": "_demo",

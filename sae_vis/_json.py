@@ -47,7 +47,11 @@ Document = dict[str, Any]
 FORMAT = "sae_vis"
 VERSION = 1
 # The field of each kind that is written one value a line; every value knows its own key, ``feature_idx``.
-LINES_FIELD = {"MultiFeatureData": "feature_data_dict", "MultiPromptData": "prompt_data_dict"}
+LINES_FIELD = {
+    "MultiFeatureData": "feature_data_dict",
+    "MultiPromptData": "prompt_data_dict",
+    "PromptComparisonData": "compared_dict",
+}
 # version -> function from a document of that version (plain dicts, unchecked) to one of the next version
 MIGRATIONS: dict[int, Callable[[Document], Document]] = {}
 MAX_BYTES = 4 * 2**30  # of a document, inflated: a gzip bomb is stopped there

@@ -1547,3 +1547,11 @@ def _whole_prompt(prompt: MultiPromptData, page: PageContext, heat: Mapping[str,
         d_hidden = prompt.provenance.d_hidden
         panels.append(prompt.reconstruction.get_html(tokens, ignored, d_hidden))
     return join(panels)
+
+
+# --- for the comparison of two prompts, which is a module of its own -----------------------------------------------
+
+METRICS = _METRICS
+check_finite, check_hex, checked_url = _check_finite, _check_hex, _checked_url
+hover_of, token_ids_of, vocab_element = _hover, _token_ids, _vocab_element
+subtitle_of, notes_of, footer_of, loss_key_of = _subtitle, _notes, _footer, _loss_key

@@ -18,7 +18,17 @@ BY_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 # From the top down: the upper half knows tensors and no page, the lower half pages and no tensor. Between the two stand
 # the modules that build the one from the other.
-BRIDGE = ["__init__", "__main__", "_demo", "data_fetching_fns", "_feature_view", "_prompt_view", "_assemble", "_run"]
+BRIDGE = [
+    "__init__",
+    "__main__",
+    "_demo",
+    "data_fetching_fns",
+    "_feature_view",
+    "_prompt_compare",
+    "_prompt_view",
+    "_assemble",
+    "_run",
+]
 UPPER = [
     "_prompt_scoring",
     "_reconstruction",
@@ -41,6 +51,7 @@ UPPER = [
 ]
 LOWER = [
     "_render_worker",
+    "_prompt_comparison",
     "data_storing_fns",
     "_render_pool",
     "_site",
@@ -73,6 +84,7 @@ AT_MOST = {
         "_prompt_panels",
     },
     "_prompt_panels": {"html_fns", "_templates"},
+    "_prompt_comparison": {"data_storing_fns", "html_fns", "_page", "_json", "_params", "_templates"},
     "_render_pool": set(),
     "_page": {"_templates"},
     "html_fns": {"_templates"},
