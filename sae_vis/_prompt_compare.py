@@ -20,7 +20,6 @@ from sae_vis.data_storing_fns import LOSS_SCORES, LogitsData, MultiFeatureData, 
 from sae_vis.utils_fns import round_significant
 
 DIFFERENCE_DIGITS = 6
-Scores = Mapping[str, Sequence[Mapping[int, float]]]  # name -> position -> feature -> score
 
 
 def aligned(first: Sequence[int], other: Sequence[int]) -> list[Pair]:
@@ -65,6 +64,21 @@ def _ranked(found: Mapping[int, float]) -> Ranking:
     return sorted((pair for pair in rounded if abs(pair[1]) > NOISE), key=lambda pair: (-abs(pair[1]), pair[0]))
 
 
+def _scores(fetcher: PromptFetcher) -> dict[str, list[dict[int, float]]]:
+    """By name and position, the score of every feature that has one; of losses those of all that are not zero.
+
+    A full effect may come from far before: in a ranking, where it counts for features active one token earlier, it is left out.
+    """
+    scores = {name: [dict(ranking) for ranking in rankings] for name, rankings in fetcher.all_scores().items()}
+    for name, ablation in zip(("loss_effect", "loss_effect_full"), fetcher.measured, strict=False):
+        losses: list[dict[int, float]] = [{} for _ in range(fetcher.ids.shape[1])]
+        for own, seen in zip(fetcher.acts, fetcher.seen, strict=True):
+            for place, effect in seen.effects[ablation].items():
+                losses[place][own.feature] = effect.loss
+        scores[name] = losses
+    return scores
+
+
 NOISE = 1e-12  # what is left of sums that cancel
 
 
@@ -75,10 +89,7 @@ class Comparer:
         self.run, self.features, self.size = run, features, size
         self.ids: list[list[int]] = [ids[0].tolist(), other_ids[0].tolist()]
         self.fetchers = [PromptFetcher(run, one, features, size) for one in (ids, other_ids)]
-        self.scores: list[dict[str, list[dict[int, float]]]] = [
-            {name: [dict(ranking) for ranking in rankings] for name, rankings in fetcher.all_scores().items()}
-            for fetcher in self.fetchers
-        ]
+        self.scores = [_scores(fetcher) for fetcher in self.fetchers]
         self.seen = [
             {own.feature: seen for own, seen in zip(fetcher.acts, fetcher.seen, strict=True)}
             for fetcher in self.fetchers

@@ -23,7 +23,7 @@ from sae_vis.data_storing_fns import (
     SequenceGroupData,
 )
 from sae_vis.html_fns import NOTHING, TokenPrinter
-from sae_vis.utils_fns import decimals_for, format_signed
+from sae_vis.utils_fns import decimals_for, format_general, format_quantile, format_signed
 
 Pair = tuple[int | None, int | None]
 Ranking = list[tuple[int, float]]
@@ -221,7 +221,9 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
     ranked = _ranked(data, name)[position]
     bold = data.pairs[position - 1] if position else (None, None)
     columns = [
-        data.compared_dict[feature].get_html(page, rank=f"#{rank}", score=_text(name, score), bold=bold)
+        data.compared_dict[feature].get_html(
+            page, rank=f"#{rank}", score=_text(data, name, position, feature, score), bold=bold
+        )
         for rank, (feature, score) in enumerate(ranked, 1)
     ]
     shown = {feature for feature, _ in ranked}
@@ -251,7 +253,10 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
         "none": dict.fromkeys(data.totals, _NONE),
         "places": [[None, None], *data.pairs],
         "scores": {
-            one: [[[feature, _text(one, score)] for feature, score in at] for at in _ranked(data, one)]
+            one: [
+                [[feature, _text(data, one, place, feature, score)] for feature, score in at]
+                for place, at in enumerate(_ranked(data, one))
+            ]
             for one in data.totals
         },
     }
@@ -264,18 +269,39 @@ def _ranked(data: PromptComparisonData, name: ScoreName) -> list[Ranking]:
 
 
 def _about(name: ScoreName) -> str:
-    before = " of the features active one token before" if name in LOSS_SCORES else ""
     return (
-        f"The {_ABOUT[name]}{before} on the second prompt less that on the first, largest differences first; for all tokens, the "
+        f"The {_ABOUT[name]} on the second prompt less that on the first, largest differences first; for all tokens, the "
         "sum over the aligned ones."
     )
 
 
-def _text(name: ScoreName, difference: float) -> str:
+def _text(data: PromptComparisonData, name: ScoreName, position: int, feature: int, difference: float) -> str:
+    """The difference, behind the two scores where it is that of a pair."""
+    what = "quantile" if name == "act_quantile" else "loss" if name in LOSS_SCORES else "activation"
+    decimals = min(6, max(3, decimals_for(difference, 2)))
     if name == "act_quantile":
-        return f"quantile {format_signed(100.0 * difference, 2)} %"
-    what = "loss" if name in LOSS_SCORES else "activation"
-    return f"{what} {format_signed(difference, min(6, max(3, decimals_for(difference, 2))))}"
+        difference, decimals = 100.0 * difference, min(4, max(2, decimals_for(100.0 * difference, 2)))
+    unit = " %" if name == "act_quantile" else ""
+    told = f"{format_signed(difference, decimals)}{unit}"
+    if not position:
+        return f"{what} {told}"
+    pair, one = data.pairs[position - 1], data.compared_dict[feature]
+    first, other = (_score(one, name, which, at or 0) for which, at in enumerate(pair))
+    if name in LOSS_SCORES:
+        return f"{what} {format_signed(first, decimals)} → {format_signed(other, decimals)} ({told})"
+    if name == "act_quantile":
+        return f"{what} {format_quantile(first)} → {format_quantile(other)} ({told})"
+    return f"{what} {format_general(first)} → {format_general(other)} ({told})"
+
+
+def _score(one: ComparedFeature, name: ScoreName, which: int, at: int) -> float:
+    if name == "act_quantile":
+        return (one.other_quantiles if which else one.quantiles)[at]
+    sequence = one.other_sequence if which else one.sequence
+    if name == "act_size":
+        return sequence.feat_acts[at]
+    losses = sequence.full_losses() if name == "loss_effect_full" else sequence.loss_contribution
+    return losses[at] or 0.0
 
 
 def _strip(data: PromptComparisonData, page: PageContext, chosen: int) -> list[Html]:

@@ -214,3 +214,15 @@ def test_a_long_prompt_scrolls_inside_with_its_names_in_view(show):
     assert name["left"] == pytest.approx(box["left"], abs=2)
     assert name["right"] <= chosen["left"] + 1
     assert chosen["right"] <= box["right"] + 1
+
+
+@in_browser
+def test_a_page_that_begins_with_no_column_can_draw_the_others(show, prompt):
+    opened = show(prompt.get_html(seq_pos=12, score_name="act_size"))  # where no feature is active
+    expect(opened.page.locator("#none")).to_be_visible()
+    opened.page.locator("#metrics [data-metric=loss_effect]").click()
+    opened.page.locator("#strip button").nth(5).click()
+    expect(opened.page.locator("#columns > article")).to_have_count(len(prompt.scores["loss_effect"][5]))
+    opened.page.locator("article .prompt .seq > *").nth(3).hover()
+    expect(opened.page.locator("#hovertext")).to_be_visible()
+    assert opened.js("getComputedStyle(document.querySelector('article .plot')).display") == "block"
