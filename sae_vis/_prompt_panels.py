@@ -229,7 +229,7 @@ class ReconstructionData:
             chosen = self.total("loss_chosen")
             mean = "" if chosen is None else f"{' and' if left else ''} give a loss of {chosen:.3f}"
             parts.append(
-                f"The {self.n_chosen:,} features of this page alone{left}{mean}{self._told('loss_chosen')}."
+                f"The {self.n_chosen:,} features asked for alone{left}{mean}{self._told('loss_chosen')}."
                 if left or mean
                 else ""
             )

@@ -252,9 +252,13 @@ def test_pairs_and_metrics_are_chosen(show):
 
 
 @in_browser
-def test_it_fits_a_narrow_window_and_tells_of_tokens_of_both_prompts(show):
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_narrow_window_and_tells_of_tokens_of_both_prompts(show, scheme):
+    from test_browser import expect_readable
+
     data = compared()
-    opened = show(data.get_html(score_name="act_size"), size=(400, 800))
+    opened = show(data.get_html(score_name="act_size"), size=(400, 800), color_scheme=scheme)
+    expect_readable(opened)
     assert opened.js("document.documentElement.scrollWidth") == 400
     kinds = opened.js("[...document.querySelectorAll('#strip button')].map(b => b.className)")
     assert kinds == ["all", "same", "same", "same", "other", "same", "same", "gap", "gap", "same", "same"]

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import browser
 import plain_hooks
 import pytest
 import torch
@@ -15,6 +16,9 @@ from hf_models import BOS, EOS, PAD, shared, some_tokens
 from sae_vis import FeatureVisParams, MultiPromptData, ReconstructionData, get_feature_data, get_prompt_data
 from sae_vis import _reconstruction as fast
 from sae_vis._errors import FileFormatError, InputError, ModelError
+
+if browser.sync_playwright:
+    from playwright.sync_api import expect
 
 PROMPT = [BOS, 7, 21, 33, 7, 45, 12, EOS, 30, PAD, 9]
 CHOSEN = [1, 2, 5]
@@ -298,3 +302,32 @@ def test_what_cannot_be_is_refused():
 def fake_features() -> Any:
     encoder = encoder_for("gpt2", "blocks.0.mlp.hook_post")
     return get_feature_data(encoder, shared("gpt2"), some_tokens(2), options("blocks.0.mlp.hook_post"))
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_panel_tells_the_totals_and_every_token_and_a_row_chooses_its_token(show, scheme):
+    from test_browser import expect_readable
+
+    data = prompted(*PLACES[5])
+    found = told(data)
+    opened = show(data.get_html(seq_pos=2), size=(400, 800), color_scheme=scheme)
+    (summary,) = opened.texts(".recon-sum")
+    assert summary == found.summary(few=True)
+    assert f"{found.total('loss_spliced'):.3f} with the reconstruction" in summary
+    opened.page.locator(".recon summary").click()
+    expect(opened.page.locator(".recon tbody tr")).to_have_count(len(PROMPT))
+    opened.page.locator(".recon tbody tr").nth(4).locator("td").first.click()
+    expect(opened.page.locator("#strip button").nth(4)).to_have_attribute("aria-checked", "true")
+    rows = opened.js("[...document.querySelectorAll('.recon tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
+    for position, (_, active, _, loss, _, chosen, ablated, _) in enumerate(rows):
+        assert active == ("" if found.l0[position] is None else str(found.l0[position]))
+        for text, value in ((loss, found.loss), (chosen, found.loss_chosen), (ablated, found.loss_ablated)):
+            shown = float(text) if text else None
+            assert shown == (None if value[position] is None else pytest.approx(value[position], abs=6e-3))
+    assert opened.js("document.querySelector('.recon .at').dataset.pos") == "4"
+    assert opened.js("document.documentElement.scrollWidth") == 400
+    expect_readable(opened)
