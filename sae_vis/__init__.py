@@ -25,6 +25,7 @@ __all__ = [
     "AutoEncoderConfig",
     "CoactiveData",
     "Column",
+    "ComparedFeature",
     "Component",
     "CorrelationData",
     "CounterexamplesData",
@@ -33,6 +34,7 @@ __all__ = [
     "FeatureTablesData",
     "FeatureVisParams",
     "FileFormatError",
+    "HeatRow",
     "HistogramData",
     "InputError",
     "Interrupted",
@@ -46,9 +48,11 @@ __all__ = [
     "NeighboursData",
     "NeuronAlignmentData",
     "PositionsData",
+    "PromptComparisonData",
     "PromptData",
     "Provenance",
     "QuantileKnots",
+    "ReconstructionData",
     "SaeVisError",
     "SequenceData",
     "SequenceGroupData",
@@ -57,6 +61,7 @@ __all__ = [
     "TokenEffect",
     "TokensData",
     "__version__",
+    "compare_prompts",
     "get_feature_data",
     "get_prompt_data",
     "load_activations",
@@ -69,11 +74,13 @@ if TYPE_CHECKING:
     from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
     from sae_vis._neighbours_data import CoactiveData, LossShareData, NearestData, NeighboursData
     from sae_vis._params import Column, Component, FeatureVisParams, Layout
+    from sae_vis._prompt_comparison import ComparedFeature, PromptComparisonData
+    from sae_vis._prompt_panels import HeatRow, ReconstructionData
     from sae_vis._sae_lens import load_sae_lens
     from sae_vis._store import ActivationStore
     from sae_vis._store_file import load_activations
     from sae_vis._token_data import PositionsData, TokensData
-    from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
+    from sae_vis.data_fetching_fns import compare_prompts, get_feature_data, get_prompt_data
     from sae_vis.data_storing_fns import (
         ActivationsData,
         CorrelationData,
@@ -111,6 +118,11 @@ _HOMES = {
     "Component": "_params",
     "FeatureVisParams": "_params",
     "Layout": "_params",
+    "ComparedFeature": "_prompt_comparison",
+    "PromptComparisonData": "_prompt_comparison",
+    "HeatRow": "_prompt_panels",
+    "ReconstructionData": "_prompt_panels",
+    "compare_prompts": "data_fetching_fns",
     "get_feature_data": "data_fetching_fns",
     "get_prompt_data": "data_fetching_fns",
     "load_demo": "_demo",

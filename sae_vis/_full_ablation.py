@@ -72,7 +72,7 @@ class FullAblation:
         self.rows_a_batch, self.n_changes = rows_a_batch, min(n_changes, model.d_vocab)
         self.start, written = Start.behind(model, hook_point, sample)
         self.hook_points = [written]
-        if hook_point.kind == "hook_resid_mid" and not _passes_the_mlp(model, hook_point, sample):
+        if hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, sample):
             self.hook_points.append(f"blocks.{hook_point.block}.hook_resid_post")
         self._check_that_it_is_read(hook_point.name, sample)
 
@@ -250,7 +250,7 @@ class Start(NamedTuple):
                     vars(block)["forward"] = own
 
 
-def _passes_the_mlp(model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> bool:
+def passes_the_mlp(model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> bool:
     """Whether a change in the middle of a block reaches its end beside the MLP, as in the residual stream it must.
 
     TransformerBridge's hook point there is what the MLP's norm reads: a change goes into the MLP only.

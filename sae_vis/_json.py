@@ -47,7 +47,11 @@ Document = dict[str, Any]
 FORMAT = "sae_vis"
 VERSION = 2
 # The field of each kind that is written one value a line; every value knows its own key, ``feature_idx``.
-LINES_FIELD = {"MultiFeatureData": "feature_data_dict", "MultiPromptData": "prompt_data_dict"}
+LINES_FIELD = {
+    "MultiFeatureData": "feature_data_dict",
+    "MultiPromptData": "prompt_data_dict",
+    "PromptComparisonData": "compared_dict",
+}
 # Options that version 1 had not, as they were then: without what they ask for.
 ADDED_IN_2: dict[str, Any] = {"n_tokens": 0, "n_counterexamples": 0, "n_position_bins": 0}
 
@@ -391,7 +395,8 @@ def _assembled(kind: _Kind, header: Any, values: list[Any]) -> Any:
         twice = next(value.feature_idx for value in values if lines[value.feature_idx] is not value)
         raise _WrongFileError(f"$.features: feature {twice} is there twice")
     try:
-        fields = _show_half_pairs({name: getattr(header, name) for name in kind.header_mirror.__struct_fields__})
+        given = {name: getattr(header, name) for name in kind.header_mirror.__struct_fields__}
+        fields = _show_half_pairs({name: value for name, value in given.items() if value is not msgspec.UNSET})
         return kind.cls(**fields, **{kind.lines_field: lines})
     except _UNREADABLE as error:
         raise _WrongFileError(_reason(error, "$")) from None
@@ -619,9 +624,13 @@ def _kind(cls: Any) -> _Kind:
     _, line = typing.get_args(hints.pop(lines_field))
     hidden = {"vocab_surrogates": dict[int, str] | msgspec.UnsetType} if "vocab" in hints else {}
     header_name = f"{cls.__name__}Header"
-    header = _struct(header_name, hints, hidden)
-    strict_hints = {name: _mirror(hint) for name, hint in hints.items()}
-    header_mirror = _struct(header_name, strict_hints, hidden, f"Everything of a {cls.__name__} but the features.")
+    needed = {field.name for field in dataclasses.fields(cls) if not _has_default(field)}
+    added = {name: hint | msgspec.UnsetType for name, hint in hints.items() if name not in needed}
+    header = _struct(header_name, {name: hints[name] for name in hints if name in needed}, added | hidden)
+    strict_hints = {name: _mirror(hints[name]) for name in hints if name in needed}
+    strict_added = {name: _mirror(hints[name]) | msgspec.UnsetType for name in added}
+    told = f"Everything of a {cls.__name__} but the features."
+    header_mirror = _struct(header_name, strict_hints, strict_added | hidden, told)
     line_mirror = _mirror(line)
     fixed = {"format": _only(FORMAT), "kind": _only(cls.__name__), "version": _only(VERSION)}
     contents = {"header": header_mirror, "features": types.GenericAlias(list, (line_mirror,))}
@@ -663,6 +672,10 @@ def _mirror(hint: Any) -> Any:
     return origin[tuple(map(_mirror, arguments))]
 
 
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
 @functools.cache
 def _mirror_class(cls: Any) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -670,8 +683,7 @@ def _mirror_class(cls: Any) -> Any:
     optional: dict[str, Any] = {}
     for name, hint in _field_hints(cls).items():
         field = fields[name]
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        (optional if has_default else required)[name] = _mirror(hint)
+        (optional if _has_default(field) else required)[name] = _mirror(hint)
     return _struct(
         cls.__name__, required, {name: hint | msgspec.UnsetType for name, hint in optional.items()}, cls.__doc__
     )

@@ -37,6 +37,7 @@ from sae_vis import _feature_folder, _json, _labels, _overview, _page, _render_p
 from sae_vis._errors import InputError
 from sae_vis._neighbours_data import LossShareData, NeighboursData
 from sae_vis._params import COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
+from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, ReconstructionData, heat_data, heat_html, heat_rows
 from sae_vis._templates import Html, join, template
 from sae_vis._token_data import PositionsData, TokensData
 from sae_vis.html_fns import NOTHING, TokenPrinter
@@ -1571,7 +1572,8 @@ class MultiPromptData:
     """Which features matter at each token of one prompt.
 
     ``scores[score_name][position]`` lists ``(feature, score)``, best first; ``n_active[position]`` counts the features
-    with an activation there, of those that were asked for.
+    with an activation there, of those that were asked for. ``heat_map[score_name]`` has the rows of the features with the
+    best score at any position, the best first. ``reconstruction`` is None where it was not asked for.
     """
 
     prompt_token_ids: list[int]
@@ -1582,6 +1584,8 @@ class MultiPromptData:
     params: FeatureVisParams
     provenance: Provenance
     scores: dict[ScoreName, list[list[tuple[int, float]]]]
+    heat_map: dict[ScoreName, list[HeatRow]] = field(default_factory=dict)
+    reconstruction: ReconstructionData | None = None
 
     def __post_init__(self) -> None:
         self.prompt_data_dict = dict(sorted(self.prompt_data_dict.items()))
@@ -1603,6 +1607,13 @@ class MultiPromptData:
             _check(feature == data.feature_idx, self, f"key {feature} holds feature {data.feature_idx}.")
             shown = len(data.sequence.token_ids)
             _check(shown == n_tokens, self, f"feature {feature} shows {shown} tokens of a prompt of {n_tokens}.")
+        for name, rows in self.heat_map.items():
+            _check(name in self.scores, self, f"heat_map has the score {name!r}, which scores have not.")
+            for row in rows:
+                last = row.positions[-1]
+                _check(last < n_tokens, self, f"heat_map has position {last} of a prompt of {n_tokens} tokens.")
+        if self.reconstruction and not self.reconstruction.reason:
+            _check_same_length(self, prompt_token_ids=self.prompt_token_ids, reconstruction=self.reconstruction.error)
         _check_hex(self, self.vocab_bytes)
 
     def __repr__(self) -> str:
@@ -1723,11 +1734,13 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
     ]
     shown = {feature for feature, _ in ranked}
     bare = dataclasses.replace(page, seq_pos=None)
+    heat = _heat_map(prompt)
+    named = {f for positions in prompt.scores.values() for at in positions for f, _ in at}
+    named |= {row.feature_idx for rows in heat.values() for row in rows}
     packed = [
         _page.packed(feature, _page.pack(data.get_html(bare)))
         for feature, data in prompt.prompt_data_dict.items()
-        if feature not in shown
-        and any(feature == f for name in prompt.scores for at in prompt.scores[name] for f, _ in at)
+        if feature not in shown and feature in named
     ]
     body = html_fns.prompt_page(
         "SAE features on a prompt",
@@ -1741,6 +1754,7 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
         _none_ranked(score_name),
         _footer(page),
         join([html_fns.hovertext(), _abouts(page.params.layout_of("prompt"))]),
+        _whole_prompt(prompt, page, heat),
     )
     ids = set(prompt.prompt_token_ids).union(*(data.token_ids() for data in prompt.prompt_data_dict.values()))
     state = {
@@ -1755,7 +1769,9 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
             for name, positions in prompt.scores.items()
         },
     }
-    elements = [_vocab_element(page, ids), _page.data("rankings", state), *packed]
+    labels = {feature: data.label for feature, data in prompt.prompt_data_dict.items()}
+    cells = heat_data(heat, labels, set(labels), LOSS_SCORES.__contains__, _score_number)
+    elements = [_vocab_element(page, ids), _page.data("rankings", state), _page.data("heat", cells), *packed]
     return _page.document(f"Prompt · {_title(page)}", body, elements)
 
 
@@ -1784,8 +1800,41 @@ def _none_ranked(score_name: str) -> str:
 
 
 def _score_text(score_name: str, score: float) -> str:
+    what = "quantile" if score_name == "act_quantile" else "loss" if score_name in LOSS_SCORES else "activation"
+    return f"{what} {_score_number(score_name, score)}"
+
+
+def _score_number(score_name: str, score: float) -> str:
     if score_name == "act_quantile":
-        return f"quantile {format_quantile(score)}"
+        return format_quantile(score)
     if score_name in LOSS_SCORES:
-        return f"loss {format_signed(score, min(6, max(3, decimals_for(score, 2))))}"
-    return f"activation {format_general(score)}"
+        return format_signed(score, min(6, max(3, decimals_for(score, 2))))
+    return format_general(score)
+
+
+def _heat_map(prompt: MultiPromptData) -> dict[str, list[HeatRow]]:
+    """The rows that are stored; of older files, those that the ranked features make up."""
+    stored: dict[str, list[HeatRow]] = {name: rows for name, rows in prompt.heat_map.items()}  # noqa: C416  # for mypy
+    return stored or {
+        name: heat_rows(positions, HEAT_ROWS, largest_first=name not in LOSS_SCORES)
+        for name, positions in prompt.scores.items()
+    }
+
+
+def _whole_prompt(prompt: MultiPromptData, page: PageContext, heat: Mapping[str, list[HeatRow]]) -> Html:
+    """The panels between the ranking and the columns: the heat map, and the reconstruction if it was measured."""
+    panels = [heat_html()] if any(heat.values()) else []
+    if prompt.reconstruction:
+        tokens = page.printer.sequence(prompt.prompt_token_ids)
+        ignored = [token_id in page.ignored for token_id in prompt.prompt_token_ids]
+        d_hidden = prompt.provenance.d_hidden
+        panels.append(prompt.reconstruction.get_html(tokens, ignored, d_hidden))
+    return join(panels)
+
+
+# --- for the comparison of two prompts, which is a module of its own -----------------------------------------------
+
+METRICS = _METRICS
+check_finite, check_hex, checked_url = _check_finite, _check_hex, _checked_url
+hover_of, token_ids_of, vocab_element = _hover, _token_ids, _vocab_element
+subtitle_of, notes_of, footer_of, loss_key_of = _subtitle, _notes, _footer, _loss_key

@@ -513,8 +513,9 @@ def prompt_page(
     none: str,
     footer: str,
     hovertext: Html,
+    whole: Html = NOTHING,
 ) -> Html:
-    """The body of the prompt-centric page; ``none`` is said where no feature is ranked."""
+    """The body of the prompt-centric page; ``none`` is said where no feature is ranked, ``whole`` tells of all tokens."""
     return template("prompt_page.html").fill(
         title=title,
         subtitle=subtitle,
@@ -528,6 +529,7 @@ def prompt_page(
         none_hidden=Html(" hidden") if columns else NOTHING,
         footer=footer,
         hovertext=hovertext,
+        whole=whole,
     )
 
 

@@ -986,7 +986,7 @@ MUTANTS: list[Mutant] = [
         (
             "full-middle-twice",
             "where the hook point is in the residual stream it is taken out once",
-            'if hook_point.kind == "hook_resid_mid" and not _passes_the_mlp(model, hook_point, sample):',
+            'if hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, sample):',
             'if hook_point.kind == "hook_resid_mid":',
             FULL + "::test_the_middle_of_a_block_that_lies_in_the_residual_stream_is_changed_once",
         ),
@@ -1342,14 +1342,14 @@ MUTANTS: list[Mutant] = [
         (
             "prompt-size-order",
             "the largest activations first",
-            "size, self.size, largest_first=True",
-            "size, self.size, largest_first=False",
+            "size, ALL, largest_first=True",
+            "size, ALL, largest_first=False",
         ),
         (
             "prompt-loss-order",
             "the most helpful first",
-            "loss, self.size, largest_first=False",
-            "loss, self.size, largest_first=True",
+            "loss, ALL, largest_first=False",
+            "loss, ALL, largest_first=True",
         ),
         ("prompt-interval-as-top", "an interval is not the top group", "if group.share is None]", "if True]"),
         ("prompt-logits", "the prompt's own tokens have their logit weights", "} | self.logits.get(feature, {})", "}"),

@@ -18,9 +18,20 @@ BY_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 # From the top down: the upper half knows tensors and no page, the lower half pages and no tensor. Between the two stand
 # the modules that build the one from the other.
-BRIDGE = ["__init__", "__main__", "_demo", "data_fetching_fns", "_feature_view", "_prompt_view", "_assemble", "_run"]
+BRIDGE = [
+    "__init__",
+    "__main__",
+    "_demo",
+    "data_fetching_fns",
+    "_feature_view",
+    "_prompt_compare",
+    "_prompt_view",
+    "_assemble",
+    "_run",
+]
 UPPER = [
     "_prompt_scoring",
+    "_reconstruction",
     "_measure",
     "_measure_direct",
     "_shares",
@@ -44,6 +55,7 @@ UPPER = [
 ]
 LOWER = [
     "_render_worker",
+    "_prompt_comparison",
     "data_storing_fns",
     "_token_data",
     "_neighbours_data",
@@ -53,6 +65,7 @@ LOWER = [
     "_feature_folder",
     "_page",
     "_rows",
+    "_prompt_panels",
     "html_fns",
     "_labels",
     "_json",
@@ -82,9 +95,12 @@ AT_MOST = {
         "_render_pool",
         "_token_data",
         "_neighbours_data",
+        "_prompt_panels",
     },
     "_token_data": {"html_fns", "_templates"},
     "_neighbours_data": {"html_fns", "_templates"},
+    "_prompt_panels": {"html_fns", "_templates"},
+    "_prompt_comparison": {"data_storing_fns", "html_fns", "_page", "_json", "_params", "_templates"},
     "_render_pool": set(),
     "_page": {"_templates"},
     "html_fns": {"_templates"},

@@ -24,7 +24,7 @@ from conftest import small_feature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_vis import FileFormatError, InputError, MultiFeatureData, MultiPromptData, _json
+from sae_vis import FileFormatError, InputError, MultiFeatureData, MultiPromptData, PromptComparisonData, _json
 from sae_vis._params import Column, Component, FeatureVisParams, Layout
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -766,14 +766,16 @@ def test_a_step_that_is_missing_is_an_error_of_the_file(path, tree, version_3, m
 
 
 def test_the_schema_in_docs_is_up_to_date():
-    current = _json.schema(MultiFeatureData, MultiPromptData)
+    current = _json.schema(MultiFeatureData, MultiPromptData, PromptComparisonData)
     assert (CHECKOUT / "docs" / "schema.json").read_bytes() == current, "run `make schema`"
 
 
 @BOTH
 def test_saved_files_fit_the_schema(kind, path, request):
     document = json.loads(saved(request.getfixturevalue(kind), path))
-    validator = jsonschema.Draft202012Validator(json.loads(_json.schema(MultiFeatureData, MultiPromptData)))
+    validator = jsonschema.Draft202012Validator(
+        json.loads(_json.schema(MultiFeatureData, MultiPromptData, PromptComparisonData))
+    )
     validator.check_schema(validator.schema)
     validator.validate(document)
     document["header"]["surplus"] = 1
