@@ -26,6 +26,7 @@ __all__ = [
     "Column",
     "Component",
     "CorrelationData",
+    "DirectionData",
     "Encoder",
     "FeatureData",
     "FeatureTablesData",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from sae_vis.data_storing_fns import (
         ActivationsData,
         CorrelationData,
+        DirectionData,
         FeatureData,
         FeatureTablesData,
         HistogramData,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -100,7 +101,14 @@ class LogitPanel(NamedTuple):
             stored(self.bottom),
             stored_logits(shown_ids, self.weights[shown_ids].tolist()),
             HistogramData(edges, self.heights, ticks(edges[0], edges[-1])),
+            *self.shape(),
         )
+
+    def shape(self) -> Iterator[float | None]:
+        """Skewness and kurtosis of the logit weights, in float64; None if they are all equal."""
+        of_all = moments(self.weights.astype(np.float64), len(self.weights))
+        for value in (of_all.skewness, of_all.kurtosis):
+            yield None if value is None else round_significant(value, STORED_DIGITS)
 
 
 class LogitPanels(NamedTuple):

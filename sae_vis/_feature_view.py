@@ -29,6 +29,7 @@ from sae_vis._assemble import (
     sequence_data,
 )
 from sae_vis._correlations import Correlated, co_moments_by_tile, most_correlated
+from sae_vis._directions import DirectionMap, Place
 from sae_vis._errors import Interrupted, ModelError
 from sae_vis._feature_folder import FeatureFolder
 from sae_vis._measure import Measured, Methods, measure
@@ -47,6 +48,7 @@ from sae_vis._store import ActivationStore
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import (
     CorrelationData,
+    DirectionData,
     FeatureData,
     FeatureTablesData,
     MultiFeatureData,
@@ -102,6 +104,7 @@ class FeatureFetcher:
         self.seq_len = tokens.shape[1]
         self.tokens_array = tokens.numpy()  # many times faster to take pieces of
         self.doing = "getting ready"
+        self.places: dict[int, Place] = {}
 
     def fetch(self) -> MultiFeatureData:
         """All features, in memory.
@@ -153,6 +156,8 @@ class FeatureFetcher:
         """Some of the features asked for, round by round."""
         if not len(wanted):
             return
+        places = DirectionMap(self.run.encoder, self.fvp.feature_map).of(wanted)
+        self.places = dict(zip(wanted.tolist(), places, strict=True))
         plan = self._plan(len(wanted))
         if self.activations_file is not None and _store_file.exists(self.activations_file):
             found = _store_file.load_collected(self.activations_file, self._identity())
@@ -360,6 +365,7 @@ class FeatureFetcher:
             groups.append(dataclasses.replace(group, sequences=sequences))
         shown_ids = sorted({token for group in groups for sequence in group.sequences for token in sequence.token_ids})
         values, ranks = quantile_knots(acts.raw)
+        place = self.places[acts.feature]
         return FeatureData(
             feature_idx=acts.feature,
             feature_tables=self._feature_tables(index, decoder_row, tables),
@@ -367,6 +373,7 @@ class FeatureFetcher:
             logits=None if panel is None else panel.data(shown_ids),
             sequences=SequenceMultiGroupData(groups),
             quantiles=QuantileKnots(values, ranks, acts.n_counted),
+            direction=None if place is None else DirectionData(*place),
         )
 
     def _feature_tables(self, index: int, decoder_row: Any, tables: _Tables) -> FeatureTablesData:

@@ -345,7 +345,8 @@ class LogitsData:
     """The direct effect of one unit of the feature on the logits, centred over the vocabulary.
 
     ``top_*`` from the largest down, ``bottom_*`` from the smallest up; ``shown_logits`` maps the id of every token that
-    is shown in the feature's sequences to its logit weight.
+    is shown in the feature's sequences to its logit weight. ``skewness`` and ``kurtosis`` (not minus 3) are those of the
+    logit weights over the vocabulary; None where they are all equal, and in older files.
     """
 
     top_token_ids: list[int]
@@ -354,6 +355,8 @@ class LogitsData:
     bottom_logits: list[float]
     shown_logits: dict[int, float]
     histogram: HistogramData
+    skewness: float | None = None
+    kurtosis: float | None = None
 
     def __post_init__(self) -> None:
         _check_same_length(self, top_token_ids=self.top_token_ids, top_logits=self.top_logits)
@@ -363,6 +366,8 @@ class LogitsData:
             top_logits=self.top_logits,
             bottom_logits=self.bottom_logits,
             shown_logits=list(self.shown_logits.values()),
+            skewness=self.skewness,
+            kurtosis=self.kurtosis,
         )
 
     def get_html(self, page: PageContext | None = None) -> Html:
@@ -649,6 +654,17 @@ class QuantileKnots:
         )
 
 
+@dataclass(slots=True)
+class DirectionData:
+    """Where a feature's decoder direction lies on the map of the dictionary (``FeatureVisParams.feature_map``)."""
+
+    x: float
+    y: float
+
+    def __post_init__(self) -> None:
+        _check_finite(self, x=self.x, y=self.y)
+
+
 @dataclass
 class FeatureData:
     """Everything shown of one feature."""
@@ -660,6 +676,7 @@ class FeatureData:
     sequences: SequenceMultiGroupData
     quantiles: QuantileKnots
     label: str | None = None
+    direction: DirectionData | None = None
 
     def __post_init__(self) -> None:
         _check_feature_idx(self, self.feature_idx)
