@@ -30,6 +30,7 @@ from abc import abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, get_args, get_type_hints
 
@@ -54,6 +55,7 @@ RUN, VOCAB, ROWS = "run.json", "vocab.json.gz", "rows.bin"
 _PART = re.compile(r"features-(\d{5,9})\.json\.gz")
 _INDEX = re.compile(r"features-(\d{5,9})\.index\.json\.gz")
 _TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
+COMPRESSING = 2  # threads
 CACHED = 32  # features that are kept in memory
 BYTES_PER_TOKEN = 4
 # What the run itself finds out on its way. It follows from everything else, which is compared.
@@ -453,7 +455,8 @@ class FeatureFolder(Generic[M]):
                 f"{self.folder}: features must be from 0 to {self.provenance.d_hidden - 1}, got {max(ids)}."
             )
         lines = [_json.encode_value(feature, f"$ (feature {feature.feature_idx})") for feature in features]
-        members = [_gzip(line) for line in lines]
+        with ThreadPoolExecutor(COMPRESSING) as threads:
+            members = list(threads.map(_gzip, lines))
         index = _IndexFile(
             _json.FORMAT,  # type: ignore[arg-type]
             "FeatureIndex",

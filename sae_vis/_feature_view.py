@@ -32,6 +32,7 @@ from sae_vis._correlations import Correlated, co_moments_by_tile, most_correlate
 from sae_vis._directions import DirectionMap, Place
 from sae_vis._errors import Interrupted, ModelError
 from sae_vis._feature_folder import FeatureFolder
+from sae_vis._json import garbage_collection_paused
 from sae_vis._measure import Measured, Methods, measure
 from sae_vis._measure_direct import SHARE_OF_RESIDUALS
 from sae_vis._run import Run, check_feature_rows, methods_of
@@ -246,9 +247,10 @@ class FeatureFetcher:
             for index in range(some.start, some.stop):
                 row = decoder_rows[index].cpu().numpy().astype(np.float64)
                 acts = self._activations(store, index)
-                yield self._feature(
-                    acts, chosen[index], measured.of(index), index, row, panels.at(index - start), tables
-                )
+                with garbage_collection_paused():
+                    seen, panel = measured.of(index), panels.at(index - start)
+                    feature = self._feature(acts, chosen[index], seen, index, row, panel, tables)
+                yield feature
             store.release()
 
     def _activations(self, store: ActivationStore, index: int) -> FeatureActivations:

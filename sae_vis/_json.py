@@ -72,7 +72,7 @@ def save(obj: object, path: PathLike) -> None:
         InputError: if a value cannot be written (NaN, infinity, a wrong type: its path is named), or the file cannot.
     """
     chunks = document(obj)
-    with _garbage_collection_paused():
+    with garbage_collection_paused():
         write_atomic(path, _gzipped(chunks) if os.fspath(path).endswith(".gz") else chunks)
 
 
@@ -229,7 +229,7 @@ def load_any(classes: Sequence[type], path: PathLike, *, max_bytes: int = MAX_BY
     kinds = {kind.name: kind for kind in map(_kind, classes)}
     try:
         data = _read(path, max_bytes)
-        with _garbage_collection_paused():
+        with garbage_collection_paused():
             return _load(kinds, data)
     except _WrongFileError as wrong:
         raise FileFormatError(f"{os.fspath(path)}: {cut(str(wrong), _LONGEST_MESSAGE)}.") from None
@@ -473,7 +473,7 @@ def decode_value(data: bytes | msgspec.Raw, cls: type[T], where: str) -> T:
         FileFormatError: if anything is wrong; the message begins with ``where``.
     """
     try:
-        with _garbage_collection_paused():
+        with garbage_collection_paused():
             value: T = _decoder(typing.cast("Any", cls)).decode(data)
             twice = None
             if _encode(value) != bytes(data):  # laid out by somebody else: nothing may be ignored
@@ -671,7 +671,7 @@ def _struct(name: str, required: dict[str, Any], optional: dict[str, Any], doc: 
 
 
 @contextlib.contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """Many small objects and no cycles: the collector would look at all of them again and again, in vain."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -70,6 +70,7 @@ BAD_VALUES = {
     "layout": ["wide", 3, [Column("sequences")]],
     "seed": [-1, 2**63, 0.5],
     "verbose": [None, 1],
+    "feature_map": ["tsne", 1, True],
 }
 
 
