@@ -25,7 +25,7 @@ from sae_vis.data_storing_fns import (
     TokenEffect,
 )
 from sae_vis.model_fns import MIN_PRODUCT_ROWS
-from sae_vis.utils_fns import ticks
+from sae_vis.utils_fns import round_significant, ticks
 
 STORED_DIGITS = 5
 EDGE_DIGITS = 8
