@@ -64,7 +64,7 @@
       const factor = Number((shown / 10 ** power).toPrecision(4));
       text = `${factor === 1 ? "" : `${factor}·`}10${raised(power)}`;
     }
-    return text.replace("-", "\u2212") + (percent ? "%" : "");
+    return text.replace("-", "\u2212") + (percent ? "\u2009%" : "");
   };
 
   /* --- colours --- */

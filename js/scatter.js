@@ -626,7 +626,7 @@
     const names = OFFERED.filter((name) => overview.columns[name]);
     for (const select of all("[data-axis]")) {
       const offered = select.dataset.axis === "colour" ? ["", ...names] : [...names, "id"];
-      select.replaceChildren(...offered.map((name) => new Option(name ? labelOf(name) : "one", name)));
+      select.replaceChildren(...offered.map((name) => new Option(name ? labelOf(name) : "one colour", name)));
     }
     return names;
   };
@@ -661,7 +661,7 @@
       parts.push(item);
     }
     for (const [name, { rows }] of Object.entries(report)) {
-      if (!rows.size || (plot.name === "map" && name === "dead")) continue;
+      if (!rows.size) continue;
       const item = element("span", "");
       item.innerHTML = `<svg viewBox="0 0 11 11" aria-hidden="true">${SHAPE_SVG[name]}</svg>`;
       item.append(name);
@@ -705,6 +705,19 @@
   const narrow = (name) => {
     for (const button of overview.root.querySelectorAll("[data-report]")) button.setAttribute("aria-pressed", String(button.dataset.report === name));
     overview.setFilter("report", name && report[name].rows, { onClear: () => narrow(null) });
+  };
+
+  /* Where the plots stand above the table, they can be folded away; on a phone they are at first. */
+  const addToggle = () => {
+    const button = element("button", "plots-toggle", "Plots");
+    const fold = (folded) => {
+      root.classList.toggle("folded", folded);
+      button.setAttribute("aria-expanded", String(!folded));
+    };
+    button.type = "button";
+    button.addEventListener("click", () => fold(!root.classList.contains("folded")));
+    fold(matchMedia("(max-width: 640px)").matches);
+    overview.root.querySelector(".overview-actions").append(button);
   };
 
   /* --- the start --- */
@@ -758,6 +771,7 @@
     if (!names.length) return;
     makeReport();
     drawReport();
+    addToggle();
     const first = (...wanted) => wanted.find((name) => names.includes(name)) ?? names[0];
     plots.scatter = makePlot("scatter", null, null, names.includes("logit_kurtosis") ? "logit_kurtosis" : "");
     setAxes(plots.scatter, first("density"), first("max"));
