@@ -13,7 +13,7 @@
   const DENSE = 0.1;
   const FILTER_PAUSE = 90; // ms between two filterings while a rectangle is drawn
   const SHAPE = { active: 0, duplicate: 1, dense: 2, denseDuplicate: 3, dead: 4 };
-  const OFFERED = ["density", "max", "mean", "skewness", "kurtosis", "logit_kurtosis", "decoder_norm"];
+  const OFFERED = ["density", "max", "mean", "skewness", "kurtosis", "logit_kurtosis", "decoder_norm", "nearest_cosine"];
   let overview, root, frame, base, marks, tip, look, plot;
   let kinds, faint, hovered = null, dragged = null, drawn = null, asked = false, isFiltering = false;
 
@@ -166,10 +166,10 @@
   /* Faint ones below, then the others, and on top those of a kind that is to be seen. */
   const drawPoints = (image) => {
     const { n } = overview;
-    const radius = (n > 5000 ? 1.9 : n > 800 ? 2.6 : 3.4) * Math.min(2, plot.zoom ** 0.25) * look.ratio;
+    const radius = (n > 5000 ? 1.6 : n > 800 ? 2.4 : 3.4) * Math.min(2, plot.zoom ** 0.25) * look.ratio;
     const shapes = masks(radius), small = masks(radius * 0.8);
     const rgb = rowColours();
-    const strength = n > 5000 ? 190 : n > 800 ? 210 : 230;
+    const strength = n > 5000 ? 165 : n > 800 ? 200 : 230;
     const [faintR, faintG, faintB] = look.grey;
     const { xs, ys } = drawn;
     const put = (row, mask, r, g, b, part) => {
@@ -257,10 +257,7 @@
     context.clearRect(0, 0, look.width, look.height);
     const box = dragged?.box ?? brushBox();
     if (box) {
-      context.globalAlpha = 0.1;
-      context.fillStyle = look.link;
-      context.fillRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
-      context.globalAlpha = 1;
+      dimOutside(context, box);
       context.strokeStyle = look.link;
       context.lineWidth = 1.5;
       context.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
@@ -273,6 +270,18 @@
       context.strokeStyle = colour;
       context.stroke();
     }
+  };
+
+  const dimOutside = (context, [left, top, right, bottom]) => {
+    context.globalAlpha = 0.6;
+    context.fillStyle = `rgb(${look.paper[0]} ${look.paper[1]} ${look.paper[2]})`;
+    const { at } = drawn;
+    const [x, y] = [at.left - (plot.missing[0] ? STRIP : 0), at.top];
+    context.beginPath();
+    context.rect(x, y, at.right - x, at.bottom + (plot.missing[1] ? STRIP : 0) - y);
+    context.rect(left, top, right - left, bottom - top);
+    context.fill("evenodd");
+    context.globalAlpha = 1;
   };
 
   /* The brush in px, cut to the plot; null where there is none. */
@@ -309,8 +318,8 @@
       const low = bounds[`${axis}0`] ?? -Infinity, high = bounds[`${axis}1`] ?? Infinity;
       const bounded = low > -Infinity || high < Infinity;
       for (let row = 0; row < overview.n; row++) if (bounded && !(values[row] >= low && values[row] <= high)) inside[row] = 0;
-      const unit = to(low);
-      return [Number.isNaN(unit) ? -Infinity : unit, to(high)];
+      const [from, end] = [to(low), to(high)];
+      return [Number.isNaN(from) ? -Infinity : from, Number.isNaN(end) ? -Infinity : end];
     });
     setBrush([units[0][0], units[1][0], units[0][1], units[1][1]], inside, false);
     applyBrush();
@@ -368,10 +377,9 @@
     }
   };
 
-  const clear = () => {
-    const name = plot.name;
-    forget(plot);
-    overview.setFilter(name, null);
+  const clear = (which = plot) => {
+    forget(which);
+    overview.setFilter(which.name, null);
   };
 
   const forget = (which) => {
@@ -691,7 +699,7 @@
   const drawReport = () => {
     const place = overview.root.querySelector(".overview-actions");
     for (const [name, { rows, about }] of Object.entries(report)) {
-      if (name === "duplicate" && !overview.meta.directions_compared && !rows.size) continue;
+      if (name === "duplicate" && !overview.columns.nearest_cosine) continue; // directions were not compared
       const button = element("button", "plots-report", `${rows.size.toLocaleString("en")} ${name}`);
       Object.assign(button, { type: "button", title: `Only those that ${about}`, disabled: !rows.size });
       button.dataset.report = name;
@@ -730,7 +738,7 @@
     });
     one(".plots-zoom").addEventListener("click", (event) => event.target.closest("button") && onZoomButton(event.target.closest("button")));
     one(".plots-choices").addEventListener("change", (event) => choose(event.target));
-    one(".plots-clear").addEventListener("click", clear);
+    one(".plots-clear").addEventListener("click", () => clear());
     one(".plots-range").addEventListener("change", brushInNumbers);
     marks.addEventListener("pointerdown", onDown);
     marks.addEventListener("pointermove", onMove);
@@ -739,9 +747,9 @@
     marks.addEventListener("pointerleave", () => dragged || hover(null));
     marks.addEventListener("wheel", onWheel, { passive: false });
     document.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || event.defaultPrevented || !plot.brush || !overview.visible) return;
+      if (event.key !== "Escape" || event.defaultPrevented || !overview.visible) return;
       if (event.target.closest?.("input, select, textarea, dialog")) return;
-      clear();
+      for (const which of Object.values(plots)) if (which.brush) clear(which);
     });
     overview.onChange(() => {
       if (isFiltering) return;
@@ -784,7 +792,7 @@
     readLook();
     showPlot("scatter");
     listen();
-    Object.assign(saeVis, { plots, showPlot });
+    Object.assign(saeVis, { plots, showPlot, pointOf: (id) => [drawn.xs, drawn.ys].map((places) => places[overview.row(id)]) });
   };
 
   document.addEventListener("DOMContentLoaded", () => saeVis.overview?.ready.then(start));
