@@ -6,6 +6,8 @@
     features/00000-<hash>.js    a shard: the packed fragments of some features that follow each other
     assets/vocab-<hash>.js      how every token that the hover text may name is shown
     assets/labels-<hash>.js     the labels of the features, where there are any
+    assets/overview-<hash>.js   the columns of the overview
+    assets/examples0-<hash>.js  and so on: which features' examples show a token, for the search
 
 The files are scripts, since a page that was opened from disk can load scripts and nothing else. They are named by their
 contents and written first, ``index.html`` last: an older site works until then, and what only it used is removed. Its
@@ -21,7 +23,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +36,7 @@ INDEX, FEATURES, ASSETS = "index.html", "features", "assets"
 # What a site may consist of, but for index.html: only such files are removed, and only beside such files is one written.
 _OWN = {
     FEATURES: re.compile(r"\d{5,9}-[0-9a-f]{16}\.js"),
-    ASSETS: re.compile(r"(vocab|labels)-[0-9a-f]{16}\.js"),
+    ASSETS: re.compile(r"(vocab|labels|overview|examples\d{1,5})-[0-9a-f]{16}\.js"),
 }
 _TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
 _MARKS = (b'<meta name="generator" content="sae_vis', b'<script type="application/json" id="site">')
@@ -49,7 +51,13 @@ class Packed(NamedTuple):
 
 
 def write(
-    folder: str | os.PathLike[str], title: str, page_title: str, body: Html, vocab: object, features: Iterable[Packed]
+    folder: str | os.PathLike[str],
+    title: str,
+    page_title: str,
+    body: Html,
+    vocab: object,
+    features: Iterable[Packed],
+    assets: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Write a site.
 
@@ -60,6 +68,7 @@ def write(
         body: the body of the page, which needs all that a feature may need.
         vocab: how tokens are shown, as ``js/tooltip.js`` reads it.
         features: in rising order; each is taken when the one before is written or kept for writing.
+        assets: gives, after all features were taken, what the page loads by name besides: packed text.
 
     Raises:
         InputError: if the folder holds anything else, or cannot be written.
@@ -83,13 +92,14 @@ def write(
     files = {"vocab": _put(path, ASSETS, "vocab", _received("vocab", _json_string(vocab)))}
     if labels:
         files["labels"] = _put(path, ASSETS, "labels", _received("labels", _json_string(labels)))
+    others = {name: _put(path, ASSETS, name, _received(name, f'"{text}"')) for name, text in assets().items()}
     elements = [
         _page.data("index", {"ranges": _ranges(ids), "labels": {}, "title": page_title}),
-        template("site.html").fill(json=_page.json_text({"shards": shards, **files})),
+        template("site.html").fill(json=_page.json_text({"shards": shards, **files, "assets": others})),
     ]
     document = _page.document(title, body, elements, loads=True)
     _json.write_atomic(path / INDEX, document.encode())
-    _remove_others(path, {*(file for file, _ in shards), *files.values()})
+    _remove_others(path, {*(file for file, _ in shards), *files.values(), *others.values()})
 
 
 # --- the contents ----------------------------------------------------------------------------------------------------

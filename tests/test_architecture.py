@@ -44,6 +44,7 @@ LOWER = [
     "data_storing_fns",
     "_render_pool",
     "_site",
+    "_overview",
     "_feature_folder",
     "_page",
     "html_fns",
@@ -63,6 +64,7 @@ AT_MOST = {
     "data_storing_fns": {
         "html_fns",
         "_page",
+        "_overview",
         "_site",
         "_feature_folder",
         "_json",
@@ -73,6 +75,7 @@ AT_MOST = {
     "_render_pool": set(),
     "_page": {"_templates"},
     "html_fns": {"_templates"},
+    "_overview": {"_page"},
     "_site": {"_page", "_json", "_templates"},
     "_feature_folder": {"_json", "_params"},
     "_json": set(),
