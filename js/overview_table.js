@@ -79,7 +79,7 @@
     element.setAttribute("role", "row");
     element.dataset.row = row;
     element.tabIndex = -1;
-    element.append(idCell(id), labelCell(id), densityCell(row, dead), cell(dead ? "" : overview.format("max", overview.columns.max?.[row] ?? NaN)));
+    element.append(idCell(id), labelCell(id, row), densityCell(row, dead), cell(dead ? "" : overview.format("max", overview.columns.max?.[row] ?? NaN)));
     element.append(tokensCell(row, "top_tokens"), tokensCell(row, "promoted"));
     return element;
   };
@@ -98,11 +98,23 @@
     return element;
   };
 
-  const labelCell = (id) => {
+  const labelCell = (id, row) => {
     const label = overview.label(id);
     const element = cell();
     const text = Object.assign(document.createElement("bdi"), { textContent: label, title: label });
     if (label) element.append(text);
+    const twin = overview.columns.twin?.[row];
+    if (twin >= 0) element.append(twinOf(twin));
+    return element;
+  };
+
+  /* The feature that a duplicate has almost the direction of: a link, where the page holds it. */
+  const twinOf = (id) => {
+    const element = document.createElement("span");
+    element.className = "twin";
+    const link = Object.assign(document.createElement("a"), { href: `#feature=${id}`, textContent: id, tabIndex: -1, title: `Almost the same decoder direction as feature ${id}` });
+    link.dataset.go = id;
+    element.append(" ≈ ", overview.row(id) < 0 ? String(id) : link);
     return element;
   };
 

@@ -123,7 +123,7 @@
     const started = performance.now();
     const at = layout(plot);
     drawn = { at, ...positions(plot, at), cells: null };
-    const context = base.getContext("2d", { alpha: false });
+    const context = base.getContext("2d", { alpha: false, willReadFrequently: true });
     const image = context.createImageData(base.width, base.height);
     const isMap = plot.name === "map";
     const lines = isMap ? [[], []] : axisTicks(at);

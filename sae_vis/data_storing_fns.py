@@ -1144,8 +1144,14 @@ def _opens(feature: int | None) -> str:
 
 def _overview_of(features: MultiFeatureData, shown: Sequence[int]) -> _overview.Overview:
     """What will collect the overview of the features ``shown``; columns that need all of them are given to it here."""
-    del features, shown  # there are none yet
-    return _overview.Overview()
+    told, kind = features.provenance, features.params.feature_map
+    return _overview.Overview(meta={"map": _MAPS[kind].format(n=f"{told.d_hidden:,}")} if kind else None)
+
+
+_MAPS = {
+    "pca": "By the two main axes of the {n} decoder directions (PCA): features far apart differ, near ones may or may not.",
+    "umap": "By UMAP of the {n} decoder directions: near features are similar, large distances mean little.",
+}
 
 
 def _noted(overview: _overview.Overview, features: Iterable[FeatureData]) -> Iterator[FeatureData]:

@@ -26,7 +26,9 @@ def feature(index: int, rng: random.Random) -> FeatureData:
     if index < N:
         density = 0.3 if index == DENSE else 1e-4 * 10 ** (2 * index / N)
     largest = 0.1 * 10 ** (2 * index / N) if index < N else rng.uniform(0.1, 10)
-    acts = ActivationsData(density, max(1, round(density * 1e6)), largest, density, 0.1, 3.0, 20.0, made.activations.histogram)
+    acts = ActivationsData(
+        density, max(1, round(density * 1e6)), largest, density, 0.1, 3.0, 20.0, made.activations.histogram
+    )
     if index == DEAD:
         acts = ActivationsData(0.0, 0, None, None, None, None, None, HistogramData([], [], []))
     logits = dataclasses.replace(made.logits, kurtosis=3.0 + index % 40)
@@ -58,17 +60,28 @@ def opened(show, page):
     """The page, with its plots drawn."""
 
     def open_page(**options):
-        shown = show(page, **options)
-        shown.page.wait_for_function("globalThis.saeVis?.plotTimes")
-        return shown
+        return until(show(page, "#overview", **options), "saeVis.plotTimes")
 
     return open_page
 
 
-def place(shown, index, canvas=".plots-marks"):
+def until(shown, condition):
+    """Wait until an expression is true in the page: Playwright's own way is what the page's policy forbids."""
+    shown.js(f"new Promise(done => {{ const look = () => ({condition}) ? done() : setTimeout(look, 20); look(); }})")
+    return shown
+
+
+def place(shown, index):
     """Where a feature's point is, in the window."""
-    found = shown.js(f"(([x, y]) => {{ const box = document.querySelector('{canvas}').getBoundingClientRect(); return [box.x + x, box.y + y]; }})(saeVis.pointOf({index}))")
-    return found[0], found[1]
+    box = shown.boxes(".plots-marks")[0]
+    x, y = shown.js(f"saeVis.pointOf({index})")
+    return box["left"] + x, box["top"] + y
+
+
+def pixel(shown, x, y):
+    """The colour on the canvas at a place of it."""
+    canvas = "document.querySelector('.plots-points').getContext('2d')"
+    return shown.js(f"[...{canvas}.getImageData({round(x)}, {round(y)}, 1, 1).data]")[:3]
 
 
 def drag(shown, start, end, steps=8):
@@ -165,13 +178,12 @@ def test_numbers_select_as_a_rectangle_does_without_a_pointer(opened):
 
 def test_what_other_filters_leave_out_is_faint(opened):
     shown = opened()
-    at = "(i => (c => [...c.getContext('2d').getImageData(...saeVis.pointOf(i).map(Math.round), 1, 1).data])(document.querySelector('.plots-points')))"
-    before = shown.js(f"{at}(60)")
+    before = pixel(shown, *shown.js("saeVis.pointOf(60)"))
     shown.js("saeVis.overview.setFilter('test', row => row < 50)")
     shown.page.wait_for_timeout(100)
-    after = shown.js(f"{at}(60)")
-    assert sum(after[:3]) > sum(before[:3]) + 100  # nearly paper
-    assert shown.js(f"{at}(40)") != after
+    after = pixel(shown, *shown.js("saeVis.pointOf(60)"))
+    assert sum(after) > sum(before) + 100  # nearly paper
+    assert pixel(shown, *shown.js("saeVis.pointOf(40)")) != after
 
 
 def test_other_axes_can_be_chosen_and_the_old_rectangle_goes(opened):
@@ -232,7 +244,7 @@ def test_the_map_has_equal_axes_zooms_around_the_pointer_and_moves(opened):
     assert (b[0] - a[0]) / (xs[1] - xs[0]) == pytest.approx(-(b[1] - a[1]) / (ys[1] - ys[0]), rel=1e-3)
     shown.page.mouse.move(*a)
     shown.page.mouse.wheel(0, -400)
-    shown.page.wait_for_function("saeVis.plots.map.zoom > 1.5")
+    until(shown, "saeVis.plots.map.zoom > 1.5")
     shown.page.wait_for_timeout(100)
     now = place(shown, 3)
     assert now == pytest.approx(a, abs=25)  # but where the edge of the map holds it
@@ -277,7 +289,7 @@ def test_a_finger_draws_a_rectangle_and_two_zoom(opened):
     touch("touchMove", (x0 + 40, y0))
     touch("touchMove", (x1 + 3, y1 - 3))
     touch("touchEnd")
-    assert rows(shown) == list(range(40, 71))
+    assert set(range(41, 70)) <= set(rows(shown)) <= set(range(39, 72))  # touches are whole pixels
     touch("touchStart", (x0, y0), (x0 + 40, y0))
     touch("touchMove", (x0 - 20, y0), (x0 + 80, y0))
     touch("touchEnd")
@@ -285,23 +297,23 @@ def test_a_finger_draws_a_rectangle_and_two_zoom(opened):
 
 
 def test_a_narrow_window_folds_the_plots_away_until_they_are_asked_for(show, page):
-    shown = show(page, size=(400, 800))
+    shown = show(page, "#overview", size=(400, 800))
     toggle = shown.page.locator(".plots-toggle")
     toggle.wait_for()
     assert toggle.get_attribute("aria-expanded") == "false"
     assert not shown.page.locator(".plots-points").is_visible()
     toggle.click()
-    shown.page.wait_for_function("globalThis.saeVis?.plotTimes")
+    until(shown, "saeVis.plotTimes")
     assert shown.js("document.documentElement.scrollWidth") <= 400
     assert shown.boxes(".plots-marks")[0]["width"] > 300
 
 
 def test_the_dark_scheme_changes_the_colours_while_the_page_is_open(opened):
     shown = opened()
-    corner = "(c => [...c.getContext('2d').getImageData(0, 0, 1, 1).data])(document.querySelector('.plots-points'))"
-    assert sum(shown.js(corner)[:3]) > 700
+    assert sum(pixel(shown, 0, 0)) > 700
     shown.page.emulate_media(color_scheme="dark")
-    shown.page.wait_for_function(f"(d => d[0] + d[1] + d[2] < 150)({corner})")
+    shown.page.wait_for_timeout(200)
+    assert sum(pixel(shown, 0, 0)) < 150
 
 
 # --- many ----------------------------------------------------------------------------------------------------------
@@ -316,8 +328,8 @@ def test_sixteen_thousand_points_are_drawn_and_brushed_within_a_frame(show, page
         overview.add(feature(index, rng))
     packed = overview.assets({})["overview"]
     document = re.sub(r'(<script[^>]*data-asset="overview"[^>]*>)[^<]*', lambda match: match[1] + packed, page)
-    shown = show(document)
-    shown.page.wait_for_function("globalThis.saeVis?.plotTimes")
+    shown = show(document, "#overview")
+    until(shown, "saeVis.plotTimes")
     shown.page.click('[data-plot="map"]')
     assert shown.js("saeVis.overview.n") == 16_384
     box = shown.boxes(".plots-marks")[0]
@@ -329,12 +341,19 @@ def test_sixteen_thousand_points_are_drawn_and_brushed_within_a_frame(show, page
     shown.page.mouse.down()
     for step in range(30):
         shown.page.mouse.move(middle[0] + 2 * step, middle[1] + step)
-        times.append(shown.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(saeVis.plotTimes.draw))))"))
+        times.append(
+            shown.js(
+                "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(saeVis.plotTimes.draw))))"
+            )
+        )
     shown.page.mouse.up()
     assert sorted(times)[len(times) // 2] < 16, times  # ms; the median, for the machine may be busy
     shown.page.click('[data-drag="select"]')
-    shown.js("globalThis.longest = []; const f = saeVis.overview.setFilter; saeVis.overview.setFilter = (...a) => { const t = performance.now(); f(...a); longest.push(performance.now() - t); }")
+    shown.js(
+        "(o => { const set = o.setFilter; globalThis.spent = []; o.setFilter = (...all) => {"
+        "const start = performance.now(); set(...all); spent.push(performance.now() - start); }; })(saeVis.overview)"
+    )
     drag(shown, middle, (middle[0] + 100, middle[1] + 80), steps=30)
     assert 0 < len(rows(shown)) < 16_384
-    spent = shown.js("longest")
+    spent = shown.js("spent")
     assert sorted(spent)[len(spent) // 2] < 16, spent
