@@ -42,7 +42,7 @@
   const wantsLog = (name) => {
     if (!overview.meta.numbers[name]?.log) return false;
     const found = scale(column(name), true);
-    return Boolean(found) && found.high - found.low > 1;
+    return Boolean(found) && found.high - found.low > 0.5;
   };
 
   /* --- from units to pixels and back --- */

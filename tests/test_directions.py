@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from models import encoder_for, fetch, fetch_planted, planted, random_tokens
 from sae_vis import AutoEncoder, FeatureVisParams, InputError, MultiFeatureData, get_feature_data
 from sae_vis import _directions as directions
 from sae_vis._directions import DirectionMap, main_axes, sample_size
+from sae_vis._overview import nearest_direction, twin
 
 
 def encoder_writing(rows: torch.Tensor) -> AutoEncoder:
@@ -179,3 +181,43 @@ def test_tokens_do_not_move_the_map():
     encoder, model, tokens = planted(torch.rand(4, 6, 5))
     one, other = (fetch(encoder, model, some, ablation=None) for some in (tokens, random_tokens(3, 5, 20)))
     assert [one[i].direction for i in one] == [other[i].direction for i in other]
+
+
+# --- duplicates ----------------------------------------------------------------------------------------------------
+
+
+def test_a_twin_has_the_largest_cosine_of_the_dictionary_if_it_is_larger_than_0_95():
+    pytest.importorskip("sae_vis._neighbours", reason="nearest directions are not computed")
+    encoder, model, tokens = planted(torch.rand(6, 8, 12, generator=torch.Generator().manual_seed(0)))
+    rows = torch.randn(12, encoder.d_in, generator=torch.Generator().manual_seed(1))
+    rows[7] = 2 * rows[3] + 0.01 * rows[5]
+    rows[9] = -rows[3]
+    rows[10] = rows[11] = rows[0]  # ties go to the lower id
+    encoder.W_dec.data = rows
+    expected = []
+    for i, own in enumerate(rows.double().tolist()):
+        cosines = [
+            -2.0
+            if i == j
+            else sum(map(math.prod, zip(own, other, strict=True))) / math.hypot(*own) / math.hypot(*other)
+            for j, other in enumerate(rows.double().tolist())
+        ]
+        largest = max(round(cosine, 6) for cosine in cosines)
+        expected.append(
+            next(j for j, cosine in enumerate(cosines) if round(cosine, 6) == largest) if largest > 0.95 else None
+        )
+    assert expected == [10, None, None, 7, None, None, None, 3, None, None, 0, 0]
+    every = fetch(encoder, model, tokens, ablation=None)
+    assert [twin(every[i]) for i in range(12)] == expected
+    few = fetch(
+        encoder, model, tokens, ablation=None, features=(3, 11)
+    )  # of the whole dictionary, whatever is asked for
+    assert [twin(few[i]) for i in few] == [7, 0]
+
+
+@pytest.mark.parametrize(("cosine", "expected"), [(0.95, None), (0.950001, 4), (None, None)])
+def test_a_duplicate_needs_more_than_0_95(cosine, expected):
+    nearest = None if cosine is None else SimpleNamespace(indices=[4, 5], cosine=[cosine, 0.3])
+    assert twin(SimpleNamespace(neighbours=SimpleNamespace(nearest=nearest))) == expected
+    assert nearest_direction(SimpleNamespace(neighbours=None)) == (None, None)
+    assert twin(SimpleNamespace()) is None
