@@ -576,7 +576,8 @@
 
   const onWheel = (event) => {
     const isOut = event.deltaY > 0;
-    if (isOut && plot.zoom === 1) return; // the page scrolls on
+    const pageScrolls = !matchMedia("(min-width: 1100px)").matches;
+    if ((isOut && plot.zoom === 1) || (pageScrolls && !event.ctrlKey)) return;
     event.preventDefault();
     hover(null);
     const lines = event.deltaMode ? event.deltaY * 16 : event.deltaY;
@@ -602,7 +603,9 @@
     saeVis.check(one(".plots-which"), (button) => button.dataset.plot === name);
     for (const part of all("[data-for]")) part.hidden = part.dataset.for !== name;
     for (const [axis, label] of [["x", labelOf(plot.x)], ["y", labelOf(plot.y)]]) {
-      one(`[data-name="${axis}"]`).textContent = isPercent(plot[axis]) ? `${label} (%)` : label;
+      const name = isPercent(plot[axis]) ? `${label} (%)` : label;
+      one(`[data-name="${axis}"]`).textContent = name;
+      ["from", "to"].forEach((end, which) => one(`[data-bound="${axis}${which}"]`).setAttribute("aria-label", `${name} ${end}`));
       one(`[data-axis="${axis}"]`).value = plot[axis];
     }
     one('[data-axis="colour"]').value = plot.colour;
@@ -700,7 +703,7 @@
     const place = overview.root.querySelector(".overview-actions");
     for (const [name, { rows, about }] of Object.entries(report)) {
       if (name === "duplicate" && !overview.columns.nearest_cosine) continue; // directions were not compared
-      const button = element("button", "plots-report", `${rows.size.toLocaleString("en")} ${name}`);
+      const button = element("button", "plots-report", `${rows.size.toLocaleString("en")} ${name}${name === "duplicate" && rows.size !== 1 ? "s" : ""}`);
       Object.assign(button, { type: "button", title: `Only those that ${about}`, disabled: !rows.size });
       button.dataset.report = name;
       button.setAttribute("aria-pressed", "false");

@@ -214,7 +214,7 @@ def test_what_never_fires_lies_in_a_strip_below_the_axis(opened):
 
 def test_the_report_counts_and_narrows(opened):
     shown = opened()
-    assert shown.texts("[data-report]") == ["1 dead", "1 dense", "2 duplicate"]
+    assert shown.texts("[data-report]") == ["1 dead", "1 dense", "2 duplicates"]
     for name, expected in (("dead", [DEAD]), ("dense", [DENSE]), ("duplicate", sorted(TWINS))):
         shown.page.click(f'[data-report="{name}"]')
         assert rows(shown) == expected
