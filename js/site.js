@@ -82,5 +82,7 @@
     }
   };
 
-  document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => setTimeout(loadRest)));
+  saeVis.rest = new Promise((resolve) => {
+    document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => setTimeout(() => loadRest().then(resolve))));
+  });
 })();
