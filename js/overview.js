@@ -41,7 +41,7 @@
   };
 
   const read = async () => {
-    const packed = await overview.asset("overview");
+    const [packed] = await Promise.all([overview.asset("overview"), saeVis.rest]); // with the tokens of a site
     let data;
     try {
       data = JSON.parse(await saeVis.inflate(packed));
@@ -189,9 +189,10 @@
 
   /* Escape closes first whatever else is open: at the time of the key, before it did. */
   let busy = false;
-  const isBusy = (target) =>
-    document.getElementById("hovertext")?.hidden === false || Boolean(document.querySelector("dialog[open], :popover-open")) || target.closest("input, textarea, select, [contenteditable]");
-  document.addEventListener("keydown", (event) => (busy = Boolean(isBusy(event.target))), true);
+  const isBusy = ({ key, target }) =>
+    Boolean(target.closest?.("input, textarea, select, [contenteditable]") || document.querySelector("dialog[open], :popover-open")) ||
+    (key === "Escape" && document.getElementById("hovertext")?.hidden === false);
+  document.addEventListener("keydown", (event) => (busy = isBusy(event)), true);
   window.addEventListener("keydown", (event) => {
     const plain = !event.defaultPrevented && !event.ctrlKey && !event.metaKey && !event.altKey;
     if (plain && !busy && !overview.visible && (event.key === "Escape" || event.key === "o")) goToOverview();

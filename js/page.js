@@ -60,8 +60,8 @@
   };
 
   const go = (feature) => {
-    const hash = `#feature=${feature}`;
-    if (location.hash === hash) show(feature);
+    const hash = feature === "overview" ? "#overview" : `#feature=${feature}`;
+    if (location.hash === hash) followHash();
     else location.hash = hash;
   };
   saeVis.go = go;
@@ -142,6 +142,10 @@
     update();
     saeVis.prefetch?.(at, index.ids.length);
   };
+
+  /* The HTML of a feature that is not to be shown, for who reads its examples. */
+  saeVis.featureHtml = async (feature) =>
+    plain.get(feature) ?? unpacked(feature, index.ids.indexOf(feature), () => false);
 
   const unpacked = async (feature, at, isWanted) => {
     const text = await packedText(feature, at, isWanted);

@@ -99,5 +99,7 @@
     }
   };
 
-  document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => setTimeout(loadRest)));
+  saeVis.rest = new Promise((resolve) => {
+    document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => setTimeout(() => loadRest().then(resolve))));
+  });
 })();

@@ -25,7 +25,7 @@ from sae_vis.data_storing_fns import (
     TokenEffect,
 )
 from sae_vis.model_fns import MIN_PRODUCT_ROWS
-from sae_vis.utils_fns import ticks
+from sae_vis.utils_fns import round_significant, ticks
 
 STORED_DIGITS = 5
 EDGE_DIGITS = 8
@@ -102,7 +102,14 @@ class LogitPanel(NamedTuple):
             weights[n_top:n_listed],
             dict(zip(shown_ids, weights[n_listed:], strict=True)),
             HistogramData(edges, self.heights, ticks(edges[0], edges[-1])),
+            *self.shape(),
         )
+
+    def shape(self) -> Iterator[float | None]:
+        """Skewness and kurtosis of the logit weights, in float64; None if they are all equal."""
+        of_all = moments(self.weights.astype(np.float64), len(self.weights))
+        for value in (of_all.skewness, of_all.kurtosis):
+            yield None if value is None else round_significant(value, STORED_DIGITS)
 
 
 class LogitPanels(NamedTuple):

@@ -30,6 +30,7 @@ from sae_vis._assemble import (
     sequence_data,
 )
 from sae_vis._correlations import Coactive, Correlated, co_moments_by_tile, most_coactive, most_correlated
+from sae_vis._directions import DirectionMap, Place
 from sae_vis._errors import Interrupted, ModelError
 from sae_vis._feature_folder import FeatureFolder
 from sae_vis._json import garbage_collection_paused
@@ -56,6 +57,7 @@ from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import (
     CorrelationData,
     CounterexamplesData,
+    DirectionData,
     FeatureData,
     FeatureTablesData,
     MultiFeatureData,
@@ -129,6 +131,7 @@ class FeatureFetcher:
         self.seq_len = tokens.shape[1]
         self.tokens_array = tokens.numpy()  # many times faster to take pieces of
         self.doing = "getting ready"
+        self.places: dict[int, Place] = {}
 
     def fetch(self) -> MultiFeatureData:
         """All features, in memory.
@@ -180,6 +183,8 @@ class FeatureFetcher:
         """Some of the features asked for, round by round."""
         if not len(wanted):
             return
+        places = DirectionMap(self.run.encoder, self.fvp.feature_map).of(wanted)
+        self.places = dict(zip(wanted.tolist(), places, strict=True))
         plan = self._plan(len(wanted))
         if self.activations_file is not None and _store_file.exists(self.activations_file):
             found = _store_file.load_collected(self.activations_file, self._identity())
@@ -460,6 +465,7 @@ class FeatureFetcher:
         self._add_loss_shares(groups, acts, one, seen)
         shown_ids = sorted({token for sequence in shown for token in sequence.token_ids})
         values, ranks = quantile_knots(acts.raw)
+        place = self.places[acts.feature]
         return FeatureData(
             feature_idx=acts.feature,
             feature_tables=self._feature_tables(index, decoder_row, tables),
@@ -471,6 +477,7 @@ class FeatureFetcher:
             positions=one.positions,
             counterexamples=against,
             neighbours=self._neighbours(index, tables),
+            direction=None if place is None else DirectionData(*place),
         )
 
     def _counterexamples(self, against: _Against | None, seen: ShownFeature) -> CounterexamplesData | None:

@@ -61,12 +61,35 @@ def logit_kurtosis(feature: Any) -> float | None:
     return fourth / variance**2 if variance and variance**2 else None
 
 
+TWIN_COSINE = 0.95  # a larger one with another decoder direction makes a duplicate
+
+
+def nearest_direction(feature: Any) -> tuple[int | None, float | None]:
+    """The feature of the whole dictionary with the largest cosine of decoder directions, ties to the lower id, and the cosine."""
+    nearest = getattr(getattr(feature, "neighbours", None), "nearest", None)
+    return (nearest.indices[0], nearest.cosine[0]) if nearest is not None and nearest.indices else (None, None)
+
+
+def twin(feature: Any) -> int | None:
+    """The feature that this one duplicates, None if there is none."""
+    index, cosine = nearest_direction(feature)
+    return index if cosine is not None and cosine > TWIN_COSINE else None
+
+
 NUMBERS: dict[str, Number] = {
     "density": Number("density", lambda feature: feature.activations.density, log=True),
     "n_active": Number("active", lambda feature: feature.activations.n_active, log=True, digits=17),
     "max": Number("max", lambda feature: feature.activations.max, log=True),
     "mean": Number("mean", lambda feature: feature.activations.mean, log=True),
     "logit_kurtosis": Number("kurtosis of the logit weights", logit_kurtosis, log=True),
+    "skewness": Number("skewness", lambda feature: feature.activations.skewness, log=True),
+    "kurtosis": Number("kurtosis", lambda feature: feature.activations.kurtosis, log=True),
+    "map_x": Number("map x", lambda feature: getattr(feature.direction, "x", None), digits=5),
+    "map_y": Number("map y", lambda feature: getattr(feature.direction, "y", None), digits=5),
+    "nearest_cosine": Number(
+        "cosine of the nearest direction", lambda feature: nearest_direction(feature)[1], digits=5
+    ),
+    "twin": Number("twin", twin, digits=17),
     "decoder_norm": Number("decoder norm", lambda feature: getattr(feature, "decoder_norm", None)),
 }
 

@@ -19,6 +19,7 @@ from sae_vis._errors import InputError, shown
 
 Correlate = Literal["all", "asked"]
 Ablation = Literal["direct", "full"]
+FeatureMap = Literal["pca", "umap"]
 ABLATIONS: tuple[Ablation, ...] = ("direct", "full")
 View = Literal["feature", "prompt"]
 NearDuplicates = Literal["keep", "drop"]
@@ -433,6 +434,11 @@ class FeatureVisParams:
     )
     seed: int = _option(0, "Chooses the random examples of the intervals.")
     verbose: bool = _option(True, "Show progress bars.")
+    feature_map: FeatureMap | None = _option(
+        "pca",
+        "How the map of decoder directions in the overview is made: 'pca' (their two main axes), 'umap' (needs umap-learn: "
+        "pip install 'sae-vis[map]'; takes a minute for 20,000 features) or None (no map).",
+    )
 
     def __post_init__(self) -> None:
         for name, clean in _CLEANERS.items():
@@ -659,6 +665,7 @@ _CLEANERS: dict[str, Any] = {
     "loss_shares": _one_of("estimate", "exact"),
     "seed": _int_from(0, 2**63 - 1),
     "verbose": _flag,
+    "feature_map": _one_of("pca", "umap", None),
 }
 
 

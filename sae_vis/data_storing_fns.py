@@ -356,7 +356,8 @@ class LogitsData:
     """The direct effect of one unit of the feature on the logits, centred over the vocabulary.
 
     ``top_*`` from the largest down, ``bottom_*`` from the smallest up; ``shown_logits`` maps the id of every token that
-    is shown in the feature's sequences to its logit weight.
+    is shown in the feature's sequences to its logit weight. ``skewness`` and ``kurtosis`` (not minus 3) are those of the
+    logit weights over the vocabulary; None where they are all equal, and in older files.
     """
 
     top_token_ids: list[int]
@@ -365,6 +366,8 @@ class LogitsData:
     bottom_logits: list[float]
     shown_logits: dict[int, float]
     histogram: HistogramData
+    skewness: float | None = None
+    kurtosis: float | None = None
 
     def __post_init__(self) -> None:
         _check_same_length(self, top_token_ids=self.top_token_ids, top_logits=self.top_logits)
@@ -374,6 +377,8 @@ class LogitsData:
             top_logits=self.top_logits,
             bottom_logits=self.bottom_logits,
             shown_logits=list(self.shown_logits.values()),
+            skewness=self.skewness,
+            kurtosis=self.kurtosis,
         )
 
     def get_html(self, page: PageContext | None = None) -> Html:
@@ -744,6 +749,17 @@ class QuantileKnots:
         )
 
 
+@dataclass(slots=True)
+class DirectionData:
+    """Where a feature's decoder direction lies on the map of the dictionary (``FeatureVisParams.feature_map``)."""
+
+    x: float
+    y: float
+
+    def __post_init__(self) -> None:
+        _check_finite(self, x=self.x, y=self.y)
+
+
 @dataclass
 class FeatureData:
     """Everything shown of one feature. ``label``, ``note`` and ``starred`` are what a reader says of it."""
@@ -762,6 +778,7 @@ class FeatureData:
     starred: bool = False
     neighbours: NeighboursData | None = None
     decoder_norm: float | None = None
+    direction: DirectionData | None = None
 
     def __post_init__(self) -> None:
         _check_feature_idx(self, self.feature_idx)
@@ -1334,8 +1351,14 @@ def _opens(feature: int | None) -> str:
 
 def _overview_of(features: MultiFeatureData, shown: Sequence[int]) -> _overview.Overview:
     """What will collect the overview of the features ``shown``; columns that need all of them are given to it here."""
-    del features, shown  # there are none yet
-    return _overview.Overview()
+    told, kind = features.provenance, features.params.feature_map
+    return _overview.Overview(meta={"map": _MAPS[kind].format(n=f"{told.d_hidden:,}")} if kind else None)
+
+
+_MAPS = {
+    "pca": "By the two main axes of the {n} decoder directions (PCA): features far apart differ, near ones may or may not.",
+    "umap": "By UMAP of the {n} decoder directions: near features are similar, large distances mean little.",
+}
 
 
 def _noted(overview: _overview.Overview, features: Iterable[FeatureData]) -> Iterator[FeatureData]:

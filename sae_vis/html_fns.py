@@ -449,7 +449,7 @@ def feature_finder(current: int, count: int) -> Html:
 
 def overview(opens: str, count: int) -> Html:
     """The place of the overview, which the scripts fill; ``opens``, "overview" or "feature", is what is shown at first."""
-    return template("overview.html").fill(opens=opens, count=count)
+    return template("overview.html").fill(opens=opens, count=count, plots=template("scatter.html").fill())
 
 
 # --- the prompt-centric view -------------------------------------------------------------------------------------

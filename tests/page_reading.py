@@ -71,4 +71,12 @@ def inflated(document: str) -> str:
     document = re.sub(r"'sha256-[^']*'", "'sha256-…'", document)
     unpack = lambda match: f"{match[1]}{zlib.decompress(base64.b64decode(match[2])).decode()}</script>"  # noqa: E731
     document = re.sub(r'(<script type="text/plain" data-packed="\d+">)([^<]*)</script>', unpack, document)
+    binary = lambda match: f"{match[1]}{' '.join(map(_asset, match[2].split()))}</script>"  # noqa: E731
+    document = re.sub(r'(<script type="text/plain" data-asset="\w+">)([^<]*)</script>', binary, document)
     return document.replace("><", ">\n<")
+
+
+def _asset(text: str) -> str:
+    """JSON, or the bytes of a block."""
+    content = zlib.decompress(base64.b64decode(text))
+    return content.decode() if content.startswith(b"{") else content.hex()

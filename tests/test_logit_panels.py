@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
@@ -77,3 +78,17 @@ def test_histograms_of_many_rows_are_those_of_each(n_bins, width, constants):
 
 def test_no_rows_have_no_histograms():
     assert histograms(torch.zeros(0, 5), 4) == ([], [])
+
+
+@pytest.mark.parametrize("d_vocab", [1, 2, 65, 1000])
+def test_the_shape_of_the_logit_weights_is_that_of_exact_fractions(d_vocab):
+    weights = torch.randn(3, d_vocab, generator=torch.Generator().manual_seed(1)).exp()
+    weights[1] = 0.1  # a constant, whose mean may be rounded
+    weights[2] = 1000.0 + 0.001 * weights[2]
+    panels = LogitPanels.of(weights, FeatureVisParams())
+    for index, row in enumerate(weights.tolist()):
+        panel = panels.at(index)
+        assert panel is not None
+        data, expected = panel.data([0]), oracles.moments(row)
+        for found, exact in ((data.skewness, expected.skewness), (data.kurtosis, expected.kurtosis)):
+            assert found == (None if exact is None else pytest.approx(exact, rel=5e-5, abs=1e-12))

@@ -76,6 +76,7 @@ BAD_VALUES = {
     "loss_shares": ["all", None, 1],
     "seed": [-1, 2**63, 0.5],
     "verbose": [None, 1],
+    "feature_map": ["tsne", 1, True],
 }
 
 
