@@ -17,6 +17,7 @@
     document.addEventListener("click", followLink);
     if (index.ids.length < 2) return;
     document.addEventListener("keydown", arrowKeys);
+    addKeys();
     document.getElementById("previous").addEventListener("click", () => step(-1));
     document.getElementById("next").addEventListener("click", () => step(1));
     const choose = document.getElementById("choose");
@@ -64,6 +65,23 @@
     if (event.target.closest("input, .seq")) return; // there the keys move the cursor, or from token to token
     if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
+  };
+
+  const addKeys = () => {
+    const view = "Features";
+    const unlessInOverview = (act) => () => (saeVis.overview?.visible ? false : act());
+    saeVis.key({ keys: ["j"], description: "Next feature", view, run: unlessInOverview(() => step(1)) });
+    saeVis.key({ keys: ["k"], description: "Previous feature", view, run: unlessInOverview(() => step(-1)) });
+    saeVis.key({ keys: ["ArrowLeft", "ArrowRight"], description: "Previous and next feature", view }); // arrowKeys has them
+    saeVis.key({ keys: ["/"], description: "Search", view, run: search });
+    if (saeVis.overview) saeVis.key({ keys: ["o"], description: "Overview", view, run: () => void (location.hash = "#overview") });
+  };
+
+  const search = () => {
+    const field = document.querySelector(".search input") ?? document.querySelector(".selector input");
+    if (!field) return false;
+    field.focus();
+    field.select();
   };
 
   /* What was typed may be a number, which is also what the list gives, or a label or a part of one. */
@@ -119,13 +137,20 @@
     }
     if (turn !== latest) return; // another feature was asked for meanwhile
     saeVis.hideHover?.();
-    place.innerHTML = html;
+    saeVis.replaceContent(place, html);
     saeVis.checkLosses?.();
     saeVis.tellShown?.();
     shown = feature;
     saeVis.say("");
     update();
+    announce(at);
     saeVis.prefetch?.(at, index.ids.length);
+  };
+
+  const announce = (at) => {
+    const label = labels()[shown];
+    const spoken = document.getElementById("spoken");
+    if (spoken) spoken.textContent = `Feature ${shown}${label ? ` · ${label}` : ""}, ${at + 1} of ${index.ids.length}`;
   };
 
   const unpacked = async (feature, at, isWanted) => {

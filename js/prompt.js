@@ -69,7 +69,7 @@
     none.hidden = ranked.length > 0;
     const place = document.getElementById("columns");
     if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
-    place.innerHTML = ranked.map(([feature]) => columns.get(feature)).join("");
+    saeVis.replaceContent(place, ranked.map(([feature]) => columns.get(feature)).join(""));
     ranked.forEach(([, score], rank) => finish(place.children[rank], rank + 1, score));
     saeVis.tellShown?.();
   };

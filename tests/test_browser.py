@@ -843,5 +843,6 @@ def test_every_control_has_a_name(show, features_page, prompt_page):
     ):
         page = show(document).page
         for role, count in roles.items():
-            assert page.get_by_role(role, name=re.compile(r"\S")).count() == count, role
+            named = page.get_by_role(role, name=re.compile(r"\S")).count()
+            assert named == page.get_by_role(role).count() >= count, role
     assert page.get_by_role("radio", name=re.compile(r"^Position 5")).count() == 1
