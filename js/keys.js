@@ -9,6 +9,7 @@
   const known = [];
   const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Escape: "Esc", " ": "Space" };
   const TYPING = "input, textarea, select, [contenteditable], dialog";
+  const EVERYWHERE = "Everywhere";
   let help;
 
   saeVis.key = (key) => known.push(key);
@@ -37,6 +38,9 @@
   const fill = () => {
     const views = new Map();
     for (const key of known) views.set(key.view, [...(views.get(key.view) ?? []), key]);
+    const everywhere = views.get(EVERYWHERE); // last, whoever came first
+    views.delete(EVERYWHERE);
+    views.set(EVERYWHERE, everywhere);
     const close = element("button", { type: "button", "aria-label": "Close" }, "×");
     close.addEventListener("click", () => help.close());
     help.replaceChildren(
@@ -97,7 +101,7 @@
     heading.focus();
   };
 
-  saeVis.key({ keys: ["?"], description: "Show the keys", view: "Everywhere", run: openHelp });
+  saeVis.key({ keys: ["?"], description: "Show the keys", view: EVERYWHERE, run: openHelp });
   window.addEventListener("keydown", pressed); // after every listener of an element or of the document
   document.addEventListener("DOMContentLoaded", start);
 })();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import axe
@@ -11,6 +12,8 @@ import pytest
 from rendering_fixtures import make_features, make_prompt
 from test_browser import CONTRAST, expect_feature
 from test_browser_site import visit  # noqa: F401
+
+from sae_vis._params import Column, Layout
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
@@ -138,7 +141,7 @@ AT_LEVELS = """((levels, contrast) => {
   const sequence = [...document.querySelectorAll(".seq")].find((s) => s.children.length >= 3);
   sequence.replaceChildren(...levels.map((level) => {
     const token = document.createElement("span");
-    token.innerHTML = "x<i>·</i>";
+    token.innerHTML = "x<i>·</i><samp>E2</samp>";
     token.style.setProperty("--a", level);
     return token;
   }));
@@ -151,7 +154,7 @@ AT_LEVELS = """((levels, contrast) => {
     paint(getComputedStyle(token).backgroundImage.split("linear-gradient(").at(-1).match(/[a-z]+\\([^)]*\\)/)[0]);
     return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
   });
-  return { texts: contrast(".at-levels > span"), marks: contrast(".at-levels i"), shown };
+  return { texts: contrast(".at-levels > span, .at-levels samp"), marks: contrast(".at-levels i"), shown };
 })"""
 
 
@@ -161,7 +164,7 @@ def test_text_is_readable_on_every_strength_of_every_activation_scale(show, feat
     opened = show(features_page, color_scheme=theme)
     chosen(opened, act_scale=scale)
     found = opened.js(f"{AT_LEVELS}({LEVELS}, {CONTRAST})")
-    assert len(found["texts"]) == len(found["marks"]) == len(LEVELS)
+    assert len(found["texts"]) == 2 * len(found["marks"]) == 2 * len(LEVELS)
     assert min(ratio for ratio, *_ in found["texts"]) >= 4.5
     assert found["marks"][0][0] >= 4.5  # where a token is not coloured
     assert min(ratio for ratio, *_ in found["marks"]) >= 3  # signs, not letters
@@ -426,3 +429,97 @@ def test_what_a_screen_reader_finds(show, features_page):
     assert article.get_by_role("img", name="Histogram").count() == 2
     table = article.get_by_role("table").first
     assert table.get_by_role("columnheader").count() == 3
+
+
+# --- paper, and windows of every size ----------------------------------------------------------------------------
+
+A4 = (703, 1030)  # px, without margins
+CUT_OFF = """((width) => [...document.querySelectorAll("main *")].filter((e) => e.getClientRects().length &&
+  !e.closest("svg, .unseen") && e.getBoundingClientRect().right > width + 1).map((e) => e.outerHTML.slice(0, 80)))"""
+
+
+def test_a_feature_prints_on_white_with_its_colours_and_without_controls(show, features_page):
+    opened = show(features_page, "#feature=1", size=A4, color_scheme="dark")
+    page = opened.page
+    expect_feature(page, 1)
+    page.keyboard.press("?")
+    chosen(opened, theme="dark", act_scale="blue")
+    for choice in ("dark", "system"):
+        chosen(opened, theme=choice)
+        page.emulate_media(media="print", color_scheme="dark")
+        assert opened.js("getComputedStyle(document.documentElement).colorScheme") == "light"
+        assert colours.distance(color(opened, "--paper"), (255, 255, 255)) < 1
+        assert colours.luminance(color(opened, "--text")) < 0.05
+        assert colours.distance(color(opened, "--act"), (79, 155, 232)) < 1
+    for name in ("Keys", "View", "Next feature", "Skip to the content"):
+        expect(page.get_by_role("button", name=name)).to_have_count(0)
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    assert opened.js("getComputedStyle(document.querySelector('.seq > .b')).printColorAdjust") == "exact"
+    assert opened.js("document.documentElement.scrollWidth") <= A4[0]
+    assert opened.js(f"{CUT_OFF}({A4[0]})") == []
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_what_scrolls_on_the_screen_is_whole_on_paper(show, features):
+    params = dataclasses.replace(
+        features.params, layout=Layout([Column("sequences"), Column("logits_tables")], height=200)
+    )
+    opened = show(dataclasses.replace(features, params=params).get_html(), size=A4)
+    scrolls = "[...document.querySelectorAll('.column')].filter((c) => c.scrollHeight > c.clientHeight + 1).length"
+    assert opened.js(scrolls) >= 1
+    opened.page.emulate_media(media="print")
+    assert opened.js(scrolls) == 0
+
+
+@pytest.mark.parametrize("width", [320, 400, 1024, 3840])
+def test_no_window_is_too_narrow_or_too_wide(show, features_page, prompt_page, width):
+    for document, fragment in ((features_page, "#feature=1"), (prompt_page, "")):
+        opened = show(document, fragment, size=(width, 900))
+        expect(opened.page.locator("article").first).to_be_visible()
+        assert opened.js("document.documentElement.scrollWidth") <= width
+        assert opened.js(f"{CUT_OFF}({width})") == []
+        opened.page.get_by_role("button", name="View").click()
+        opened.page.keyboard.press("Escape")
+        opened.page.get_by_role("button", name="Keys").click()
+        (dialog,) = opened.boxes("dialog")
+        assert dialog["left"] >= 0
+        assert dialog["right"] <= width
+        assert max(box["width"] for box in opened.boxes(".seq")) < 1200
+        assert max(box["width"] for box in opened.boxes("footer, .notes p")) < 1300
+
+
+def test_a_wide_window_has_more_columns_of_groups(show, features_page):
+    columns = []
+    for width in (1000, 3840):
+        opened = show(features_page, "#feature=1", size=(width, 900))
+        expect_feature(opened.page, 1)
+        columns.append(len({box["left"] for box in opened.boxes(".group")}))
+    assert columns == [1, 3]  # as many as there are groups
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_forced_colours_leave_the_data_its_colours_and_its_text(show, features_page, theme):
+    opened = show(features_page, "#feature=1", color_scheme=theme, forced_colors="active")
+    expect_feature(opened.page, 1)
+    assert opened.js("matchMedia('(forced-colors: active)').matches")
+    style = "getComputedStyle(document.querySelector('{}')).{}"
+    assert "linear-gradient" in opened.js(style.format(".seq > .b", "backgroundImage"))
+    text, ground = (
+        ("rgb(0, 0, 0)", "rgb(255, 255, 255)") if theme == "light" else ("rgb(255, 255, 255)", "rgb(0, 0, 0)")
+    )
+    assert opened.js(style.format("body", "backgroundColor")) == ground
+    for selector in (".seq > .b", ".logits span"):
+        assert opened.js(style.format(selector, "color")) == text
+    assert opened.js(style.format(".plot text", "fill")) == text
+    found = opened.js(f"{AT_LEVELS}({LEVELS}, {CONTRAST})")
+    assert min(ratio for ratio, *_ in found["texts"]) >= 4.5
+
+
+def test_nothing_moves_for_those_who_asked_for_that(show, features_page):
+    opened = show(features_page, reduced_motion="reduce")
+    moving = """[...document.querySelectorAll("*")].filter((e) => {
+      const { animationDuration, transitionDuration, scrollBehavior } = getComputedStyle(e);
+      return parseFloat(animationDuration) > 0.001 || parseFloat(transitionDuration) > 0.001 || scrollBehavior === "smooth";
+    }).length"""
+    opened.js("document.body.style.cssText = 'transition: all 1s; scroll-behavior: smooth'")
+    assert opened.js(moving) == 0
