@@ -45,6 +45,7 @@ LOWER = [
     "_site",
     "_feature_folder",
     "_page",
+    "_text",
     "html_fns",
     "_json",
     "_params",
@@ -68,6 +69,7 @@ AT_MOST = {
         "_params",
         "_templates",
         "_render_pool",
+        "_text",
     },
     "_render_pool": set(),
     "_page": {"_templates"},
@@ -77,6 +79,7 @@ AT_MOST = {
     "_json": set(),
     "_params": set(),
     "_templates": set(),
+    "_text": set(),
 }
 # Other people's packages. What is not listed here imports the standard library alone.
 ARRAYS = {"torch", "numpy", "jaxtyping", "einops"}
