@@ -32,7 +32,7 @@
   };
 
   /* What a site has in a file of its own is there a little later. */
-  const labels = () => saeVis.labels ?? index.labels;
+  const labels = () => saeVis.allLabels?.() ?? saeVis.labels ?? index.labels;
 
   /* --- asking for a feature --- */
 

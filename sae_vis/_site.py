@@ -6,6 +6,7 @@
     features/00000-<hash>.js    a shard: the packed fragments of some features that follow each other
     assets/vocab-<hash>.js      how every token that the hover text may name is shown
     assets/labels-<hash>.js     the labels of the features, where there are any
+    assets/rows00000-<hash>.js  some of the whole rows that examples come from, packed as ``_rows`` does it
 
 The files are scripts, since a page that was opened from disk can load scripts and nothing else. They are named by their
 contents and written first, ``index.html`` last: an older site works until then, and what only it used is removed. Its
@@ -21,11 +22,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae_vis import _json, _page
+from sae_vis import _json, _page, _rows
 from sae_vis._errors import InputError, shown
 from sae_vis._templates import Html, template
 
@@ -34,7 +35,7 @@ INDEX, FEATURES, ASSETS = "index.html", "features", "assets"
 # What a site may consist of, but for index.html: only such files are removed, and only beside such files is one written.
 _OWN = {
     FEATURES: re.compile(r"\d{5,9}-[0-9a-f]{16}\.js"),
-    ASSETS: re.compile(r"(vocab|labels)-[0-9a-f]{16}\.js"),
+    ASSETS: re.compile(r"(vocab|labels|rows\d{5,9})-[0-9a-f]{16}\.js"),
 }
 _TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
 _MARKS = (b'<meta name="generator" content="sae_vis', b'<script type="application/json" id="site">')
@@ -46,10 +47,19 @@ class Packed(NamedTuple):
     feature: int
     label: str | None
     fragment: str
+    note: str | None = None
+    starred: bool = False
 
 
 def write(
-    folder: str | os.PathLike[str], title: str, page_title: str, body: Html, vocab: object, features: Iterable[Packed]
+    folder: str | os.PathLike[str],
+    title: str,
+    page_title: str,
+    body: Html,
+    vocab: object,
+    features: Iterable[Packed],
+    rows: Mapping[int, Sequence[int]] | None = None,
+    whose: Mapping[str, object] | None = None,
 ) -> None:
     """Write a site.
 
@@ -60,6 +70,8 @@ def write(
         body: the body of the page, which needs all that a feature may need.
         vocab: how tokens are shown, as ``js/tooltip.js`` reads it.
         features: in rising order; each is taken when the one before is written or kept for writing.
+        rows: the whole rows that examples come from.
+        whose: whose features these are, for ``js/labels.js``.
 
     Raises:
         InputError: if the folder holds anything else, or cannot be written.
@@ -68,12 +80,18 @@ def write(
     _make(path)
     ids: list[int] = []
     labels: dict[int, str] = {}
+    notes: dict[int, str] = {}
+    stars: list[int] = []
 
     def noted() -> Iterator[Packed]:
         for packed in features:
             ids.append(packed.feature)
             if packed.label:
                 labels[packed.feature] = packed.label
+            if packed.note:
+                notes[packed.feature] = packed.note
+            if packed.starred:
+                stars.append(packed.feature)
             yield packed
 
     shards = [
@@ -83,13 +101,16 @@ def write(
     files = {"vocab": _put(path, ASSETS, "vocab", _received("vocab", _json_string(vocab)))}
     if labels:
         files["labels"] = _put(path, ASSETS, "labels", _received("labels", _json_string(labels)))
+    row_files = list(_put_rows(path, rows or {}))
+    said = {"notes": notes, "stars": stars, **(whose or {})}
+    listed: dict[str, object] = {"rows": row_files} if row_files else {}
     elements = [
-        _page.data("index", {"ranges": _ranges(ids), "labels": {}, "title": page_title}),
-        template("site.html").fill(json=_page.json_text({"shards": shards, **files})),
+        _page.data("index", {"ranges": _ranges(ids), "labels": {}, "title": page_title, **said}),
+        template("site.html").fill(json=_page.json_text({"shards": shards, **files, **listed})),
     ]
     document = _page.document(title, body, elements, loads=True)
     _json.write_atomic(path / INDEX, document.encode())
-    _remove_others(path, {*(file for file, _ in shards), *files.values()})
+    _remove_others(path, {*(file for file, _ in (*shards, *row_files)), *files.values()})
 
 
 # --- the contents ----------------------------------------------------------------------------------------------------
@@ -143,6 +164,13 @@ def _put(folder: Path, kind: str, name: str, content: bytes) -> str:
     address = f"{kind}/{name}-{hashlib.blake2b(content, digest_size=8).hexdigest()}.js"
     _json.write_atomic(folder / address, content)
     return address
+
+
+def _put_rows(folder: Path, rows: Mapping[int, Sequence[int]]) -> Iterator[tuple[str, int]]:
+    """Write the files of the rows; the address of each and the number of its first row."""
+    for number, part in enumerate(_rows.files(rows)):
+        name = f"rows{number:05d}"
+        yield _put(folder, ASSETS, name, _received(name, _page.json_text(_rows.packed(part)))), min(part)
 
 
 def _make(path: Path) -> None:

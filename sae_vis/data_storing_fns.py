@@ -32,10 +32,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sae_vis import _feature_folder, _json, _page, _render_pool, _site, _text, html_fns
+from sae_vis import _feature_folder, _json, _labels, _page, _render_pool, _rows, _site, _text, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
+from sae_vis._token_data import PositionsData, TokensData
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import (
     decimals_for,
@@ -146,6 +147,7 @@ class PageContext:
     seq_pos: int | None = None
     score_name: ScoreName = "act_quantile"
     feature_url: str | None = None
+    rows: Mapping[int, list[int]] = field(default_factory=dict)
 
     def for_feature(
         self, sequences: Iterable[SequenceData], activations: ActivationsData, logits: LogitsData | None
@@ -577,6 +579,52 @@ class SequenceMultiGroupData:
         return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
 
 
+@dataclass(slots=True)
+class CounterexamplesData:
+    """Random examples where a feature does not fire on the bold token, though it fires somewhere.
+
+    ``near_misses`` have one of its top tokens there (``n_near_misses`` positions do), ``negatives`` any. Both are empty if
+    the feature never fires.
+    """
+
+    near_misses: list[SequenceData]
+    n_near_misses: int
+    negatives: list[SequenceData]
+
+    def __post_init__(self) -> None:
+        _check_counts(self, n_near_misses=[self.n_near_misses])
+        _check(
+            len(self.near_misses) <= self.n_near_misses,
+            self,
+            f"{len(self.near_misses)} near misses are shown, but n_near_misses is {_short_int(self.n_near_misses)}.",
+        )
+
+    def sequences(self) -> list[SequenceData]:
+        """The examples of both groups."""
+        return [*self.near_misses, *self.negatives]
+
+    def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
+        """Both groups with at most so many examples each; nothing where there are none at all."""
+        page = page or PageContext()
+        if not self.near_misses and not self.negatives:
+            return NOTHING
+        n, groups = self.n_near_misses, list[Html]()
+        for title, detail, sequences, nothing in (
+            (
+                "NEAR MISSES",
+                f"{_count(n, 'place')} with a top token where it does not fire",
+                self.near_misses,
+                "It fires wherever one of its top tokens stands.",
+            ),
+            ("RANDOM NEGATIVES", "places where it does not fire", self.negatives, "It fires on every token."),
+        ):
+            drawn = [sequence.get_html(page) for sequence in sequences[:examples]]
+            reason = html_fns.empty("No example shown." if sequences else nothing)
+            groups.append(html_fns.sequence_group(title, detail if drawn else "", drawn or [reason]))
+        shown = [*self.near_misses[:examples], *self.negatives[:examples]]
+        return html_fns.counterexamples(groups, _hover(shown, page) if shown else NOTHING)
+
+
 def _loss_key(page: PageContext) -> Html:
     """What the underlines show, and a choice where there are two effects."""
     if not page.measured:
@@ -651,7 +699,7 @@ class QuantileKnots:
 
 @dataclass
 class FeatureData:
-    """Everything shown of one feature."""
+    """Everything shown of one feature. ``label``, ``note`` and ``starred`` are what a reader says of it."""
 
     feature_idx: int
     feature_tables: FeatureTablesData
@@ -660,6 +708,11 @@ class FeatureData:
     sequences: SequenceMultiGroupData
     quantiles: QuantileKnots
     label: str | None = None
+    tokens: TokensData | None = None
+    positions: PositionsData | None = None
+    counterexamples: CounterexamplesData | None = None
+    note: str | None = None
+    starred: bool = False
 
     def __post_init__(self) -> None:
         _check_feature_idx(self, self.feature_idx)
@@ -707,14 +760,20 @@ class FeatureData:
     def vocab_ids(self) -> set[int]:
         """Every token that any panel shows."""
         logits = self.logits
-        return self.token_ids().union(*((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
+        listed = self.tokens.token_ids if self.tokens else ()
+        return self.token_ids().union(listed, *((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
 
     def shown_rows(self) -> set[int]:
         """The rows that the examples come from."""
-        return {sequence.row for sequence in self._shown_sequences()}
+        return set(self.example_rows())
+
+    def example_rows(self) -> list[int]:
+        """The row of each example, in the order in which they are shown."""
+        return [sequence.row for sequence in self._shown_sequences()]
 
     def _shown_sequences(self) -> list[SequenceData]:
-        return [sequence for group in self.sequences.groups for sequence in group.sequences]
+        against = self.counterexamples.sequences() if self.counterexamples else []
+        return [*(sequence for group in self.sequences.groups for sequence in group.sequences), *against]
 
     def _stats(self) -> Html:
         acts = self.activations
@@ -783,13 +842,17 @@ _DRAWERS: dict[str, Drawer] = {
     "logits_tables": lambda part, page, options: part.tables_html(page, rows=options.get("rows")),
     "logits_histogram": lambda part, page, options: part.histogram_html(page),
     "sequences": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
+    "tokens": lambda part, page, options: part.get_html(page, rows=options.get("rows")),
+    "positions": lambda part, page, options: part.get_html(page),
+    "counterexamples": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
 }
 
 
 def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[str, Drawer] = _DRAWERS) -> list[Html]:
     """The columns of a layout, drawn from the attributes of ``data`` that their components name.
 
-    Where an attribute is None, the reason is shown once and its other components are left out.
+    Where an attribute is None, the reason is shown once and its other components are left out. Nothing is said of a part
+    that older files have not, unless the layout was given.
     """
     missing: set[str] = set()
     columns = []
@@ -800,7 +863,7 @@ def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[s
             part = getattr(data, attribute)
             if part is not None:
                 drawn.append(drawers[component.name](part, page, component.options))
-            elif attribute not in missing:
+            elif attribute not in missing and (page.params.layout or not COMPONENTS[component.name].optional):
                 missing.add(attribute)
                 drawn.append(html_fns.empty(_missing_reason(attribute, page)))
         names = [component.name.replace("_", "-") for component in column.components]
@@ -827,6 +890,14 @@ class _Distribution(msgspec.Struct):
     quantiles: QuantileKnots
 
 
+class _Said(msgspec.Struct):
+    """What a reader said of a feature."""
+
+    label: str | None = None
+    note: str | None = None
+    starred: bool = False
+
+
 @dataclass(repr=False)
 class MultiFeatureData:
     """Many features of one encoder on one set of tokens: a mapping from feature index to ``FeatureData``.
@@ -835,7 +906,7 @@ class MultiFeatureData:
     a character, ``rows`` the whole rows that examples come from (empty with ``store_rows=False``).
 
     What ``load_dir`` opens reads a feature from its file when it is asked for, and forgets it again: a change to such a
-    feature does not last.
+    feature does not last, but for what is set through ``labels`` and ``load_labels``.
     """
 
     feature_data_dict: Mapping[int, FeatureData]
@@ -894,6 +965,68 @@ class MultiFeatureData:
         """Pairs of index and feature, in rising order."""
         return ItemsView(self)
 
+    @property
+    def labels(self) -> _labels.Labels:
+        """The labels of the features that have one: ``features.labels[8] = "import statements"``, or assign a whole mapping.
+
+        A label that is None, empty or deleted is taken away. Assigning a mapping replaces all labels.
+
+        Raises:
+            InputError: if a feature is not there, or a label is no text of at most 200 characters.
+        """
+        return _labels.Labels(
+            self.feature_data_dict,
+            lambda feature: self._said(feature).label or None,
+            lambda feature, text: _feature_folder.change(self.feature_data_dict, feature, {"label": text}),
+            lambda feature: _absent_feature(feature, self.feature_data_dict),
+        )
+
+    @labels.setter
+    def labels(self, labels: Mapping[int, str | None]) -> None:
+        self.labels.replace(labels)
+
+    def save_labels(self, path: str | os.PathLike[str]) -> None:
+        """Write labels, notes and stars to a JSON file, which ``load_labels`` and the pages in a browser read.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        said = {feature: self._said(feature) for feature in self}
+        marks = {
+            feature: _labels.Marks(one.label or None, one.note or None, one.starred)
+            for feature, one in said.items()
+            if one.label or one.note or one.starred
+        }
+        _labels.save(path, _origin(self.provenance), marks)
+
+    def load_labels(self, path: str | os.PathLike[str], *, any_origin: bool = False) -> list[int]:
+        """Take over labels, notes and stars from a file of ``save_labels`` or from one that a page exported.
+
+        What the file says of a feature replaces what was said of it here; other features stay as they are.
+
+        Args:
+            path: the file.
+            any_origin: whether the features of another encoder, hook point or model will do.
+
+        Returns:
+            The features of the file that this data does not hold.
+
+        Raises:
+            FileFormatError: if the file is none of labels.
+            InputError: if it is about other features.
+        """
+        absent = []
+        for feature, marks in _labels.load(path, _origin(self.provenance), any_origin).items():
+            if feature not in self:
+                absent.append(feature)
+                continue
+            said = {"label": marks.label, "note": marks.note, "starred": marks.star}
+            _feature_folder.change(self.feature_data_dict, feature, said)
+        return sorted(absent)
+
+    def _said(self, feature: int) -> Any:
+        return _feature_folder.some_fields(self.feature_data_dict, feature, _Said)
+
     def __repr__(self) -> str:
         return f"MultiFeatureData({_count(len(self), 'feature')} of {_subtitle(self.provenance)})"
 
@@ -944,8 +1077,17 @@ class MultiFeatureData:
         body = _features_body(page, first, opened, len(self))
         features = (self[index] for index in self)
         with contextlib.closing(packed_features(features, page, len(self), processes)) as drawn:
-            packed = (_site.Packed(data.feature_idx, data.label, text) for data, text in drawn)
-            _site.write(folder, _first_title(page, first), _title(page), body, _vocab(page, self.vocab), packed)
+            packed = (_site.Packed(data.feature_idx, data.label, text, data.note, data.starred) for data, text in drawn)
+            _site.write(
+                folder,
+                _first_title(page, first),
+                _title(page),
+                body,
+                _vocab(page, self.vocab),
+                packed,
+                self.rows,
+                _whose(page),
+            )
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
@@ -1017,7 +1159,7 @@ class MultiFeatureData:
     def _with_context(self, feature: FeatureData) -> FeatureData:
         """The feature, remembering how to draw itself. That is no field: it is neither saved nor compared."""
         vars(feature)["_context"] = PageContext(
-            TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance
+            TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance, rows=self.rows
         )
         return feature
 
@@ -1105,6 +1247,9 @@ def _features_parts(
     Every feature is looked at once.
     """
     opened, labels, token_ids = NOTHING, dict[int, str](), set[int]()
+    examples: list[list[int]] = []  # the rows of each feature's
+    notes: dict[int, str] = {}
+    stars: list[int] = []
     every_text = len(shown) == len(features)
 
     def others() -> Iterator[FeatureData]:
@@ -1115,6 +1260,12 @@ def _features_parts(
                 token_ids.update(feature.token_ids())
             if feature.label:
                 labels[index] = feature.label
+            if feature.note:
+                notes[index] = feature.note
+            if feature.starred:
+                stars.append(index)
+            if features.rows:
+                examples.append(feature.example_rows())
             if index == first:
                 opened = feature.get_html(page)
             else:
@@ -1122,11 +1273,13 @@ def _features_parts(
 
     with contextlib.closing(packed_features(others(), page, len(shown), processes)) as drawn:
         packed = [_page.packed(feature.feature_idx, text) for feature, text in drawn]
-    index = {"ids": shown, "labels": labels, "title": _title(page)}
+    index = {"ids": shown, "labels": labels, "notes": notes, "stars": stars, "title": _title(page), **_whose(page)}
     body = _features_body(page, first, opened, len(shown), note)
+    rows = _rows.chosen(features.rows, examples)
+    token_ids |= _rows.token_ids(rows.values())
     # The texts of a whole vocabulary may be more than a notebook should hold, for fifty features of thousands.
     vocab = features.vocab if every_text else token_ids
-    elements = [_vocab_element(page, vocab), _page.data("index", index), *packed]
+    elements = [_vocab_element(page, vocab), _page.data("index", index), *_rows_element(rows), *packed]
     return _first_title(page, first), body, elements
 
 
@@ -1148,7 +1301,14 @@ def _first_title(page: PageContext, first: int | None) -> str:
 
 
 def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
-    index = {"ids": [feature.feature_idx], "labels": {}, "title": _title(page)}
+    index = {
+        "ids": [feature.feature_idx],
+        "labels": {feature.feature_idx: feature.label} if feature.label else {},
+        "notes": {feature.feature_idx: feature.note} if feature.note else {},
+        "stars": [feature.feature_idx] if feature.starred else [],
+        "title": _title(page),
+        **_whose(page),
+    }
     body = html_fns.features_page(
         "SAE feature",
         _subtitle(page.provenance),
@@ -1158,8 +1318,25 @@ def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
         _footer(page),
         html_fns.hovertext(),
     )
-    elements = [_vocab_element(page, feature.token_ids()), _page.data("index", index)]
+    rows = _rows.chosen(page.rows, [feature.example_rows()])
+    token_ids = feature.token_ids() | _rows.token_ids(rows.values())
+    elements = [_vocab_element(page, token_ids), _page.data("index", index), *_rows_element(rows)]
     return _page.document(f"Feature {feature.feature_idx} · {_title(page)}", body, elements)
+
+
+def _origin(provenance: Provenance) -> dict[str, str]:
+    return _labels.origin(provenance.model, provenance.hook_point, provenance.digests)
+
+
+def _whose(page: PageContext) -> dict[str, object]:
+    """Whose features the page shows: browsers keep what a reader says of them under this key."""
+    of = _origin(page.provenance) if page.provenance else {}
+    return {"of": of, "key": _labels.storage_key(of)}
+
+
+def _rows_element(rows: Mapping[int, Sequence[int]]) -> list[Html]:
+    """The rows that a reader may open, where there are any."""
+    return [_page.data("rows", _rows.packed(rows))] if rows else []
 
 
 def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
@@ -1169,7 +1346,12 @@ def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
 
 def _vocab(page: PageContext, token_ids: Iterable[int]) -> dict[str, Any]:
     ids = sorted(token_ids)
-    return {"ids": ids, "html": [page.printer.one(token_id) for token_id in ids]}
+    parts = page.printer.vocab_bytes
+    return {
+        "ids": ids,
+        "html": [page.printer.one(token_id) for token_id in ids],
+        "bytes": {token_id: parts[token_id] for token_id in ids if token_id in parts},
+    }
 
 
 def _title(page: PageContext) -> str:
@@ -1518,6 +1700,8 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
         "metric": score_name,
         "about": {name: _METRICS[name][1] for name in prompt.scores},
         "none": {name: _none_ranked(name) for name in prompt.scores},
+        "labels": {feature: data.label for feature, data in prompt.prompt_data_dict.items() if data.label},
+        **_whose(page),
         "scores": {
             name: [[[feature, _score_text(name, score)] for feature, score in at] for at in positions]
             for name, positions in prompt.scores.items()
