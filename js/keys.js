@@ -87,6 +87,8 @@
       saeVis.key({ keys: ["Tab"], description: "Go to the next example", view });
       saeVis.key({ keys: ["ArrowLeft", "ArrowRight"], description: "Read from token to token", view });
       saeVis.key({ keys: ["Home", "End"], description: "First and last token", view });
+      if (saeVis.toggleRow) saeVis.key({ keys: ["Enter"], description: "Show its whole row, or hide it", view });
+      if (saeVis.copied) saeVis.key({ keys: ["m"], description: "Open its menu, to copy it", view });
       saeVis.key({ keys: ["Escape"], description: "Hide the hover text", view });
     }
   };

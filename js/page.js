@@ -74,7 +74,14 @@
     saeVis.key({ keys: ["k"], description: "Previous feature", view, run: unlessInOverview(() => step(-1)) });
     saeVis.key({ keys: ["ArrowLeft", "ArrowRight"], description: "Previous and next feature", view }); // arrowKeys has them
     saeVis.key({ keys: ["/"], description: "Search", view, run: search });
+    saeVis.key({ keys: ["s"], description: "Star, or take the star away", view, run: star });
     if (saeVis.overview) saeVis.key({ keys: ["o"], description: "Overview", view, run: () => void (location.hash = "#overview") });
+  };
+
+  const star = () => {
+    const button = place.querySelector(".star");
+    if (!button || saeVis.overview?.visible) return false;
+    button.click();
   };
 
   const search = () => {

@@ -116,6 +116,38 @@ def test_axe_finds_nothing_wrong_with_a_site(visit, features, tmp_path, theme): 
     assert axe.violations(opened) == []
 
 
+@pytest.fixture(scope="module")
+def real_page():
+    """Three features of the bundled model with every panel that there is."""
+    from sae_vis import FeatureVisParams, get_feature_data, load_demo
+
+    demo = load_demo()
+    fvp = FeatureVisParams(
+        hook_point=demo.hook_point, features=(0, 1, 2), ablation=("direct", "full"), n_groups=3, verbose=False
+    )
+    data = get_feature_data(demo.encoder, demo.model, demo.tokens[:48], fvp, demo.encoder_B)
+    return data.get_html(feature=next(i for i, feature in data.items() if feature.activations.n_active > 50))
+
+
+@THEMES
+def test_axe_finds_nothing_wrong_with_what_can_be_opened(show, real_page, theme):
+    """Every panel of a real feature, and one after the other what opens over it."""
+    opened = show(real_page, color_scheme=theme)
+    assert axe.violations(opened) == []
+    page, first = opened.page, opened.page.locator(".seq").first
+    first.press("Enter")
+    expect(page.locator(".whole")).to_be_visible()
+    assert axe.violations(opened) == []
+    first.press("m")
+    expect(page.get_by_role("menu").or_(page.get_by_role("dialog")).first).to_be_visible()
+    assert axe.violations(opened) == []
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Star").first.click()
+    page.locator(".said button").last.click()
+    expect(page.get_by_role("textbox").first).to_be_visible()
+    assert axe.violations(opened) == []
+
+
 # --- colours -----------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +332,14 @@ def test_j_and_k_step_through_the_features(show, features_page):
     for key, feature in (("k", 0), ("j", 1), ("j", 2), ("k", 1), ("ArrowRight", 2), ("ArrowLeft", 1)):
         page.keyboard.press(key)
         expect_feature(page, feature)
+
+
+def test_s_stars_the_feature_and_takes_the_star_away(show, features_page):
+    opened = show(features_page, "#feature=1")
+    expect_feature(opened.page, 1)
+    for starred in ([1], []):
+        opened.page.keyboard.press("s")
+        assert opened.js("[...saeVis.stars]") == starred
 
 
 @pytest.mark.parametrize("pressed", ["Control+j", "Alt+j", "Meta+j", "Shift+J", "x"])
