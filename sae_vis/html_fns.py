@@ -416,7 +416,14 @@ def feature_selector(current: int, count: int) -> Html:
 
 
 def features_page(
-    title: str, subtitle: str, selector: Html, notes: Html, feature: Html, footer: str, hovertext: Html
+    title: str,
+    subtitle: str,
+    selector: Html,
+    notes: Html,
+    feature: Html,
+    footer: str,
+    hovertext: Html,
+    overview: Html = NOTHING,
 ) -> Html:
     """The body of the feature-centric page."""
     return template("features_page.html").fill(
@@ -427,7 +434,18 @@ def features_page(
         feature=feature,
         footer=footer,
         hovertext=hovertext,
+        overview=overview,
     )
+
+
+def feature_finder(current: int, count: int) -> Html:
+    """What leads to a feature, at the top of a page of several: the overview, the search, the selector."""
+    return template("feature_finder.html").fill(selector=feature_selector(current, count))
+
+
+def overview(opens: str, count: int) -> Html:
+    """The place of the overview, which the scripts fill; ``opens``, "overview" or "feature", is what is shown at first."""
+    return template("overview.html").fill(opens=opens, count=count)
 
 
 # --- the prompt-centric view -------------------------------------------------------------------------------------
