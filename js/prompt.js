@@ -76,7 +76,7 @@
     none.hidden = ranked.length > 0;
     const place = document.getElementById("columns");
     if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
-    place.innerHTML = listed.map(([feature]) => columns.get(feature)).join("");
+    saeVis.replaceContent(place, listed.map(([feature]) => columns.get(feature)).join(""));
     listed.forEach(([, score], at) => finish(place.children[at], at < ranked.length ? `#${at + 1}` : "not ranked here:", score));
     saeVis.tellShown?.();
     mark([...place.children].find((column) => Number(column.dataset.feature) === asked.feature));

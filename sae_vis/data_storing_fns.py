@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sae_vis import _feature_folder, _json, _labels, _overview, _page, _render_pool, _rows, _site, html_fns
+from sae_vis import _feature_folder, _json, _labels, _overview, _page, _render_pool, _rows, _site, _text, html_fns
 from sae_vis._errors import InputError
 from sae_vis._neighbours_data import LossShareData, NeighboursData
 from sae_vis._params import COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
@@ -787,6 +787,23 @@ class FeatureData:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_context"}
 
+    def __repr__(self) -> str:
+        return f"FeatureData({_text.summary(self)})"
+
+    def _repr_html_(self) -> str:
+        return _page.notebook_frame(self.get_html(), repr(self), 900)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+
+    def to_text(self, examples: int = 5) -> str:
+        """The feature as plain text, for where no HTML is shown: density, maximum, top tokens, logits and examples.
+
+        The bold token of an example stands between « and »; what cannot be printed is named, e.g. ``[U+200B]``.
+        """
+        page = vars(self).get("_context") or PageContext()
+        return _text.feature_text(self, _token_texts(page.printer), examples)
+
     def get_html(self, page: PageContext | None = None) -> Html:
         """The feature's panels on a page; without ``page``, a whole document of this feature alone.
 
@@ -838,6 +855,10 @@ class FeatureData:
             if value is not None:
                 values[name] = format_general(value, 3)
         return html_fns.stats(list(values), list(values.values()))
+
+
+def _token_texts(printer: TokenPrinter) -> _text.TokenTexts:
+    return _text.TokenTexts(printer.vocab, printer.vocab_bytes)
 
 
 def _token_ids(sequences: Iterable[SequenceData]) -> set[int]:
@@ -1175,6 +1196,16 @@ class MultiFeatureData:
             shown = shown[: max(1, len(shown) * _page.NOTEBOOK_BYTES // (len(document) + 1))]
             document = self._notebook_document(shown)
         return _page.notebook_frame(document, repr(self), 900)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+
+    def to_text(self, at_most: int = 5, examples: int = 3) -> str:
+        """The first features as plain text, for where no HTML is shown; see ``FeatureData.to_text``."""
+        shown = [self[feature].to_text(examples) for feature in itertools.islice(self, at_most)]
+        left = len(self) - len(shown)
+        more = [f"… and {_count(left, 'other')}: features[8].to_text() gives one."] if left else []
+        return "\n\n".join([_text.plain(repr(self)), *shown, *more])
 
     def merge(self, other: MultiFeatureData) -> MultiFeatureData:
         """Both sets of features in one; they must be disjoint and come from the same run but for the features asked for.
@@ -1702,6 +1733,26 @@ class MultiPromptData:
             text = f"{self!r} is too large to show here: write it to a file with .save_html('prompt.html')."
             return html_fns.empty(text)
         return _page.notebook_frame(document, repr(self), 900)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+
+    def to_text(self, score_name: ScoreName | None = None, at_most: int = 3) -> str:
+        """The prompt as plain text, for where no HTML is shown: at each token the first features of a ranking.
+
+        Raises:
+            InputError: if there is no such score.
+        """
+        name = self._score_name(score_name)
+        tokens = _text.TokenTexts(self.vocab, self.vocab_bytes).line(self.prompt_token_ids)
+        lines = []
+        for position, ranked in enumerate(self.scores.get(name, [[] for _ in tokens])):
+            told = []
+            for feature, score in ranked[:at_most]:
+                label = _text.plain(self.prompt_data_dict[feature].label or "")
+                told.append(f"{feature}{f' {label}' if label else ''} ({_score_text(name, score)})")
+            lines.append(_text.prompt_line(position, tokens[position], told))
+        return "\n".join([_text.plain(repr(self)), f"  features by {name}, best first:", *lines])
 
     def _score_name(self, asked: ScoreName | None) -> ScoreName:
         if asked is None:

@@ -65,6 +65,7 @@ LOWER = [
     "_overview",
     "_feature_folder",
     "_page",
+    "_text",
     "_rows",
     "_prompt_panels",
     "html_fns",
@@ -94,6 +95,7 @@ AT_MOST = {
         "_params",
         "_templates",
         "_render_pool",
+        "_text",
         "_token_data",
         "_neighbours_data",
         "_prompt_panels",
@@ -113,6 +115,7 @@ AT_MOST = {
     "_json": set(),
     "_params": set(),
     "_templates": set(),
+    "_text": set(),
 }
 # Other people's packages. What is not listed here imports the standard library alone.
 ARRAYS = {"torch", "numpy", "jaxtyping", "einops"}

@@ -107,7 +107,8 @@ def test_the_policy_allows_these_scripts_and_no_request(features):
     policy = tree.find(".//meta[@http-equiv]").get("content")
     assert policy.startswith("default-src 'none'; img-src data:;")
     scripts = running_scripts(tree)
-    assert len(scripts) == len([need for need in features.get_html().needs if need.startswith("js/")]) >= 5
+    needs = features.get_html().needs
+    assert len(scripts) == sum(need.startswith("js/") for need in needs) >= 5
     elements = [*tree.iter("style"), *scripts]
     digests = [base64.b64encode(hashlib.sha256(element.text.encode()).digest()).decode() for element in elements]
     assert re.findall(r"'sha256-([^']*)'", policy) == digests
@@ -572,7 +573,7 @@ def test_scores_are_formatted_by_metric(prompt, metric, pattern):
 def test_the_chosen_token_is_bold_and_its_lines_are_drawn(prompt):
     for metric, n_lines, offset in (("act_size", 1, 0), ("loss_effect", 2, 1)):
         for article in parse(prompt.get_html(seq_pos=5, score_name=metric)).iter("article"):
-            tokens = article.find(".//section[@aria-label='Prompt']/div[@class='seq']")
+            tokens = article.find(".//div[@aria-label='Prompt']/div[@class='seq']")
             assert [i for i, token in enumerate(tokens) if "b" in token.get("class", "").split()] == [5]
             pins = [text_of(element) for element in drawn(article, "g")]
             data = prompt.prompt_data_dict[int(article.get("data-feature"))]
