@@ -25,9 +25,9 @@
     choose.addEventListener("change", () => ask(choose.value));
     window.addEventListener("hashchange", followHash);
     update();
-    if (!saeVis.canInflate) saeVis.say(saeVis.cannotInflate);
     followHash();
-    window.addEventListener("load", () => saeVis.prefetch?.(index.ids.indexOf(shown), index.ids.length));
+    if (!saeVis.canInflate) saeVis.say(saeVis.cannotInflate);
+    window.addEventListener("load", () => saeVis.overview?.visible || saeVis.prefetch?.(index.ids.indexOf(shown), index.ids.length));
   };
 
   /* What a site has in a file of its own is there a little later. */
@@ -36,8 +36,19 @@
   /* --- asking for a feature --- */
 
   const followHash = () => {
-    const asked = /^#feature=(.*)$/.exec(location.hash);
-    if (asked) show(asked[1]);
+    const asked = /^#feature=(.*)$/.exec(location.hash)?.[1];
+    const opens = saeVis.overview?.root.dataset.opens;
+    if (asked === "first") show(String([...plain.keys()][0])); // what is in the page from the start
+    else if (asked !== undefined) show(asked);
+    else if (opens === "feature" && !location.hash) show(String([...plain.keys()][0]));
+    else if (opens) showOverview();
+  };
+
+  const showOverview = () => {
+    latest++; // what was asked for before is not wanted any more
+    saeVis.say("");
+    saeVis.overview.show();
+    document.title = `Overview · ${index.title}`;
   };
 
   /* A plain link to "#..." would unload a notebook's frame, so every one of ours goes through here. */
@@ -53,6 +64,7 @@
     if (location.hash === hash) show(feature);
     else location.hash = hash;
   };
+  saeVis.go = go;
 
   const step = (by) => {
     const next = index.ids[index.ids.indexOf(shown) + by];
@@ -61,7 +73,7 @@
 
   const arrowKeys = (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
-    if (event.target.closest("input, textarea, .seq, .whole, [role=dialog]")) return; // there the keys move the cursor, or from token to token
+    if (saeVis.overview?.visible || event.target.closest("input, textarea, .seq, .whole, [role=dialog]")) return; // keys of their own
     if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
   };
@@ -98,6 +110,7 @@
     if (feature === shown) {
       latest++; // what was asked for before, and is not there yet, is not wanted any more
       saeVis.say("");
+      saeVis.overview?.show(false);
       return update();
     }
     const at = index.ids.indexOf(feature);
@@ -123,6 +136,7 @@
     saeVis.checkLosses?.();
     saeVis.tellShown?.();
     shown = feature;
+    saeVis.overview?.show(false);
     saeVis.say("");
     update();
     saeVis.prefetch?.(at, index.ids.length);

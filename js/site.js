@@ -78,6 +78,15 @@
     }
   };
 
+  /* What only some readers need: a promise of the packed text of this name. */
+  const assets = new Map();
+  saeVis.assetFile = (name) => {
+    if (!assets.has(name)) assets.set(name, load(site.assets[name], name));
+    const known = assets.get(name);
+    known.then(() => delete received[name], () => assets.delete(name));
+    return known;
+  };
+
   /* --- after the first feature is there to be seen --- */
 
   const loadRest = async () => {

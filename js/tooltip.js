@@ -168,7 +168,7 @@
 
   /* Draw the lines of an activation and a logit weight on all plots of a feature; null takes a line away. */
   saeVis.drawLines = (feature, kind, activation, logit) => {
-    for (const plot of feature.querySelectorAll(".plot")) {
+    for (const plot of feature.querySelectorAll(".plot:not(.positions)")) {
       const number = plot.classList.contains("logits") ? logit : activation?.value > 0 ? activation : null;
       const text = number && (plot.classList.contains("logits") ? signed(number) : fixed(number));
       drawLine(plot, kind, number ? number.value : null, text);

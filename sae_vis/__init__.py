@@ -26,6 +26,7 @@ __all__ = [
     "Column",
     "Component",
     "CorrelationData",
+    "CounterexamplesData",
     "Encoder",
     "FeatureData",
     "FeatureTablesData",
@@ -40,6 +41,7 @@ __all__ = [
     "MultiFeatureData",
     "MultiPromptData",
     "NeuronAlignmentData",
+    "PositionsData",
     "PromptData",
     "Provenance",
     "QuantileKnots",
@@ -49,6 +51,7 @@ __all__ = [
     "SequenceMultiGroupData",
     "TemplateError",
     "TokenEffect",
+    "TokensData",
     "__version__",
     "get_feature_data",
     "get_prompt_data",
@@ -64,10 +67,12 @@ if TYPE_CHECKING:
     from sae_vis._sae_lens import load_sae_lens
     from sae_vis._store import ActivationStore
     from sae_vis._store_file import load_activations
+    from sae_vis._token_data import PositionsData, TokensData
     from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
     from sae_vis.data_storing_fns import (
         ActivationsData,
         CorrelationData,
+        CounterexamplesData,
         FeatureData,
         FeatureTablesData,
         HistogramData,
@@ -102,6 +107,8 @@ _HOMES = {
     "load_demo": "_demo",
     "load_sae_lens": "_sae_lens",
     "ActivationStore": "_store",
+    "PositionsData": "_token_data",
+    "TokensData": "_token_data",
     "load_activations": "_store_file",
     "AutoEncoder": "model_fns",
     "AutoEncoderConfig": "model_fns",

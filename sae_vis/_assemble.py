@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from sae_vis._params import FeatureVisParams
 from sae_vis._ranking import BLOCK, largest
 from sae_vis._shown import EffectAt, ShownFeature
-from sae_vis._statistics import FeatureActivations, histogram, histograms, moments
+from sae_vis._statistics import FeatureActivations, histogram, histograms, moments, significant
 from sae_vis.data_storing_fns import (
     ActivationsData,
     FeatureData,
@@ -23,9 +25,10 @@ from sae_vis.data_storing_fns import (
     TokenEffect,
 )
 from sae_vis.model_fns import MIN_PRODUCT_ROWS
-from sae_vis.utils_fns import round_significant, ticks
+from sae_vis.utils_fns import ticks
 
 STORED_DIGITS = 5
+EDGE_DIGITS = 8
 LOGITS_BYTES = 2**26  # of logit weights that are looked at together
 
 
@@ -88,17 +91,16 @@ class LogitPanel(NamedTuple):
 
     def data(self, shown_ids: list[int]) -> LogitsData:
         """The panels, with the logit weights of the tokens that are shown."""
-
-        def stored(ids: list[int]) -> list[float]:
-            return list(stored_logits(ids, self.weights[ids].tolist()).values())
-
-        edges = [round_significant(edge, 8) for edge in self.edges]
+        every = [*self.top, *self.bottom, *shown_ids]
+        weights = stored_logits(self.weights[every])
+        n_top, n_listed = len(self.top), len(self.top) + len(self.bottom)
+        edges = significant(np.array(self.edges), EDGE_DIGITS).tolist()
         return LogitsData(
             self.top,
-            stored(self.top),
+            weights[:n_top],
             self.bottom,
-            stored(self.bottom),
-            stored_logits(shown_ids, self.weights[shown_ids].tolist()),
+            weights[n_top:n_listed],
+            dict(zip(shown_ids, weights[n_listed:], strict=True)),
             HistogramData(edges, self.heights, ticks(edges[0], edges[-1])),
         )
 
@@ -136,19 +138,20 @@ class LogitPanels(NamedTuple):
         )
 
 
-def stored_logits(token_ids: Iterable[int], weights: Iterable[float]) -> dict[int, float]:
-    """The logit weight of each token, rounded for storing."""
-    return {
-        int(token): round_significant(float(weight), STORED_DIGITS)
-        for token, weight in zip(token_ids, weights, strict=True)
-    }
+def stored_logits(weights: npt.NDArray[np.floating]) -> list[float]:
+    """Logit weights, rounded for storing."""
+    stored: list[float] = significant(weights.astype(np.float64), STORED_DIGITS).tolist()
+    return stored
 
 
 def feature_token_ids(data: FeatureData) -> Iterator[int]:
     """Every token id that a feature's panels show."""
     if data.logits is not None:
         yield from (*data.logits.top_token_ids, *data.logits.bottom_token_ids)
-    for sequence in (s for group in data.sequences.groups for s in group.sequences):
+    if data.tokens is not None:
+        yield from data.tokens.token_ids
+    against = data.counterexamples.sequences() if data.counterexamples else []
+    for sequence in (*(s for group in data.sequences.groups for s in group.sequences), *against):
         yield from sequence_token_ids(sequence)
 
 

@@ -326,10 +326,10 @@ class WithDense:
         shifted = torch.sub(y, self.shift, out=self.room)
         self.n += len(y)
         self.sums += shifted.sum(0)
-        self.squares += shifted.square().sum(0)
         matrix = _csr(x.offsets, x.rows, x.values.double(), (len(x), len(y)))
         with _sparse_warnings_off():
             self.products.addmm_(matrix, shifted)
+        self.squares += shifted.square_().sum(0)
 
     def select(self, chosen: Int[Tensor, " k"]) -> WithDense:
         """Those of some of the columns x."""

@@ -30,6 +30,7 @@ from abc import abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, get_args, get_type_hints
 
@@ -49,11 +50,12 @@ V = TypeVar("V")
 S = TypeVar("S", bound=msgspec.Struct)
 PathLike = str | os.PathLike[str]
 
-VERSION = 1
+VERSION = 2  # files of version 1 are read too
 RUN, VOCAB, ROWS = "run.json", "vocab.json.gz", "rows.bin"
 _PART = re.compile(r"features-(\d{5,9})\.json\.gz")
 _INDEX = re.compile(r"features-(\d{5,9})\.index\.json\.gz")
 _TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
+COMPRESSING = 2  # threads
 CACHED = 32  # features that are kept in memory
 BYTES_PER_TOKEN = 4
 # What the run itself finds out on its way. It follows from everything else, which is compared.
@@ -270,7 +272,7 @@ class _RunFile(msgspec.Struct, forbid_unknown_fields=True):
 
     format: Literal["sae_vis"]
     kind: Literal["FeatureFolder"]
-    version: Literal[1]
+    version: Literal[1, 2]
     params: msgspec.Raw
     provenance: msgspec.Raw
     vocab_crc32: int
@@ -282,7 +284,7 @@ class _VocabFile(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 
     format: Literal["sae_vis"]
     kind: Literal["FeatureVocab"]
-    version: Literal[1]
+    version: Literal[1, 2]
     vocab: dict[int, str]
     vocab_bytes: dict[int, str]
     vocab_surrogates: dict[int, str] | msgspec.UnsetType = msgspec.UNSET
@@ -293,7 +295,7 @@ class _IndexFile(msgspec.Struct, forbid_unknown_fields=True):
 
     format: Literal["sae_vis"]
     kind: Literal["FeatureIndex"]
-    version: Literal[1]
+    version: Literal[1, 2]
     features: list[int]
     sizes: list[int]
     lengths: list[int]
@@ -398,6 +400,8 @@ class FeatureFolder(Generic[M]):
         data = _json.read_file(path / RUN)
         run = _decoded_bytes(path / RUN, data, _RunFile)
         params = _json.decode_value(run.params, FeatureVisParams, f"{path / RUN}: params")
+        if run.version == 1:
+            params = dataclasses.replace(params, **_json.ADDED_IN_2)
         provenance = _json.decode_value(run.provenance, hints["provenance"], f"{path / RUN}: provenance")
         if params.store_rows != (run.rows_crc32 is not None):
             raise FileFormatError(f"{path / RUN}: rows_crc32 does not fit store_rows={params.store_rows}.")
@@ -486,7 +490,8 @@ class FeatureFolder(Generic[M]):
                 f"{self.folder}: features must be from 0 to {self.provenance.d_hidden - 1}, got {max(ids)}."
             )
         lines = [_json.encode_value(feature, f"$ (feature {feature.feature_idx})") for feature in features]
-        members = [_gzip(line) for line in lines]
+        with ThreadPoolExecutor(COMPRESSING) as threads:
+            members = list(threads.map(_gzip, lines))
         index = _IndexFile(
             _json.FORMAT,  # type: ignore[arg-type]
             "FeatureIndex",

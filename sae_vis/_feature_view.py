@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -31,6 +32,7 @@ from sae_vis._assemble import (
 from sae_vis._correlations import Correlated, co_moments_by_tile, most_correlated
 from sae_vis._errors import Interrupted, ModelError
 from sae_vis._feature_folder import FeatureFolder
+from sae_vis._json import garbage_collection_paused
 from sae_vis._measure import Measured, Methods, measure
 from sae_vis._measure_direct import SHARE_OF_RESIDUALS
 from sae_vis._run import Run, check_feature_rows, methods_of
@@ -44,9 +46,12 @@ from sae_vis._statistics import (
     top_examples,
 )
 from sae_vis._store import ActivationStore
+from sae_vis._token_data import PositionsData, TokensData
+from sae_vis._token_statistics import NEAR_MISS_TOKENS, RowPositions, TokenIndex, TopTokens, counterexamples, top_tokens
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import (
     CorrelationData,
+    CounterexamplesData,
     FeatureData,
     FeatureTablesData,
     MultiFeatureData,
@@ -69,9 +74,25 @@ class _Chosen(NamedTuple):
 
     acts: FeatureActivations
     groups: list[tuple[SequenceGroupData, list[Window]]]  # groups without their sequences, and the windows to fill them
+    tokens: TokensData | None
+    positions: PositionsData | None
+    against: _Against | None
 
     def windows(self) -> list[Window]:
-        return [window for _, windows in self.groups for window in windows]
+        return [window for _, windows in self.groups for window in windows] + (
+            self.against.windows() if self.against else []
+        )
+
+
+class _Against(NamedTuple):
+    """Where a feature does not fire: the windows of its counterexamples."""
+
+    near_misses: list[Window]
+    n_near_misses: int
+    negatives: list[Window]
+
+    def windows(self) -> list[Window]:
+        return self.near_misses + self.negatives
 
 
 class _Tables(NamedTuple):
@@ -241,9 +262,10 @@ class FeatureFetcher:
             for index in range(some.start, some.stop):
                 row = decoder_rows[index].cpu().numpy().astype(np.float64)
                 acts = self._activations(store, index)
-                yield self._feature(
-                    acts, chosen[index], measured.of(index), index, row, panels.at(index - start), tables
-                )
+                with garbage_collection_paused():
+                    seen, panel = measured.of(index), panels.at(index - start)
+                    feature = self._feature(acts, chosen[index], seen, index, row, panel, tables)
+                yield feature
             store.release()
 
     def _activations(self, store: ActivationStore, index: int) -> FeatureActivations:
@@ -258,10 +280,26 @@ class FeatureFetcher:
         )
 
     def _chosen(self, store: ActivationStore, index: int) -> _Chosen:
-        acts = self._activations(store, index)
-        groups = self._groups(acts)
-        rows = np.unique([window.row for _, windows in groups for window in windows])
-        return _Chosen(acts.on_rows(rows), groups)
+        acts, fvp = self._activations(store, index), self.fvp
+        top, tokens, positions = None, None, None
+        if fvp.n_tokens or fvp.n_counterexamples:
+            top = top_tokens(acts, self._token_index, max(fvp.n_tokens, NEAR_MISS_TOKENS))
+        if top is not None and fvp.n_tokens:
+            tokens = TokensData(*top.first(fvp.n_tokens)[2:])
+        if fvp.n_position_bins:
+            bins = self._row_positions
+            positions = PositionsData(bins.edges, bins.counts(acts), bins.n_counted)
+        chosen = _Chosen(acts, self._groups(acts), tokens, positions, self._against(acts, top))
+        rows = np.unique([window.row for window in chosen.windows()])
+        return chosen._replace(acts=acts.on_rows(rows))
+
+    @functools.cached_property
+    def _token_index(self) -> TokenIndex:
+        return TokenIndex.of(self.tokens_array, self.counted.numpy())
+
+    @functools.cached_property
+    def _row_positions(self) -> RowPositions:
+        return RowPositions.of(self.counted.numpy(), self.fvp.n_position_bins)
 
     def _note_signed(self, signed: bool) -> None:
         note = "The encoder gives negative activations; they are clamped at 0 here."
@@ -289,6 +327,19 @@ class FeatureFetcher:
             (group, [Window.around(example, fvp.buffer, self.seq_len) for example in examples])
             for group, examples in groups
         ]
+
+    def _against(self, acts: FeatureActivations, top: TopTokens | None) -> _Against | None:
+        fvp = self.fvp
+        if top is None or not fvp.n_counterexamples:
+            return None
+        found = counterexamples(
+            acts, self._token_index, top, fvp.n_counterexamples, fvp.seed, fvp.buffer, fvp.allow_overlap
+        )
+        near_misses, negatives = (
+            [Window.around(example, fvp.buffer, self.seq_len) for example in examples]
+            for examples in (found.near_misses, found.negatives)
+        )
+        return _Against(near_misses, found.n_near_misses, negatives)
 
     def _correlations(self, collected: Collected, store: ActivationStore) -> _Tables:
         if not self.fvp.include_left_tables:
@@ -358,7 +409,11 @@ class FeatureFetcher:
         for group, windows in one.groups:
             sequences = [self._sequence(window, seen) for window in windows]
             groups.append(dataclasses.replace(group, sequences=sequences))
-        shown_ids = sorted({token for group in groups for sequence in group.sequences for token in sequence.token_ids})
+        against = self._counterexamples(one.against, seen)
+        shown = [sequence for group in groups for sequence in group.sequences] + (
+            against.sequences() if against else []
+        )
+        shown_ids = sorted({token for sequence in shown for token in sequence.token_ids})
         values, ranks = quantile_knots(acts.raw)
         return FeatureData(
             feature_idx=acts.feature,
@@ -367,7 +422,18 @@ class FeatureFetcher:
             logits=None if panel is None else panel.data(shown_ids),
             sequences=SequenceMultiGroupData(groups),
             quantiles=QuantileKnots(values, ranks, acts.n_counted),
+            tokens=one.tokens,
+            positions=one.positions,
+            counterexamples=against,
         )
+
+    def _counterexamples(self, against: _Against | None, seen: ShownFeature) -> CounterexamplesData | None:
+        if against is None:
+            return None
+        near_misses, negatives = (
+            [self._sequence(window, seen) for window in windows] for windows in (against.near_misses, against.negatives)
+        )
+        return CounterexamplesData(near_misses, against.n_near_misses, negatives)
 
     def _feature_tables(self, index: int, decoder_row: Any, tables: _Tables) -> FeatureTablesData:
         if not self.fvp.include_left_tables:
@@ -394,9 +460,9 @@ class FeatureFetcher:
     def _assemble(self, features: dict[int, FeatureData]) -> MultiFeatureData:
         """The features with the texts of all tokens that occur, and the rows that are shown."""
         rows: dict[int, list[int]] = {}
-        for sequence in (s for f in features.values() for g in f.sequences.groups for s in g.sequences):
-            if self.fvp.store_rows and sequence.row not in rows:
-                rows[sequence.row] = self.tokens[sequence.row].tolist()
+        for row in (row for data in features.values() for row in data.shown_rows() if self.fvp.store_rows):
+            if row not in rows:
+                rows[row] = self.tokens_array[row].tolist()
         ids = {token for row in rows.values() for token in row}
         ids.update(token for data in features.values() for token in feature_token_ids(data))
         texts = token_texts(self.run.model.tokenizer, ids)

@@ -1,6 +1,6 @@
 """Dataclasses to JSON and back: one valid document, exact, checked in both directions, never half written.
 
-A file is ``{"format": "sae_vis", "kind": "MultiFeatureData", "version": 1, "header": {...}, "features": [``, then one
+A file is ``{"format": "sae_vis", "kind": "MultiFeatureData", "version": 2, "header": {...}, "features": [``, then one
 feature a line, then ``]}``: line-based tools can stream it, and any JSON reader can read it. See ``docs/json.md``.
 
 ``msgspec`` does the encoding and decoding, natively; what it lets through is checked here. Every dataclass has a
@@ -45,11 +45,21 @@ PathLike = str | os.PathLike[str]
 Document = dict[str, Any]
 
 FORMAT = "sae_vis"
-VERSION = 1
+VERSION = 2
 # The field of each kind that is written one value a line; every value knows its own key, ``feature_idx``.
 LINES_FIELD = {"MultiFeatureData": "feature_data_dict", "MultiPromptData": "prompt_data_dict"}
+# Options that version 1 had not, as they were then: without what they ask for.
+ADDED_IN_2: dict[str, Any] = {"n_tokens": 0, "n_counterexamples": 0, "n_position_bins": 0}
+
+
+def _from_1(document: Document) -> Document:
+    """Version 2 adds tokens, positions and counterexamples to each feature; a run of version 1 had none of them."""
+    document["header"]["params"] |= ADDED_IN_2
+    return document
+
+
 # version -> function from a document of that version (plain dicts, unchecked) to one of the next version
-MIGRATIONS: dict[int, Callable[[Document], Document]] = {}
+MIGRATIONS: dict[int, Callable[[Document], Document]] = {1: _from_1}
 MAX_BYTES = 4 * 2**30  # of a document, inflated: a gzip bomb is stopped there
 
 _LARGEST = 1.7976931348623157e308
@@ -72,7 +82,7 @@ def save(obj: object, path: PathLike) -> None:
         InputError: if a value cannot be written (NaN, infinity, a wrong type: its path is named), or the file cannot.
     """
     chunks = document(obj)
-    with _garbage_collection_paused():
+    with garbage_collection_paused():
         write_atomic(path, _gzipped(chunks) if os.fspath(path).endswith(".gz") else chunks)
 
 
@@ -229,7 +239,7 @@ def load_any(classes: Sequence[type], path: PathLike, *, max_bytes: int = MAX_BY
     kinds = {kind.name: kind for kind in map(_kind, classes)}
     try:
         data = _read(path, max_bytes)
-        with _garbage_collection_paused():
+        with garbage_collection_paused():
             return _load(kinds, data)
     except _WrongFileError as wrong:
         raise FileFormatError(f"{os.fspath(path)}: {cut(str(wrong), _LONGEST_MESSAGE)}.") from None
@@ -349,12 +359,16 @@ def _identified(envelope: _Envelope, kinds: dict[str, _Kind]) -> _Kind:
 def _migrated(data: bytes, version: int) -> bytes:
     """The document brought to the present version, step by step."""
     try:
+        repeated = _path_of_duplicate(json.loads(data, object_pairs_hook=_Pairs), "$")
         content = msgspec.json.decode(data)
         for step in range(version, VERSION):
             content = MIGRATIONS[step](content)
-        return _encode(content | {"version": VERSION})
+        brought = _encode(content | {"version": VERSION})
     except (LookupError, AttributeError, *_UNREADABLE) as error:
         raise _WrongFileError(f"format version {version} could not be brought to {VERSION}: {error!r}") from None
+    if repeated:
+        raise _WrongFileError(f"{repeated} is there twice")
+    return brought
 
 
 def _decoded(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], Any], where: str) -> Any:
@@ -473,7 +487,7 @@ def decode_value(data: bytes | msgspec.Raw, cls: type[T], where: str) -> T:
         FileFormatError: if anything is wrong; the message begins with ``where``.
     """
     try:
-        with _garbage_collection_paused():
+        with garbage_collection_paused():
             value: T = _decoder(typing.cast("Any", cls)).decode(data)
             twice = None
             if _encode(value) != bytes(data):  # laid out by somebody else: nothing may be ignored
@@ -671,7 +685,7 @@ def _struct(name: str, required: dict[str, Any], optional: dict[str, Any], doc: 
 
 
 @contextlib.contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """Many small objects and no cycles: the collector would look at all of them again and again, in vain."""
     was_enabled = gc.isenabled()
     gc.disable()

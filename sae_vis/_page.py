@@ -50,6 +50,16 @@ def pack(fragment: Html) -> str:
     return base64.b64encode(zlib.compress(fragment.encode(), _COMPRESSION)).decode()
 
 
+def pack_bytes(content: bytes) -> str:
+    """Bytes as ``pack`` packs a fragment."""
+    return base64.b64encode(zlib.compress(content, _COMPRESSION)).decode()
+
+
+def packed_asset(name: str, text: str) -> Html:
+    """An element that holds what a site has in a file of its own, packed by ``pack_bytes``."""
+    return template("packed_asset.html").fill(name=name, packed=Html(text))  # base64 and spaces
+
+
 def packed(feature: int, text: str) -> Html:
     """An element that holds a fragment as ``pack`` gives it."""
     return template("packed.html").fill(feature=feature, packed=Html(text))  # base64 has nothing to escape

@@ -66,6 +66,7 @@ class ComponentSpec:
     template: str
     views: tuple[Literal["feature", "prompt"], ...]
     options: Mapping[str, OptionValue] = field(default_factory=dict)
+    optional: bool = False  # where the data has none, nothing is said of it, unless the layout was given
 
 
 COMPONENTS: dict[str, ComponentSpec] = {
@@ -114,6 +115,29 @@ COMPONENTS: dict[str, ComponentSpec] = {
         "top_sequences.html",
         ("prompt",),
         {"examples": None},
+    ),
+    "tokens": ComponentSpec(
+        "The tokens that make up most of the feature's activation, and how often it fires on each.",
+        "tokens",
+        "tokens_table.html",
+        ("feature",),
+        {"rows": None},
+        optional=True,
+    ),
+    "positions": ComponentSpec(
+        "Histogram of the positions in the rows at which the feature fires.",
+        "positions",
+        "positions_histogram.html",
+        ("feature",),
+        optional=True,
+    ),
+    "counterexamples": ComponentSpec(
+        "Random examples where the feature does not fire: on its top tokens, and anywhere.",
+        "counterexamples",
+        "counterexamples.html",
+        ("feature",),
+        {"examples": None},
+        optional=True,
     ),
 }
 
@@ -294,6 +318,16 @@ class FeatureVisParams:
     n_bins: int = _option(40, "Bins of each histogram.")
     n_logits: int = _option(10, "Rows of each logit table.")
     n_changes: int = _option(5, "Tokens listed on hover as most raised and as most lowered.")
+    n_tokens: int = _option(10, "Tokens with the largest share of the activation that are listed. 0: none.")
+    n_counterexamples: int = _option(
+        5,
+        "Random examples where the feature does not fire: so many on its top tokens (near misses) and as many anywhere. "
+        "0: none.",
+    )
+    n_position_bins: int = _option(
+        32,
+        "Bins, at most, of the histogram of the positions in the rows at which the feature fires. 0: no such histogram.",
+    )
     store_rows: bool = _option(True, "Keep the whole rows that examples come from in the saved data.")
     border: bool = _option(True, "Draw a border around each feature.")
     seq_width: int | None = _option(420, "Width of a group of sequences in CSS pixels. None: as wide as it needs.")
@@ -325,8 +359,11 @@ class FeatureVisParams:
         if self.layout is not None:
             return self.layout
         columns = [Column("feature_tables")] if self.include_left_tables else []
-        columns.append(Column("activations_histogram", "logits_tables", "logits_histogram"))
-        columns.append(Column("sequences", width=self.seq_width))
+        positions = ["positions"] if self.n_position_bins else []
+        tokens = ["tokens"] if self.n_tokens else []
+        counterexamples = ["counterexamples"] if self.n_counterexamples else []
+        columns.append(Column("activations_histogram", positions, "logits_tables", "logits_histogram", tokens))
+        columns.append(Column("sequences", counterexamples, width=self.seq_width))
         return Layout(tuple(columns), height=self.seq_height)
 
     @classmethod
@@ -508,6 +545,9 @@ _CLEANERS: dict[str, Any] = {
     "n_bins": _int_from(1, 10_000),
     "n_logits": _int_from(1, 10_000),
     "n_changes": _int_from(0, 1000),
+    "n_tokens": _int_from(0, 10_000),
+    "n_counterexamples": _int_from(0, 100_000),
+    "n_position_bins": _int_from(0, 10_000),
     "store_rows": _flag,
     "border": _flag,
     "seq_width": _optional(_int_from(40, 10_000)),

@@ -100,9 +100,9 @@ class PromptFetcher:
         shown_ids = sorted(set(self.ids[0].tolist()))
         indices = [index for index, own in enumerate(self.acts) if own.feature in ranked]
         for some in torch.split(torch.tensor(indices, dtype=torch.int64), logits_at_a_time(self.run.model.d_vocab)):
-            weights = self.formula.logit_weights(some)[:, shown_ids].tolist()
+            weights = self.formula.logit_weights(some)[:, shown_ids].cpu().numpy()
             for index, row in zip(some.tolist(), weights, strict=True):
-                found[self.acts[index].feature] = stored_logits(shown_ids, row)
+                found[self.acts[index].feature] = dict(zip(shown_ids, stored_logits(row), strict=True))
         return found
 
     def _scores(self) -> dict[Any, list[Ranking]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sae_vis._ablation import Effects
 from sae_vis._params import Ablation
-from sae_vis._statistics import Example, FeatureActivations, Floats, Ints
+from sae_vis._statistics import Example, FeatureActivations, Ints, significant
 
 LOSS_DECIMALS = 5
 LOGPROB_DIGITS = 4
@@ -71,7 +71,10 @@ def shown_activations(acts: FeatureActivations, places: Ints, seq_len: int) -> d
 def rounded(effects: Effects) -> list[EffectAt]:
     """The effects as plain numbers; a token is listed as raised only if it is, and as lowered only if it is."""
     losses = (np.round(effects.loss.numpy().astype(np.float64), LOSS_DECIMALS) + 0.0).tolist()  # no -0.0
-    raised, lowered = (_short(values.numpy().astype(np.float64)) for values in (effects.raised, effects.lowered))
+    raised, lowered = (
+        significant(values.numpy().astype(np.float64), LOGPROB_DIGITS, LOSS_DECIMALS)
+        for values in (effects.raised, effects.lowered)
+    )
     columns = zip(
         losses,
         effects.raised_ids.tolist(),
@@ -82,16 +85,10 @@ def rounded(effects: Effects) -> list[EffectAt]:
         (lowered < 0).sum(1).tolist(),
         strict=True,
     )
+    size = effects.raised.shape[1]
     return [
-        EffectAt(loss, up_ids[:n_up], up[:n_up], down_ids[:n_down], down[:n_down])
+        EffectAt(loss, up_ids, up, down_ids, down)
+        if n_up == n_down == size
+        else EffectAt(loss, up_ids[:n_up], up[:n_up], down_ids[:n_down], down[:n_down])
         for loss, up_ids, up, n_up, down_ids, down, n_down in columns
     ]
-
-
-def _short(values: Floats) -> Floats:
-    """To four significant digits and five decimals at most, each the float closest to its decimal form."""
-    exponents = np.floor(np.log10(np.maximum(np.abs(values), 10.0**-LOSS_DECIMALS)))
-    decimals = np.minimum(LOGPROB_DIGITS - 1 - exponents, LOSS_DECIMALS)
-    scale = 10.0 ** np.abs(decimals)
-    exact: Floats = np.where(decimals >= 0, np.rint(values * scale) / scale, np.rint(values / scale) * scale)
-    return exact

@@ -7,6 +7,8 @@
     assets/vocab-<hash>.js      how every token that the hover text may name is shown
     assets/labels-<hash>.js     the labels of the features, where there are any
     assets/rows00000-<hash>.js  some of the whole rows that examples come from, packed as ``_rows`` does it
+    assets/overview-<hash>.js   the columns of the overview
+    assets/examples0-<hash>.js  and so on: which features' examples show a token, for the search
 
 The files are scripts, since a page that was opened from disk can load scripts and nothing else. They are named by their
 contents and written first, ``index.html`` last: an older site works until then, and what only it used is removed. Its
@@ -22,7 +24,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +37,7 @@ INDEX, FEATURES, ASSETS = "index.html", "features", "assets"
 # What a site may consist of, but for index.html: only such files are removed, and only beside such files is one written.
 _OWN = {
     FEATURES: re.compile(r"\d{5,9}-[0-9a-f]{16}\.js"),
-    ASSETS: re.compile(r"(vocab|labels|rows\d{5,9})-[0-9a-f]{16}\.js"),
+    ASSETS: re.compile(r"(vocab|labels|overview|examples\d{1,5}|rows\d{5,9})-[0-9a-f]{16}\.js"),
 }
 _TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
 _MARKS = (b'<meta name="generator" content="sae_vis', b'<script type="application/json" id="site">')
@@ -60,6 +62,7 @@ def write(
     features: Iterable[Packed],
     rows: Mapping[int, Sequence[int]] | None = None,
     whose: Mapping[str, object] | None = None,
+    assets: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Write a site.
 
@@ -72,45 +75,54 @@ def write(
         features: in rising order; each is taken when the one before is written or kept for writing.
         rows: the whole rows that examples come from.
         whose: whose features these are, for ``js/labels.js``.
+        assets: gives, after all features were taken, what the page loads by name besides: packed text.
 
     Raises:
         InputError: if the folder holds anything else, or cannot be written.
     """
     path = Path(folder)
     _make(path)
-    ids: list[int] = []
-    labels: dict[int, str] = {}
-    notes: dict[int, str] = {}
-    stars: list[int] = []
-
-    def noted() -> Iterator[Packed]:
-        for packed in features:
-            ids.append(packed.feature)
-            if packed.label:
-                labels[packed.feature] = packed.label
-            if packed.note:
-                notes[packed.feature] = packed.note
-            if packed.starred:
-                stars.append(packed.feature)
-            yield packed
-
+    noted = _Noted()
     shards = [
         (_put(path, FEATURES, f"{number:05d}", content), first)
-        for number, (first, content) in enumerate(_shards(noted()))
+        for number, (first, content) in enumerate(_shards(noted.passing(features)))
     ]
     files = {"vocab": _put(path, ASSETS, "vocab", _received("vocab", _json_string(vocab)))}
-    if labels:
-        files["labels"] = _put(path, ASSETS, "labels", _received("labels", _json_string(labels)))
+    if noted.labels:
+        files["labels"] = _put(path, ASSETS, "labels", _received("labels", _json_string(noted.labels)))
     row_files = list(_put_rows(path, rows or {}))
-    said = {"notes": notes, "stars": stars, **(whose or {})}
+    said = {"notes": noted.notes, "stars": noted.stars, **(whose or {})}
     listed: dict[str, object] = {"rows": row_files} if row_files else {}
+    others = {name: _put(path, ASSETS, name, _received(name, f'"{text}"')) for name, text in assets().items()}
     elements = [
-        _page.data("index", {"ranges": _ranges(ids), "labels": {}, "title": page_title, **said}),
-        template("site.html").fill(json=_page.json_text({"shards": shards, **files, **listed})),
+        _page.data("index", {"ranges": _ranges(noted.ids), "labels": {}, "title": page_title, **said}),
+        template("site.html").fill(json=_page.json_text({"shards": shards, **files, **listed, "assets": others})),
     ]
     document = _page.document(title, body, elements, loads=True)
     _json.write_atomic(path / INDEX, document.encode())
-    _remove_others(path, {*(file for file, _ in (*shards, *row_files)), *files.values()})
+    _remove_others(path, {*(file for file, _ in (*shards, *row_files)), *files.values(), *others.values()})
+
+
+class _Noted:
+    """What is told of all features, collected while they pass."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.labels: dict[int, str] = {}
+        self.notes: dict[int, str] = {}
+        self.stars: list[int] = []
+
+    def passing(self, features: Iterable[Packed]) -> Iterator[Packed]:
+        """The same features, one after the other."""
+        for packed in features:
+            self.ids.append(packed.feature)
+            if packed.label:
+                self.labels[packed.feature] = packed.label
+            if packed.note:
+                self.notes[packed.feature] = packed.note
+            if packed.starred:
+                self.stars.append(packed.feature)
+            yield packed
 
 
 # --- the contents ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import operator
@@ -32,10 +33,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sae_vis import _feature_folder, _json, _labels, _page, _render_pool, _rows, _site, html_fns
+from sae_vis import _feature_folder, _json, _labels, _overview, _page, _render_pool, _rows, _site, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
 from sae_vis._templates import Html, join
+from sae_vis._token_data import PositionsData, TokensData
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import (
     decimals_for,
@@ -578,6 +580,52 @@ class SequenceMultiGroupData:
         return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
 
 
+@dataclass(slots=True)
+class CounterexamplesData:
+    """Random examples where a feature does not fire on the bold token, though it fires somewhere.
+
+    ``near_misses`` have one of its top tokens there (``n_near_misses`` positions do), ``negatives`` any. Both are empty if
+    the feature never fires.
+    """
+
+    near_misses: list[SequenceData]
+    n_near_misses: int
+    negatives: list[SequenceData]
+
+    def __post_init__(self) -> None:
+        _check_counts(self, n_near_misses=[self.n_near_misses])
+        _check(
+            len(self.near_misses) <= self.n_near_misses,
+            self,
+            f"{len(self.near_misses)} near misses are shown, but n_near_misses is {_short_int(self.n_near_misses)}.",
+        )
+
+    def sequences(self) -> list[SequenceData]:
+        """The examples of both groups."""
+        return [*self.near_misses, *self.negatives]
+
+    def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
+        """Both groups with at most so many examples each; nothing where there are none at all."""
+        page = page or PageContext()
+        if not self.near_misses and not self.negatives:
+            return NOTHING
+        n, groups = self.n_near_misses, list[Html]()
+        for title, detail, sequences, nothing in (
+            (
+                "NEAR MISSES",
+                f"{_count(n, 'place')} with a top token where it does not fire",
+                self.near_misses,
+                "It fires wherever one of its top tokens stands.",
+            ),
+            ("RANDOM NEGATIVES", "places where it does not fire", self.negatives, "It fires on every token."),
+        ):
+            drawn = [sequence.get_html(page) for sequence in sequences[:examples]]
+            reason = html_fns.empty("No example shown." if sequences else nothing)
+            groups.append(html_fns.sequence_group(title, detail if drawn else "", drawn or [reason]))
+        shown = [*self.near_misses[:examples], *self.negatives[:examples]]
+        return html_fns.counterexamples(groups, _hover(shown, page) if shown else NOTHING)
+
+
 def _loss_key(page: PageContext) -> Html:
     """What the underlines show, and a choice where there are two effects."""
     if not page.measured:
@@ -661,6 +709,9 @@ class FeatureData:
     sequences: SequenceMultiGroupData
     quantiles: QuantileKnots
     label: str | None = None
+    tokens: TokensData | None = None
+    positions: PositionsData | None = None
+    counterexamples: CounterexamplesData | None = None
     note: str | None = None
     starred: bool = False
 
@@ -693,7 +744,8 @@ class FeatureData:
     def vocab_ids(self) -> set[int]:
         """Every token that any panel shows."""
         logits = self.logits
-        return self.token_ids().union(*((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
+        listed = self.tokens.token_ids if self.tokens else ()
+        return self.token_ids().union(listed, *((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
 
     def shown_rows(self) -> set[int]:
         """The rows that the examples come from."""
@@ -704,7 +756,8 @@ class FeatureData:
         return [sequence.row for sequence in self._shown_sequences()]
 
     def _shown_sequences(self) -> list[SequenceData]:
-        return [sequence for group in self.sequences.groups for sequence in group.sequences]
+        against = self.counterexamples.sequences() if self.counterexamples else []
+        return [*(sequence for group in self.sequences.groups for sequence in group.sequences), *against]
 
     def _stats(self) -> Html:
         acts = self.activations
@@ -769,13 +822,17 @@ _DRAWERS: dict[str, Drawer] = {
     "logits_tables": lambda part, page, options: part.tables_html(page, rows=options.get("rows")),
     "logits_histogram": lambda part, page, options: part.histogram_html(page),
     "sequences": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
+    "tokens": lambda part, page, options: part.get_html(page, rows=options.get("rows")),
+    "positions": lambda part, page, options: part.get_html(page),
+    "counterexamples": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
 }
 
 
 def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[str, Drawer] = _DRAWERS) -> list[Html]:
     """The columns of a layout, drawn from the attributes of ``data`` that their components name.
 
-    Where an attribute is None, the reason is shown once and its other components are left out.
+    Where an attribute is None, the reason is shown once and its other components are left out. Nothing is said of a part
+    that older files have not, unless the layout was given.
     """
     missing: set[str] = set()
     columns = []
@@ -786,7 +843,7 @@ def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[s
             part = getattr(data, attribute)
             if part is not None:
                 drawn.append(drawers[component.name](part, page, component.options))
-            elif attribute not in missing:
+            elif attribute not in missing and (page.params.layout or not COMPONENTS[component.name].optional):
                 missing.add(attribute)
                 drawn.append(html_fns.empty(_missing_reason(attribute, page)))
         names = [component.name.replace("_", "-") for component in column.components]
@@ -954,13 +1011,13 @@ class MultiFeatureData:
         return f"MultiFeatureData({_count(len(self), 'feature')} of {_subtitle(self.provenance)})"
 
     def get_html(self, page: PageContext | None = None, feature: int | None = None) -> Html:
-        """The whole page as one document: every feature, ``feature`` (None: the first) shown at the start.
+        """The whole page as one document: every feature, ``feature`` (None: the overview of all) shown at the start.
 
         Raises:
             InputError: if there is no such feature.
         """
         first = self._first(feature)
-        return _features_document(self, page or self._context(), list(self), first)
+        return _features_document(self, page or self._context(), list(self), first, opens=_opens(feature))
 
     def save_html(
         self, path: str | os.PathLike[str], feature: int | None = None, *, processes: int | None = None
@@ -969,14 +1026,15 @@ class MultiFeatureData:
 
         Args:
             path: the file.
-            feature: the one that is shown at the start; None: the first.
+            feature: the one that is shown at the start; None: the overview of all.
             processes: how many draw; None: as many as there are cores, where the features are enough to be worth it; 1: this
                 one alone. The file is the same.
 
         Raises:
             InputError: if there is no such feature, or ``processes`` is no such number.
         """
-        parts = _features_parts(self, self._context(), list(self), self._first(feature), processes=processes)
+        first, opens = self._first(feature), _opens(feature)
+        parts = _features_parts(self, self._context(), list(self), first, processes=processes, opens=opens)
         _json.write_atomic(path, _page.document_pieces(*parts))
 
     def save_site(
@@ -989,7 +1047,7 @@ class MultiFeatureData:
 
         Args:
             folder: where the site goes.
-            feature: the one that is shown at the start; None: the first.
+            feature: the one that is shown at the start; None: the overview of all.
             processes: how many draw, as for ``save_html``.
 
         Raises:
@@ -997,20 +1055,14 @@ class MultiFeatureData:
         """
         first, page = self._first(feature), self._context()
         opened = NOTHING if first is None else self[first].get_html(page)
-        body = _features_body(page, first, opened, len(self))
-        features = (self[index] for index in self)
+        body = _features_body(page, first, opened, len(self), opens=_opens(feature))
+        overview = _overview_of(self, list(self))
+        features = _noted(overview, (self[index] for index in self))
+        vocab = _vocab(page, self.vocab)
         with contextlib.closing(packed_features(features, page, len(self), processes)) as drawn:
             packed = (_site.Packed(data.feature_idx, data.label, text, data.note, data.starred) for data, text in drawn)
-            _site.write(
-                folder,
-                _first_title(page, first),
-                _title(page),
-                body,
-                _vocab(page, self.vocab),
-                packed,
-                self.rows,
-                _whose(page),
-            )
+            title, assets = _first_title(page, first), functools.partial(_overview_assets, overview, page, vocab)
+            _site.write(folder, title, _title(page), body, vocab, packed, self.rows, _whose(page), assets)
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
@@ -1142,9 +1194,14 @@ def _worker_line(feature: FeatureData) -> bytes | None:
 
 
 def _features_document(
-    features: MultiFeatureData, page: PageContext, shown: list[int], first: int | None, note: str = ""
+    features: MultiFeatureData,
+    page: PageContext,
+    shown: list[int],
+    first: int | None,
+    note: str = "",
+    opens: str = "overview",
 ) -> Html:
-    return _page.document(*_features_parts(features, page, shown, first, note))
+    return _page.document(*_features_parts(features, page, shown, first, note, opens=opens))
 
 
 def _features_parts(
@@ -1154,11 +1211,13 @@ def _features_parts(
     first: int | None,
     note: str = "",
     processes: int | None = 1,
+    opens: str = "overview",
 ) -> tuple[str, Html, list[Html]]:
     """Title, body and elements of the feature-centric page: ``first`` in plain HTML, the others packed.
 
     Every feature is looked at once.
     """
+    overview = _overview_of(features, shown)
     opened, labels, token_ids = NOTHING, dict[int, str](), set[int]()
     examples: list[list[int]] = []  # the rows of each feature's
     notes: dict[int, str] = {}
@@ -1169,6 +1228,7 @@ def _features_parts(
         nonlocal opened
         for index in shown:
             feature = features[index]
+            overview.add(feature)
             if not every_text:
                 token_ids.update(feature.token_ids())
             if feature.label:
@@ -1187,25 +1247,59 @@ def _features_parts(
     with contextlib.closing(packed_features(others(), page, len(shown), processes)) as drawn:
         packed = [_page.packed(feature.feature_idx, text) for feature, text in drawn]
     index = {"ids": shown, "labels": labels, "notes": notes, "stars": stars, "title": _title(page), **_whose(page)}
-    body = _features_body(page, first, opened, len(shown), note)
+    body = _features_body(page, first, opened, len(shown), note, opens)
     rows = _rows.chosen(features.rows, examples)
-    token_ids |= _rows.token_ids(rows.values())
+    token_ids |= _rows.token_ids(rows.values()) | overview.token_ids()
     # The texts of a whole vocabulary may be more than a notebook should hold, for fifty features of thousands.
-    vocab = features.vocab if every_text else token_ids
-    elements = [_vocab_element(page, vocab), _page.data("index", index), *_rows_element(rows), *packed]
+    vocab = _vocab(page, features.vocab if every_text else token_ids)
+    assets = _overview_assets(overview, page, vocab) if len(shown) > 1 else {}
+    elements = [
+        _page.data("vocab", vocab),
+        _page.data("index", index),
+        *_rows_element(rows),
+        *(_page.packed_asset(name, text) for name, text in assets.items()),
+        *packed,
+    ]
     return _first_title(page, first), body, elements
 
 
-def _features_body(page: PageContext, first: int | None, opened: Html, count: int, note: str = "") -> Html:
+# --- the overview of many features ---------------------------------------------------------------------------------
+
+
+def _opens(feature: int | None) -> str:
+    return "overview" if feature is None else "feature"
+
+
+def _overview_of(features: MultiFeatureData, shown: Sequence[int]) -> _overview.Overview:
+    """What will collect the overview of the features ``shown``; columns that need all of them are given to it here."""
+    del features, shown  # there are none yet
+    return _overview.Overview()
+
+
+def _noted(overview: _overview.Overview, features: Iterable[FeatureData]) -> Iterator[FeatureData]:
+    for feature in features:
+        overview.add(feature)
+        yield feature
+
+
+def _overview_assets(overview: _overview.Overview, page: PageContext, vocab: Mapping[str, Any]) -> dict[str, str]:
+    printer = page.printer
+    return overview.assets(_overview.texts_apart(vocab["ids"], vocab["html"], printer.vocab, printer.vocab_bytes))
+
+
+def _features_body(
+    page: PageContext, first: int | None, opened: Html, count: int, note: str = "", opens: str = "overview"
+) -> Html:
     """The body of the feature-centric page: what does not depend on the feature, and ``first`` of ``count``."""
     return html_fns.features_page(
         "SAE features" if count != 1 else "SAE feature",
         _subtitle(page.provenance),
-        html_fns.feature_selector(first, count) if first is not None and count > 1 else NOTHING,
+        html_fns.feature_finder(first, count) if first is not None and count > 1 else NOTHING,
         _notes(page, note),
         html_fns.empty("There are no features in this data.") if first is None else opened,
         _footer(page),
         html_fns.hovertext(),
+        html_fns.overview(opens, count) if count > 1 else NOTHING,
     )
 
 

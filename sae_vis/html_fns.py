@@ -416,7 +416,14 @@ def feature_selector(current: int, count: int) -> Html:
 
 
 def features_page(
-    title: str, subtitle: str, selector: Html, notes: Html, feature: Html, footer: str, hovertext: Html
+    title: str,
+    subtitle: str,
+    selector: Html,
+    notes: Html,
+    feature: Html,
+    footer: str,
+    hovertext: Html,
+    overview: Html = NOTHING,
 ) -> Html:
     """The body of the feature-centric page."""
     return template("features_page.html").fill(
@@ -427,7 +434,18 @@ def features_page(
         feature=feature,
         footer=footer,
         hovertext=hovertext,
+        overview=overview,
     )
+
+
+def feature_finder(current: int, count: int) -> Html:
+    """What leads to a feature, at the top of a page of several: the overview, the search, the selector."""
+    return template("feature_finder.html").fill(selector=feature_selector(current, count))
+
+
+def overview(opens: str, count: int) -> Html:
+    """The place of the overview, which the scripts fill; ``opens``, "overview" or "feature", is what is shown at first."""
+    return template("overview.html").fill(opens=opens, count=count)
 
 
 # --- the prompt-centric view -------------------------------------------------------------------------------------
@@ -507,3 +525,60 @@ def prompt_page(
         footer=footer,
         hovertext=hovertext,
     )
+
+
+# --- the tokens of a feature ---------------------------------------------------------------------------------------
+
+
+def tokens_row(token: Html, rate: str, occurrences: str, mean: str, share: str, bar: float) -> Html:
+    """A token that a feature fires on; ``bar`` is its share of the activation from 0 to 1."""
+    return template("tokens_row.html").fill(
+        token=token, rate=rate, occurrences=occurrences, mean=mean, share=share, bar=_short(bar) or "0"
+    )
+
+
+def tokens_table(detail: str, summary: str, rows: Sequence[Html]) -> Html:
+    """The tokens that a feature fires on, below a sentence."""
+    return template("tokens_table.html").fill(detail=detail, summary=summary, rows=join(rows))
+
+
+EVEN_TOP, EVEN_BOTTOM = 10.0, 46.0  # of the plot of positions, whose axis positions_plot.html draws
+
+
+def positions_plot(
+    label: str, edges: Sequence[int], heights: Sequence[int], expected: Sequence[float], tick_vals: Sequence[float]
+) -> Html:
+    """A small histogram as inline SVG, with a line at the expected heights."""
+    low, high = edges[0], edges[-1]
+    scale = (EVEN_BOTTOM - EVEN_TOP) / max(1.0, *heights, *expected)
+    unit = (PLOT_RIGHT - PLOT_LEFT) / (high - low)
+    gap = min(1.0, unit * (edges[1] - edges[0]) / 6)
+    bars, even, before = list[str](), list[str](), ""
+    for index, (height, by_chance) in enumerate(zip(heights, expected, strict=True)):
+        width = unit * (edges[index + 1] - edges[index])
+        top = EVEN_BOTTOM - (max(1.0, height * scale) if height else 0.0)
+        bars.append(f"V{top:.0f}h{_short_place(width - gap, 2)}V46h{_short_place(gap, 2)}")
+        level_of_chance = _short_place(EVEN_BOTTOM - by_chance * scale)
+        if level_of_chance != before:  # mostly it is level
+            even.append(f"{f'H{_short_place(plot_x(edges[index], low, high))}' if even else 'M6 46'}V{level_of_chance}")
+        before = level_of_chance
+    at = [plot_x(tick, low, high) for tick in tick_vals]
+    labels, tick = format_ticks(tick_vals), template("positions_tick.html")
+    return template("positions_plot.html").fill(
+        label=label,
+        count=f"{max(heights):,}",
+        bars="".join(bars),
+        even=f"{''.join(even)}H306",
+        tick_lines="".join(f"M{_short_place(x)} 46v3.5" for x in at),
+        tick_labels=join(tick.fill(x=_short_place(at[i]), label=labels[i]) for i in _with_room(at, labels)),
+    )
+
+
+def positions_histogram(plot: Html) -> Html:
+    """The panel of the positions in the row."""
+    return template("positions_histogram.html").fill(plot=plot)
+
+
+def counterexamples(groups: Sequence[Html], hover: Html) -> Html:
+    """The groups of examples where a feature does not fire."""
+    return template("counterexamples.html").fill(groups=join(groups), hover=hover)

@@ -558,7 +558,8 @@ class LanguageModel:
         check_tensor(bias, "The model's b_U", (self.d_vocab,))
         bias = bias.detach().float()
         for name, values in (("W_U", weight), ("b_U", bias)):
-            if not bool(torch.isfinite(values).all()):
+            # A finite sum rules both out, and takes a tenth of the time.
+            if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
                 raise ModelError(
                     f"The model's {name} holds NaN or infinity. Check its weights and their number format."
                 )

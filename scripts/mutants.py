@@ -124,10 +124,10 @@ MUTANTS: list[Mutant] = [
         (
             "histogram-from-zero",
             "the histogram begins at the smallest activation",
-            "range=(low, high)",
-            "range=(0.0, high)",
+            "edges = np.linspace(low, high",
+            "edges = np.linspace(0.0, high",
         ),
-        ("histogram-bins", "n_bins bins", "bins=n_bins,", "bins=n_bins + 1,"),
+        ("histogram-bins", "n_bins bins", "(low, high, n_bins + 1)", "(low, high, n_bins + 2)"),
         (
             "histogram-width",
             "one bin of width 1 for equal activations",
@@ -157,12 +157,17 @@ MUTANTS: list[Mutant] = [
         ),
         ("quantile-one-end", "between two knots the middle", "math.sqrt(lowest * highest)", "float(lowest)"),
         ("quantile-next-knot", "the rank before the next knot", "ranks[at_least] - 1 if", "ranks[at_least] if"),
-        ("neurons-absolute", "the largest signed weights", "-decoder_row))[:size]", "-np.abs(decoder_row)))[:size]"),
+        (
+            "neurons-absolute",
+            "the largest signed weights",
+            "decoder_row >= np.partition(decoder_row, -",
+            "abs(decoder_row) >= np.partition(abs(decoder_row), -",
+        ),
         (
             "neurons-tie-order",
             "ties go to the lower neuron",
-            "(np.arange(len(decoder_row)), -dec",
-            "(-np.arange(len(decoder_row)), -dec",
+            "best = candidates[np.arg",
+            "candidates = candidates[::-1]\n    best = candidates[np.arg",
         ),
         (
             "share-of-l2",
@@ -936,6 +941,12 @@ MUTANTS: list[Mutant] = [
         "_full_ablation.py",
         FULL,
         ("full-sign", "the contribution is taken out", "(part.float() - contribution", "(part.float() + contribution"),
+        (
+            "full-next-block-unchecked",
+            "a feature is taken out before the next block only where that is the same",
+            "if start.block and _same(",
+            "if start.block or _same(",
+        ),
         (
             "full-one-position",
             "it is taken out at every position of the row",

@@ -26,6 +26,7 @@ ARGUMENTS = [
 ]
 PATIENCE = 15_000  # ms; of a busy machine
 DESKTOP = (1440, 900)
+FIRST = "#feature=first"
 
 
 def _why_not() -> str | None:
@@ -119,11 +120,13 @@ def opener(browser: Browser, folder: Path) -> Iterator[Open]:
 
     def open_document(
         document: str,
-        fragment: str = "",
+        fragment: str | None = None,
         size: tuple[int, int] = DESKTOP,
         init: str = "",
         **options: Any,
     ) -> Opened:
+        if fragment is None:  # a page that has an overview opens on its first feature all the same
+            fragment = FIRST if 'data-view="overview"' in document else ""
         file = folder / f"page{len(opened)}.html"
         file.write_text(document, encoding="utf-8")
         viewport = {"width": size[0], "height": size[1]}

@@ -88,7 +88,12 @@ def visit(chromium):
         opened = []
 
         def visit(
-            folder: Path, fragment: str = "", scheme: str = "file", init: str = "", complains: bool = False, **options
+            folder: Path,
+            fragment: str = browser.FIRST,
+            scheme: str = "file",
+            init: str = "",
+            complains: bool = False,
+            **options,
         ):
             address = stack.enter_context(served(folder)) if scheme == "http" else folder.as_uri()
             context = chromium.new_context(viewport={"width": 1440, "height": 900}, offline=scheme == "file", **options)

@@ -63,6 +63,9 @@ BAD_VALUES = {
     "n_bins": [0, -3, 10_001],
     "n_logits": [0, "10"],
     "n_changes": [-1, 1001],
+    "n_tokens": [-1, 10_001, None],
+    "n_counterexamples": [-1, 0.5],
+    "n_position_bins": [-1, 10_001],
     "store_rows": [None, 1],
     "border": [None, 1],
     "seq_width": [0, 39, "420", 10_001],
@@ -139,9 +142,12 @@ def names(layout: Layout) -> list[list[str]]:
 
 
 def test_the_flat_options_make_the_layout() -> None:
-    middle = ["activations_histogram", "logits_tables", "logits_histogram"]
-    assert names(DEFAULTS.feature_layout()) == [["feature_tables"], middle, ["sequences"]]
-    assert names(FeatureVisParams(include_left_tables=False).feature_layout()) == [middle, ["sequences"]]
+    middle = ["activations_histogram", "positions", "logits_tables", "logits_histogram", "tokens"]
+    right = ["sequences", "counterexamples"]
+    assert names(DEFAULTS.feature_layout()) == [["feature_tables"], middle, right]
+    assert names(FeatureVisParams(include_left_tables=False).feature_layout()) == [middle, right]
+    few = FeatureVisParams(n_tokens=0, n_counterexamples=0, n_position_bins=0).feature_layout()
+    assert names(few) == [["feature_tables"], middle[:1] + middle[2:4], ["sequences"]]
     assert FeatureVisParams(seq_width=500, seq_height=700).feature_layout().columns[-1].width == 500
     assert FeatureVisParams(seq_height=700).feature_layout().height == 700
 

@@ -128,7 +128,8 @@ def test_the_tokens_and_the_labels_have_files_of_their_own(features, folder):
     features[1].label = None
     features.save_site(folder)
     assert "labels" not in page_reading.data(index(folder), "site")
-    assert sorted(file.name[:5] for file in (folder / "assets").iterdir()) == ["rows0", "vocab"]
+    kinds = {file.name.partition("-")[0] for file in (folder / "assets").iterdir()}
+    assert kinds == {"vocab", "overview", "examples0", "rows00000"}
 
 
 def test_equal_data_gives_equal_files(features, tmp_path):
@@ -256,7 +257,13 @@ def test_an_older_site_is_replaced_and_what_only_it_used_is_removed(features, fo
     other.save_site(folder)
     assert list(packed(folder)) == [0, 1]
     told = page_reading.data(index(folder), "site")
-    used = {"index.html", told["vocab"], told["labels"], *(file for file, _ in (*told["shards"], *told["rows"]))}
+    used = {
+        "index.html",
+        told["vocab"],
+        told["labels"],
+        *told["assets"].values(),
+        *(file for file, _ in (*told["shards"], *told["rows"])),
+    }
     assert set(files(folder)) == {*used, "CNAME", "features/mine.js"}
     features.save_site(folder)
     assert files(folder) == before
@@ -317,7 +324,7 @@ def test_a_site_that_is_interrupted_leaves_the_older_one_whole(
     assert before.items() <= files(folder).items()
     features.save_site(folder)
     assert list(packed(folder)) == list(features)
-    assert len(files(folder)) == len(shards(folder)) + 4  # vocab, labels, rows, index
+    assert len(files(folder)) == len(shards(folder)) + 6  # vocab, labels, rows, overview, examples, index
 
 
 def test_a_full_disk_is_a_clear_error(features, folder, monkeypatch):
@@ -345,7 +352,7 @@ def test_the_command_makes_a_site_of_anything_that_is_saved(kind, tmp_path, caps
     assert main(["site", str(source)]) == 0
     told = capsys.readouterr().out
     assert str(tmp_path / "run_site") in told
-    assert "5 files" in told
+    assert "7 files" in told
     assert main(["site", str(source), "-o", str(tmp_path / "other"), "--processes", "2"]) == 0
     assert files(tmp_path / "run_site") == files(tmp_path / "other") == files(tmp_path / "expected")
 

@@ -1,0 +1,199 @@
+/* The overview of a page of many features: its columns, what narrows them, and the way between it and a feature (#overview and
+   #feature=8). js/overview_table.js draws the table, js/search.js searches; plots of one's own use saeVis.overview as well. */
+(() => {
+  "use strict";
+  const saeVis = (globalThis.saeVis ??= {});
+  const root = [...document.querySelectorAll(".overview")].at(-1); // scripts stand behind all that shows text
+  if (!root) return;
+  const feature = document.getElementById("feature");
+  const filters = new Map(); // name -> {passes, label, onClear}
+  const callbacks = { change: new Set(), hover: new Set(), show: new Set(), labels: new Set() };
+  const rowOf = new Map(); // id -> row
+  let passing = null; // Uint8Array of the rows that pass all filters, null before it is asked for
+  let loading = null, loaded, packedLabels = {}, hovered = null, vocab = null;
+
+  const overview = (saeVis.overview = {
+    root, n: 0, ids: new Int32Array(), columns: {}, lists: {}, texts: {}, examples: null, meta: { numbers: {} }, visible: false,
+    ready: new Promise((resolve) => (loaded = resolve)),
+    order: (rows) => rows, // the table's, once it is there
+  });
+
+  /* --- data --- */
+
+  /* Packed text by name: of an element of the page, or of a file of a site. */
+  overview.asset = async (name) => {
+    const element = document.querySelector(`script[data-asset="${name}"]`);
+    return element ? element.textContent : saeVis.assetFile(name);
+  };
+
+  overview.inflateBytes = async (text) => {
+    const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer());
+  };
+
+  /* Read the columns, at the first need: where the overview is shown or something is searched. */
+  overview.load = () => {
+    loading ??= read().then(() => loaded(overview), (error) => {
+      loading = null; // tried again at the next need
+      saeVis.say(saeVis.canInflate ? error.message : saeVis.cannotInflate);
+    });
+    return loading;
+  };
+
+  const read = async () => {
+    const packed = await overview.asset("overview");
+    let data;
+    try {
+      data = JSON.parse(await saeVis.inflate(packed));
+    } catch {
+      throw new Error("The overview cannot be unpacked: what is stored of it is damaged.");
+    }
+    overview.n = data.ids.length;
+    overview.ids = Int32Array.from(data.ids);
+    overview.ids.forEach((id, row) => rowOf.set(id, row));
+    packedLabels = data.labels;
+    for (const [name, values] of Object.entries(data.numbers)) {
+      overview.columns[name] = Float32Array.from(values, (value) => value ?? NaN);
+    }
+    for (const [name, [lengths, ids]] of Object.entries(data.lists)) {
+      const starts = new Int32Array(lengths.length + 1);
+      lengths.forEach((length, row) => (starts[row + 1] = starts[row] + length));
+      overview.lists[name] = { starts, ids: Int32Array.from(ids) };
+    }
+    Object.assign(overview, { texts: data.texts, examples: data.examples, meta: data.meta });
+    passing = null;
+  };
+
+  overview.row = (id) => rowOf.get(id) ?? -1;
+  overview.label = (id) => saeVis.labels?.[id] ?? packedLabels[id] ?? "";
+  overview.hasLabels = () => Object.keys(saeVis.labels ?? packedLabels).length > 0;
+
+  /* The vocabulary of the page; of a site, once it is loaded. */
+  overview.vocabulary = () => {
+    const read = vocab ? null : saeVis.data("vocab");
+    if (read) vocab = new Map(read.ids.map((id, place) => [id, read.html[place]]));
+    return vocab;
+  };
+  overview.tokenHtml = (id) => overview.vocabulary()?.get(id) ?? `<samp>id ${Number(id)}</samp>`;
+
+  /* Three significant digits, as the page writes numbers; densities in percent. */
+  overview.format = (name, value) => {
+    if (Number.isNaN(value)) return "–";
+    if (name === "density") return `${short(100 * value)}\u2009%`;
+    return Number.isInteger(value) && Math.abs(value) < 1e15 ? value.toLocaleString("en").replace("-", "\u2212") : short(value);
+  };
+  const short = (value) => {
+    const size = Math.abs(value);
+    const text = size && (size < 1e-4 || size >= 1e6) ? value.toExponential(1) : String(Number(value.toPrecision(3)));
+    return text.replaceAll("-", "\u2212");
+  };
+
+  /* --- filters --- */
+
+  overview.setFilter = (name, filter, { label = "", onClear = null } = {}) => {
+    if (filter === null && !filters.has(name)) return;
+    const passes = filter instanceof Set ? (row) => filter.has(row) : filter;
+    if (passes) filters.set(name, { passes, label, onClear });
+    else filters.delete(name);
+    drawChips();
+    passing = null;
+    tell("change");
+  };
+
+  overview.passesBut = (row, name) => {
+    for (const [other, { passes }] of filters) if (other !== name && !passes(row)) return false;
+    return true;
+  };
+
+  const allPassing = () => (passing ??= Uint8Array.from({ length: overview.n }, (_, row) => overview.passesBut(row, null)));
+  overview.passes = (row) => allPassing()[row] === 1;
+  overview.rows = () => overview.order(allPassing());
+
+  const drawChips = () => {
+    const chips = [...filters].filter(([, { label }]) => label).map(([name, { label, onClear }]) => {
+      const chip = Object.assign(document.createElement("button"), { type: "button", className: "chip" });
+      const text = document.createElement("span");
+      if (label instanceof Node) text.append(label.cloneNode(true));
+      else text.textContent = label;
+      chip.append(text, Object.assign(document.createElement("b"), { textContent: "×", ariaHidden: "true" }));
+      chip.setAttribute("aria-label", `Remove the filter: ${text.textContent}`);
+      chip.addEventListener("click", () => {
+        overview.setFilter(name, null);
+        onClear?.();
+        saeVis.overview.focusTable?.();
+      });
+      return chip;
+    });
+    root.querySelector(".overview-chips").replaceChildren(...chips);
+  };
+
+  /* --- telling the parts --- */
+
+  const listener = (kind) => (callback) => {
+    callbacks[kind].add(callback);
+    return () => callbacks[kind].delete(callback);
+  };
+  const tell = (kind, ...what) => callbacks[kind].forEach((callback) => callback(...what));
+
+  overview.onChange = listener("change");
+  overview.onHover = listener("hover");
+  overview.onLabels = listener("labels");
+  overview.onShow = (callback) => {
+    if (overview.visible) callback();
+    return listener("show")(callback);
+  };
+  overview.labelsChanged = () => tell("labels");
+
+  overview.hover = (row) => {
+    if (row === hovered) return;
+    hovered = row;
+    tell("hover", row);
+  };
+
+  /* --- between the overview and a feature --- */
+
+  overview.open = (id) => saeVis.go(id);
+
+  /* Show the overview, or the feature that is in the page. */
+  overview.show = (visible = true) => {
+    const before = overview.visible;
+    overview.visible = visible;
+    root.classList.add("started");
+    root.hidden = !visible;
+    feature.hidden = visible;
+    document.body.classList.toggle("in-overview", visible);
+    const link = document.querySelector(".to-overview");
+    if (visible) link?.setAttribute("aria-current", "page");
+    else link?.removeAttribute("aria-current");
+    if (!visible) return;
+    saeVis.hideHover?.();
+    if (before) return;
+    tell("show");
+    requestAnimationFrame(() => setTimeout(() => overview.visible && overview.load()));
+  };
+
+  const goToOverview = () => {
+    if (location.hash === "#overview") overview.show();
+    else location.hash = "#overview";
+  };
+
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[data-view]");
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    goToOverview();
+  });
+
+  // The style sheet hides the feature of a page that opens on the overview until it is known what the address asks for.
+  document.addEventListener("DOMContentLoaded", () => setTimeout(() => root.classList.add("started")));
+
+  /* Escape closes first whatever else is open: at the time of the key, before it did. */
+  let busy = false;
+  const isBusy = (target) =>
+    document.getElementById("hovertext")?.hidden === false || Boolean(document.querySelector("dialog[open], :popover-open")) || target.closest("input, textarea, select, [contenteditable]");
+  document.addEventListener("keydown", (event) => (busy = Boolean(isBusy(event.target))), true);
+  window.addEventListener("keydown", (event) => {
+    const plain = !event.defaultPrevented && !event.ctrlKey && !event.metaKey && !event.altKey;
+    if (plain && !busy && !overview.visible && (event.key === "Escape" || event.key === "o")) goToOverview();
+  });
+})();

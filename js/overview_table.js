@@ -1,0 +1,315 @@
+/* The table of the overview: only the rows that can be seen are there. One tab stop; the arrow keys go from row to row. */
+(() => {
+  "use strict";
+  const saeVis = (globalThis.saeVis ??= {});
+  const overview = saeVis.overview;
+  if (!overview) return;
+  const OVERSCAN = 6; // rows beyond what is seen
+  const MOST_TOKENS = 8; // of a row; the cell cuts what has no room
+  const DESCENDING = new Set(["density", "max"]); // what is looked for is at the large end
+  const scroller = overview.root.querySelector(".overview-scroll");
+  const body = overview.root.querySelector(".overview-rows");
+  const heads = overview.root.querySelector(".overview-heads");
+  const drawn = new Map(); // row -> element
+  const keys = new Map(); // column -> what is compared
+  let sort = { by: "id", down: false };
+  let sorted = null; // all rows in order
+  let rows = new Int32Array(); // those that pass, in order
+  let active = -1; // the row with the tab stop
+  let height = 30, kept = 0, asked = false, lowest = -6;
+
+  /* --- order --- */
+
+  /* A number for each row and column; text is numbered by its order, which is found once. */
+  const keyOf = (by) => {
+    if (!keys.has(by)) keys.set(by, overview.columns[by] ?? (by === "id" ? overview.ids : ranks(textsOf(by))));
+    return keys.get(by);
+  };
+
+  const textsOf = (by) => {
+    if (by === "label") return Array.from(overview.ids, (id) => overview.label(id).toLowerCase());
+    const list = overview.lists[by];
+    const first = (row) => (list.starts[row] < list.starts[row + 1] ? plainText(list.ids[list.starts[row]]) : "");
+    return Array.from(overview.ids, (_, row) => first(row));
+  };
+
+  const ranks = (texts) => {
+    const order = Array.from(texts.keys()).sort((a, b) => (texts[a] < texts[b] ? -1 : texts[a] > texts[b] ? 1 : 0));
+    const ranked = new Float32Array(texts.length);
+    let rank = 0;
+    order.forEach((row, place) => {
+      if (place && texts[row] !== texts[order[place - 1]]) rank++;
+      ranked[row] = texts[row] ? rank : NaN;
+    });
+    return ranked;
+  };
+
+  const plainText = (id) => overview.tokenHtml(id).replace(/<[^>]*>/g, "").toLowerCase();
+
+  const sortRows = () => {
+    const sign = sort.down ? -1 : 1;
+    const key = Float64Array.from(keyOf(sort.by), (value) => (Number.isNaN(value) ? Infinity : sign * value)); // none is last
+    sorted = Int32Array.from(key.keys()).sort((a, b) => (key[a] === key[b] ? a - b : key[a] - key[b]));
+  };
+
+  overview.order = (passing) => {
+    if (!sorted || sorted.length !== overview.n) sortRows();
+    return sorted.filter((row) => passing[row]);
+  };
+
+  overview.sortBy = (by, down = DESCENDING.has(by)) => {
+    sort = { by, down };
+    sorted = null;
+    for (const head of heads.querySelectorAll("[data-sort]")) {
+      if (head.dataset.sort === by) head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      else head.removeAttribute("aria-sort");
+    }
+    update();
+    scroller.scrollTop = 0;
+    draw();
+  };
+
+  /* --- a row --- */
+
+  const rowElement = (row) => {
+    const element = document.createElement("div");
+    const id = overview.ids[row];
+    const dead = overview.columns.n_active[row] === 0;
+    element.className = `overview-row${dead ? " dead" : ""}`;
+    element.setAttribute("role", "row");
+    element.dataset.row = row;
+    element.tabIndex = -1;
+    element.append(idCell(id), labelCell(id), densityCell(row, dead), cell(dead ? "" : overview.format("max", overview.columns.max?.[row] ?? NaN)));
+    element.append(tokensCell(row, "top_tokens"), tokensCell(row, "promoted"));
+    return element;
+  };
+
+  const cell = (text = "") => {
+    const element = document.createElement("span");
+    element.setAttribute("role", "gridcell");
+    element.textContent = text;
+    return element;
+  };
+
+  const idCell = (id) => {
+    const link = Object.assign(document.createElement("a"), { href: `#feature=${id}`, textContent: id, tabIndex: -1 });
+    const element = cell();
+    element.append(link);
+    return element;
+  };
+
+  const labelCell = (id) => {
+    const label = overview.label(id);
+    const element = cell();
+    const text = Object.assign(document.createElement("bdi"), { textContent: label, title: label });
+    if (label) element.append(text);
+    return element;
+  };
+
+  const densityCell = (row, dead) => {
+    const element = cell(dead ? "never fires" : "");
+    if (dead) return element;
+    const density = overview.columns.density[row];
+    const bar = document.createElement("i");
+    bar.style.setProperty("--share", Math.max(0.02, 1 - Math.log10(density) / lowest).toFixed(3));
+    element.className = "density";
+    element.append(bar, overview.format("density", density));
+    return element;
+  };
+
+  const tokensCell = (row, name) => {
+    const element = cell();
+    element.className = `overview-tokens ${name}`;
+    const { starts, ids } = overview.lists[name];
+    const shown = ids.subarray(starts[row], Math.min(starts[row + 1], starts[row] + MOST_TOKENS));
+    element.innerHTML = Array.from(shown, (id) => `<span>${overview.tokenHtml(id)}</span>`).join(" ");
+    return element;
+  };
+
+  /* --- drawing --- */
+
+  const placeOf = (row) => rows.indexOf(row);
+
+  const draw = () => {
+    if (!overview.visible || !rows) return;
+    const inside = scroller.clientHeight - heads.offsetHeight;
+    const first = Math.max(0, Math.floor(scroller.scrollTop / height) - OVERSCAN);
+    const last = Math.min(rows.length, Math.ceil((scroller.scrollTop + inside) / height) + OVERSCAN);
+    const wanted = new Map();
+    for (let place = first; place < last; place++) wanted.set(rows[place], place);
+    const at = active < 0 ? -1 : placeOf(active);
+    if (at >= 0) wanted.set(active, at); // what has the focus stays
+    for (const [row, element] of drawn) {
+      if (wanted.has(row)) continue;
+      element.remove();
+      drawn.delete(row);
+    }
+    for (const [row, place] of wanted) {
+      if (!drawn.has(row)) body.append(drawn.set(row, rowElement(row)).get(row));
+      const element = drawn.get(row);
+      element.style.transform = `translateY(${place * height}px)`;
+      element.ariaRowIndex = place + 2;
+      element.tabIndex = row === active || (at < 0 && place === first) ? 0 : -1;
+    }
+  };
+
+  const redraw = () => {
+    drawn.forEach((element) => element.remove());
+    drawn.clear();
+    keys.clear();
+    sorted = null;
+    overview.root.classList.toggle("without-labels", !overview.hasLabels());
+    update();
+  };
+
+  const measure = () => {
+    height = Number.parseFloat(getComputedStyle(body).getPropertyValue("--row")) || 30;
+  };
+
+  const update = () => {
+    measure();
+    rows = overview.rows();
+    body.style.height = `${rows.length * height}px`;
+    overview.root.querySelector(".overview-table").ariaRowCount = rows.length + 1;
+    overview.root.querySelector(".overview-none").hidden = rows.length > 0;
+    sayCount();
+    draw();
+  };
+
+  const sayCount = () => {
+    const all = overview.n.toLocaleString("en");
+    const text = rows.length === overview.n ? `${all} features` : `${rows.length.toLocaleString("en")} of ${all} features`;
+    overview.root.querySelector(".overview-count").textContent = text;
+  };
+
+  /* --- keys and pointer --- */
+
+  const focusRow = (row) => {
+    active = row;
+    const place = placeOf(row);
+    const inside = scroller.clientHeight - heads.offsetHeight;
+    if (place * height < scroller.scrollTop) scroller.scrollTop = place * height;
+    else if ((place + 1) * height > scroller.scrollTop + inside) scroller.scrollTop = (place + 1) * height - inside;
+    draw();
+    drawn.get(row).focus({ preventScroll: true });
+  };
+
+  overview.focusTable = () => {
+    if (rows.length) focusRow(placeOf(active) < 0 ? rows[0] : active);
+  };
+
+  const rowAt = (target) => {
+    const element = target.closest?.(".overview-rows > .overview-row");
+    return element ? Number(element.dataset.row) : null;
+  };
+
+  const KEYS = {
+    ArrowDown: (at) => at + 1,
+    ArrowUp: (at) => at - 1,
+    PageDown: (at, page) => at + page,
+    PageUp: (at, page) => at - page,
+    Home: () => 0,
+    End: (_, __, last) => last,
+  };
+
+  const keydown = (event) => {
+    const row = rowAt(event.target);
+    if (row === null || event.ctrlKey || event.metaKey || event.altKey) return;
+    const last = rows.length - 1;
+    if (event.key === "Enter") {
+      event.preventDefault();
+      open(row);
+    } else if (KEYS[event.key]) {
+      event.preventDefault();
+      const page = Math.max(1, Math.floor(scroller.clientHeight / height) - 2);
+      focusRow(rows[Math.max(0, Math.min(last, KEYS[event.key](placeOf(row), page, last)))]);
+    }
+  };
+
+  const open = (row) => {
+    active = row;
+    overview.open(overview.ids[row]);
+  };
+
+  const mark = (row) => {
+    for (const [other, element] of drawn) element.classList.toggle("hovered", other === row);
+  };
+
+  const start = () => {
+    heads.addEventListener("click", (event) => {
+      const by = event.target.closest("[data-sort]")?.dataset.sort;
+      if (by && overview.n) overview.sortBy(by, by === sort.by ? !sort.down : undefined);
+    });
+    body.addEventListener("click", (event) => {
+      const row = rowAt(event.target);
+      if (row === null || event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser's own way with a link
+      if (event.target.closest("a")) event.preventDefault();
+      else if (String(getSelection())) return; // text was selected
+      open(row);
+    });
+    body.addEventListener("keydown", keydown);
+    body.addEventListener("focusin", (event) => {
+      const row = rowAt(event.target);
+      if (row !== null) active = row;
+      overview.hover(row);
+    });
+    body.addEventListener("pointerover", (event) => overview.hover(rowAt(event.target)));
+    body.addEventListener("pointerleave", () => overview.hover(null));
+    scroller.addEventListener("scroll", () => {
+      if (overview.visible) kept = scroller.scrollTop;
+      if (asked) return;
+      asked = true;
+      requestAnimationFrame(() => {
+        asked = false;
+        draw();
+      });
+    }, { passive: true });
+    new ResizeObserver(() => overview.visible && overview.n && update()).observe(scroller);
+  };
+
+  overview.onChange(() => {
+    if (!overview.n) return;
+    update();
+  });
+  overview.onHover(mark);
+  overview.onLabels(redraw);
+  overview.onShow(() => {
+    scroller.scrollTop = kept;
+    if (!overview.n) return;
+    update();
+    if (placeOf(active) >= 0) focusRow(active);
+  });
+  overview.ready.then(() => {
+    const densities = overview.columns.density.filter((density) => density > 0);
+    lowest = Math.min(-1, Math.floor(Math.log10(densities.reduce((least, density) => Math.min(least, density), 1))) - 1);
+    redraw();
+  });
+
+  /* --- the fields above it --- */
+
+  const form = overview.root.querySelector(".overview-filters");
+  const fieldOf = (name) => form.querySelector(`[name="${name}"]`);
+
+  const number = (name, unit = 1) => {
+    const field = fieldOf(name);
+    const value = Number(field.value.trim().replace(",", ".") || NaN) / unit;
+    field.setAttribute("aria-invalid", String(Boolean(field.value.trim()) && Number.isNaN(value)));
+    return value;
+  };
+
+  const between = (name, low, high) => {
+    if (Number.isNaN(low) && Number.isNaN(high)) return null;
+    const values = overview.columns[name];
+    return (row) => !(values[row] < low) && !(values[row] > high) && !Number.isNaN(values[row]);
+  };
+
+  const applyFields = () => {
+    overview.setFilter("density", between("density", number("density_min", 100), number("density_max", 100)));
+    overview.setFilter("max", between("max", number("max_min"), number("max_max")));
+    overview.setFilter("fires", fieldOf("fires").checked ? (row) => overview.columns.n_active[row] > 0 : null);
+    overview.setFilter("labelled", fieldOf("labelled").checked ? (row) => overview.label(overview.ids[row]) !== "" : null);
+  };
+
+  form.addEventListener("input", () => overview.ready.then(applyFields));
+  document.addEventListener("DOMContentLoaded", start);
+})();

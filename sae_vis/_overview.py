@@ -1,0 +1,281 @@
+"""What the overview of a page shows and searches: small columns of every feature, made while the page is written.
+
+Features are taken one after the other, each looked at once. Kept are a few numbers and token ids of each, and for every token
+the places of the features whose examples show it. On the page that is ``overview`` (the columns) and ``examples`` (the
+places), both deflated; ``js/overview.js`` and ``js/search.js`` read them. A row is the place of a feature among all.
+
+``examples`` is cut into blocks of some thousand tokens that follow each other, so that a search inflates only the blocks that
+it needs. A block is a row of integers (LEB128): for each token the difference to the token before, how many rows show it, and
+the difference of each row to the row before.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import json
+import math
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sae_vis import _page
+
+MOST_TOKENS = 20  # of a feature's top tokens that are kept
+BLOCK_BYTES = 32_000  # of a block before it is deflated, about
+FILE_BYTES = 2_000_000  # of blocks in one file of a site, at most about
+EXAMPLE_BYTES = (
+    500  # of all blocks for each feature, at most; where it would be more, only the top examples are searched
+)
+
+
+# --- the numbers -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """A column of numbers: what it is called, and how it is read from a feature (None where there is none)."""
+
+    label: str
+    value: Callable[[Any], float | None]
+    log: bool = False
+    digits: int = 4  # significant ones that are kept
+
+
+def logit_kurtosis(feature: Any) -> float | None:
+    """The kurtosis (not minus 3) of the logit weights: as stored, else from the middles of their histogram's bins."""
+    logits = feature.logits
+    stored: float | None = getattr(logits, "kurtosis", None)
+    if logits is None or stored is not None:
+        return stored
+    edges, heights = logits.histogram.bar_edges, logits.histogram.bar_heights
+    total = sum(heights)
+    if not total:
+        return None
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    mean = sum(n * middle for n, middle in zip(heights, middles, strict=True)) / total
+    squares = [(middle - mean) ** 2 for middle in middles]
+    variance = sum(n * square for n, square in zip(heights, squares, strict=True)) / total
+    fourth = sum(n * square * square for n, square in zip(heights, squares, strict=True)) / total
+    return fourth / variance**2 if variance and variance**2 else None
+
+
+NUMBERS: dict[str, Number] = {
+    "density": Number("density", lambda feature: feature.activations.density, log=True),
+    "n_active": Number("active", lambda feature: feature.activations.n_active, log=True, digits=17),
+    "max": Number("max", lambda feature: feature.activations.max, log=True),
+    "mean": Number("mean", lambda feature: feature.activations.mean, log=True),
+    "logit_kurtosis": Number("kurtosis of the logit weights", logit_kurtosis, log=True),
+    "decoder_norm": Number("decoder norm", lambda feature: getattr(feature, "decoder_norm", None)),
+}
+
+
+# --- the tokens ------------------------------------------------------------------------------------------------------
+
+
+def top_tokens(feature: Any) -> list[int]:
+    """The tokens that a feature fires on: of its table of tokens, else the bold ones of its top examples.
+
+    The latter by the sum of their activations, largest first, ties to the lower id.
+    """
+    known: Sequence[int] | None = getattr(getattr(feature, "tokens", None), "token_ids", None)
+    if known is not None:
+        return list(known[:MOST_TOKENS])
+    totals: dict[int, float] = {}
+    for sequence in feature.sequences.groups[0].sequences if feature.sequences.groups else ():
+        token = sequence.token_ids[sequence.bold_idx]
+        totals[token] = totals.get(token, 0.0) + sequence.feat_acts[sequence.bold_idx]
+    return sorted(totals, key=lambda token: (-totals[token], token))[:MOST_TOKENS]
+
+
+def _promoted(feature: Any) -> Sequence[int]:
+    return feature.logits.top_token_ids if feature.logits else ()
+
+
+def _suppressed(feature: Any) -> Sequence[int]:
+    return feature.logits.bottom_token_ids if feature.logits else ()
+
+
+LISTS: dict[str, Callable[[Any], Sequence[int]]] = {
+    "top_tokens": top_tokens,
+    "promoted": _promoted,
+    "suppressed": _suppressed,
+}
+
+
+class _Lists:
+    """A list of token ids for each row, one after the other in one array."""
+
+    def __init__(self) -> None:
+        self.lengths = array("q")
+        self.ids = array("q")
+
+    def add(self, ids: Sequence[int]) -> None:
+        self.lengths.append(len(ids))
+        self.ids.extend(ids)
+
+
+class _Postings:
+    """For every token the rows that show it, as they come: rising, so that each is its difference to the one before."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, int] = {}
+        self._rows: dict[int, bytearray] = {}
+        self._counts: dict[int, int] = {}
+
+    def add(self, row: int, tokens: Iterable[int]) -> None:
+        last, rows, counts = self._last, self._rows, self._counts
+        for token in tokens:
+            step = row - last.get(token, 0)
+            if token not in rows:
+                rows[token] = bytearray()
+                counts[token] = 0
+            if step < 128:
+                rows[token].append(step)
+            else:
+                rows[token] += _varint(step)
+            counts[token] += 1
+            last[token] = row
+
+    def blocks(self) -> Iterator[tuple[int, bytes]]:
+        """The first token of each block, and the block."""
+        block, first, before = bytearray(), 0, 0
+        for token in sorted(self._rows):
+            if len(block) >= BLOCK_BYTES:
+                yield first, bytes(block)
+                block = bytearray()
+            if not block:
+                first = before = token
+            block += _varint(token - before) + _varint(self._counts[token]) + self._rows[token]
+            before = token
+        if block:
+            yield first, bytes(block)
+
+
+def _varint(value: int) -> bytes:
+    """A number of none or more as LEB128: seven bits a byte, the lowest first, the eighth says that more follow."""
+    parts = bytearray()
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
+
+
+def _packed_blocks(postings: _Postings) -> list[tuple[int, str]]:
+    return [(first, _page.pack_bytes(block)) for first, block in postings.blocks()]
+
+
+# --- the overview ----------------------------------------------------------------------------------------------------
+
+
+class Overview:
+    """Collects what the overview of one page needs, from features in rising order.
+
+    Args:
+        extra: other numbers, by name, one for each row; as ``NUMBERS``, they become columns.
+        meta: what else the scripts should know, as JSON can hold it.
+    """
+
+    def __init__(
+        self, extra: Mapping[str, Sequence[float | None]] | None = None, meta: Mapping[str, object] | None = None
+    ) -> None:
+        self._extra, self._meta = dict(extra or {}), dict(meta or {})
+        self._ids = array("q")
+        self._labels: dict[int, str] = {}
+        self._numbers = {name: array("d") for name in NUMBERS}
+        self._lists = {name: _Lists() for name in LISTS}
+        self._shown, self._shown_on_top = _Postings(), _Postings()
+
+    def add(self, feature: Any) -> None:
+        """Take what is needed of the next feature."""
+        row = len(self._ids)
+        self._ids.append(feature.feature_idx)
+        if feature.label:
+            self._labels[feature.feature_idx] = feature.label
+        for name, number in NUMBERS.items():
+            value = number.value(feature)
+            self._numbers[name].append(math.nan if value is None else value)
+        for name, ids in LISTS.items():
+            self._lists[name].add(ids(feature))
+        groups = [set[int]().union(*[s.token_ids for s in group.sequences]) for group in feature.sequences.groups]
+        if groups:
+            self._shown_on_top.add(row, groups[0])
+            self._shown.add(row, set[int]().union(*groups))
+
+    def token_ids(self) -> set[int]:
+        """The tokens whose text the table needs."""
+        return set[int]().union(*(lists.ids for lists in self._lists.values()))
+
+    def assets(self, texts: Mapping[int, str]) -> dict[str, str]:
+        """The packed data by name: ``overview``, and ``examples0``, ``examples1``, … of some blocks each.
+
+        ``texts`` comes from ``texts_apart``.
+        """
+        scope, blocks = self._packed_blocks()
+        files: list[list[str]] = []
+        starts: list[int] = []
+        size = FILE_BYTES
+        for place, (_, text) in enumerate(blocks):
+            if size + len(text) > FILE_BYTES:
+                files.append([])
+                starts.append(place)
+                size = 0
+            files[-1].append(text)
+            size += len(text) + 1
+        examples = {"scope": scope, "blocks": [first for first, _ in blocks], "files": starts}
+        packed = _page.pack_bytes(json.dumps(self._columns(texts, examples), separators=(",", ":")).encode())
+        return {"overview": packed, **{f"examples{n}": " ".join(file) for n, file in enumerate(files)}}
+
+    def _packed_blocks(self) -> tuple[str, list[tuple[int, str]]]:
+        """Of all examples, or of the top ones where that would be too much."""
+        blocks = _packed_blocks(self._shown)
+        if sum(len(text) for _, text in blocks) <= EXAMPLE_BYTES * len(self._ids) + BLOCK_BYTES:
+            return "all", blocks
+        return "top", _packed_blocks(self._shown_on_top)
+
+    def _columns(self, texts: Mapping[int, str], examples: object) -> dict[str, object]:
+        columns: dict[str, Sequence[float | None]] = {**self._numbers, **self._extra}
+        known = {name: NUMBERS.get(name, Number(name, lambda _: None)) for name in columns}
+        numbers = {name: [_shortened(value, known[name].digits) for value in columns[name]] for name in columns}
+        kept = [name for name in numbers if any(value is not None for value in numbers[name])]
+        told = {name: {"label": known[name].label, "log": known[name].log} for name in kept}
+        given: Any = self._meta.get("numbers", {})
+        return {
+            "ids": list(self._ids),
+            "labels": self._labels,
+            "numbers": {name: numbers[name] for name in kept},
+            "lists": {name: [list(lists.lengths), list(lists.ids)] for name, lists in self._lists.items()},
+            "texts": texts,
+            "examples": examples,
+            "meta": {**self._meta, "numbers": {**told, **given}},
+        }
+
+
+def _shortened(value: float | None, digits: int) -> float | int | None:
+    """A number with so many significant digits; whole ones without a point, which is shorter."""
+    if value is None or not math.isfinite(value):
+        return None
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 2**53 else rounded
+
+
+def texts_apart(
+    ids: Iterable[int], shown: Iterable[str], vocab: Mapping[int, str], vocab_bytes: Mapping[int, str]
+) -> dict[int, str]:
+    r"""The texts of tokens that their HTML does not tell, so that only those are stored: about one of ten.
+
+    A token that is only part of a character is given as ``\0`` and its bytes in hex. ``js/search.js`` reads the others from the
+    HTML: what has no element is text, with a space before it after the mark of a space.
+    """
+    apart = {}
+    for token, fragment in zip(ids, shown, strict=True):
+        if token in vocab_bytes:
+            apart[token] = f"\0{vocab_bytes[token]}"
+        elif token in vocab:
+            plain = fragment.removeprefix("<i>·</i>")
+            text = " " * (len(plain) < len(fragment)) + html.unescape(plain)
+            if "<" in plain or text != vocab[token]:
+                apart[token] = vocab[token]
+    return apart
