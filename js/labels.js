@@ -7,7 +7,7 @@
   const saeVis = (globalThis.saeVis ??= {});
   const FORMAT = "sae_vis labels";
   const MOST = { label: 200, note: 10_000 }; // characters
-  let index, own, every; // own: id -> what the reader changed; every: id -> label, of all
+  let index, own, every, starred, loaded; // own: id -> what the reader changed; every: id -> label, of all
   let kept = true; // whether the browser keeps what is changed
 
   /* --- what is said, by Python and by the reader --- */
@@ -15,7 +15,7 @@
   const python = (id) => ({
     label: (saeVis.labels ?? index.labels)?.[id] ?? "",
     note: index.notes?.[id] ?? "",
-    star: index.stars?.includes(Number(id)) ?? false,
+    star: starred.has(Number(id)),
   });
 
   /* Storage and files may hold anything: only what is of the right kind is taken. */
@@ -237,10 +237,13 @@
   document.addEventListener("DOMContentLoaded", () => {
     index = saeVis.data("index") ?? saeVis.data("rankings");
     if (!index?.key || !document.querySelector("#columns, main .feature")) return (index = undefined);
+    starred = new Set(index.stars);
     read();
     saeVis.onShown(() => {
-      every = undefined; // a site has loaded its labels
-      show();
+      if (saeVis.labels === loaded) return show();
+      loaded = saeVis.labels; // a site's, which come after the page
+      every = undefined;
+      tell(null);
     });
     document.addEventListener("click", clicked);
     window.addEventListener("storage", (event) => {

@@ -74,7 +74,7 @@
 
   const arrowKeys = (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
-    if (event.target.closest("input, .seq") || saeVis.overview?.visible) return; // there the keys move the cursor, or from token to token
+    if (saeVis.overview?.visible || event.target.closest("input, textarea, .seq, .whole, [role=dialog]")) return; // keys of their own
     if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
   };

@@ -64,7 +64,7 @@
     const dressAll = (name) => (value) => {
       wanted(name, value);
       panels().forEach(dress);
-      saeVis.redrawRows?.();
+      saeVis.redrawRows();
     };
     saeVis.setting({
       name: "tokens",
@@ -89,6 +89,7 @@
         wanted("scale", value);
         if (value === "sequence") panels().forEach(scale);
         legends();
+        saeVis.redrawRows();
       },
     });
   };

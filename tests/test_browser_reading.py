@@ -208,6 +208,18 @@ def test_the_bold_token_of_a_long_row_is_in_sight(show, features):
     assert opened.js("(e => e.scrollHeight > e.clientHeight)(document.querySelector('.whole .tokens'))")
 
 
+def test_an_open_row_has_the_colours_of_its_sequence(show, features, page):
+    opened = show(page)
+    opened.page.locator(".seq").nth(1).press("Enter")
+    expect(opened.page.locator(".whole .t")).to_have_count(16)
+    for value in ("feature", "sequence"):
+        choose(opened, "scale", value)
+        expect(opened.page.locator(".whole .window .t")).to_have_count(10)
+        seen = opened.js(f"[...document.querySelectorAll('.whole .window .t')].map(token => {LEVEL})")
+        assert seen == levels(opened)[1]
+        assert (max(seen) == 1) == (value == "sequence")
+
+
 def test_without_stored_rows_nothing_opens(show):
     opened = show(make_features(2, dead=(), store_rows=False, **FEW).get_html())
     opened.page.locator(".seq").first.click(position={"x": 20, "y": 8})

@@ -649,8 +649,10 @@ def test_a_missing_file_of_rows_is_said_where_the_row_would_be(visit, folder):
 
 
 def test_a_sites_labels_are_known_to_the_reader_and_can_be_changed(visit, site):
-    opened = visit(site)
+    listen = "globalThis.told = []; document.addEventListener('saevis:labels', event => told.push(event.detail.ids))"
+    opened = visit(site, init=listen)
     opened.js("new Promise(done => { const look = () => (saeVis.labels ? done() : setTimeout(look, 10)); look(); })")
     assert opened.js("saeVis.labelOf(5)") == "import statements"
+    assert opened.js("told") == [None, None]  # of the page, and of the file of labels
     opened.js("saeVis.sayOf(5, { label: 'mine' })")
     assert opened.js("[saeVis.labelOf(5), saeVis.allLabels()[5], saeVis.isEdited(5)]") == ["mine", "mine", True]
