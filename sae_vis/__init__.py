@@ -33,6 +33,7 @@ __all__ = [
     "FeatureVisParams",
     "FileFormatError",
     "HistogramData",
+    "Html",
     "InputError",
     "Interrupted",
     "Layout",
@@ -54,21 +55,24 @@ __all__ = [
     "TemplateError",
     "TokenEffect",
     "__version__",
+    "fill_template",
     "get_feature_data",
     "get_prompt_data",
     "load_activations",
     "load_demo",
     "load_sae_lens",
+    "register_component",
 ]
 
 if TYPE_CHECKING:
     from sae_vis._demo import load_demo
     from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
     from sae_vis._neighbours_data import CoactiveData, LossShareData, NearestData, NeighboursData
-    from sae_vis._params import Column, Component, FeatureVisParams, Layout
+    from sae_vis._params import Column, Component, FeatureVisParams, Layout, register_component
     from sae_vis._sae_lens import load_sae_lens
     from sae_vis._store import ActivationStore
     from sae_vis._store_file import load_activations
+    from sae_vis._templates import Html, fill_template
     from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
     from sae_vis.data_storing_fns import (
         ActivationsData,
@@ -106,6 +110,9 @@ _HOMES = {
     "Component": "_params",
     "FeatureVisParams": "_params",
     "Layout": "_params",
+    "register_component": "_params",
+    "Html": "_templates",
+    "fill_template": "_templates",
     "get_feature_data": "data_fetching_fns",
     "get_prompt_data": "data_fetching_fns",
     "load_demo": "_demo",

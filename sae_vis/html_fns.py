@@ -568,7 +568,7 @@ def near_duplicates_switch(count: int) -> Html:
 
 def part(component: str, panel: Html) -> Html:
     """A panel with the button that tells what it is."""
-    return template("part.html").fill(component=component, panel=panel)
+    return template("part.html").fill(component=component, name=component.replace("_", " "), panel=panel)
 
 
 def abouts(components: Sequence[str], titles: Sequence[str], texts: Sequence[str], needs: Sequence[str]) -> Html:

@@ -1747,7 +1747,7 @@ MUTANTS: list[Mutant] = [
             "_short(abs(level(value, largest)))",
             "_short(abs(level(largest, largest)))",
         ),
-        ("column-width", "a width is a number", '{name}:{int(size)}px', '{name}:{size}px'),
+        ("column-width", "a width is a number", "{name}:{int(size)}px", "{name}:{size}px"),
         ("unknown-token", "an unknown token shows its id", 'code=f"id {token}"', 'code="id"'),
         (
             "bytes-before-text",

@@ -81,7 +81,7 @@ AT_MOST = {
     "_site": {"_page", "_json", "_templates"},
     "_feature_folder": {"_json", "_params"},
     "_json": set(),
-    "_params": set(),
+    "_params": {"_templates"},
     "_templates": set(),
 }
 # Other people's packages. What is not listed here imports the standard library alone.
