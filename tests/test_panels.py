@@ -19,6 +19,7 @@ from sae_vis import (
     Column,
     Component,
     FeatureVisParams,
+    FileFormatError,
     Html,
     InputError,
     Layout,
@@ -147,11 +148,12 @@ def test_each_text_is_on_the_page_once_and_each_panel_has_its_button(features, v
     texts = {e.get("data-about-text"): text_of(e) for e in tree.iter("dd") if e.get("data-about-text")}
     fragments = [tree, *map(parse_fragment, packed(document).values())]
     buttons = [e for part in fragments for e in part.iter("button") if e.get("class") == "what-is"]
-    assert {button.get("data-about") for button in buttons} == set(texts)
+    assert {button.get("aria-label") for button in buttons} == {f"About {name}" for name in texts}
     assert {button.get("aria-expanded") for button in buttons} == {"false"}
     for name, text in texts.items():
-        assert text == " ".join(about(name).split())
-        assert document.count(_templates.escape(about(name))) == 1
+        whole = about(name.replace(" ", "_"))
+        assert text == " ".join(whole.split())
+        assert document.count(_templates.escape(whole)) == 1
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------
@@ -159,7 +161,8 @@ def test_each_text_is_on_the_page_once_and_each_panel_has_its_button(features, v
 
 def drawn_columns(document: str) -> list[list[str]]:
     columns = [e for e in parse(document).find(".//article").iter("div") if "column" in e.get("class", "").split()]
-    return [[b.get("data-about") for b in column.iter("button") if b.get("class") == "what-is"] for column in columns]
+    buttons = [[b for b in column.iter("button") if b.get("class") == "what-is"] for column in columns]
+    return [[b.get("aria-label").removeprefix("About ").replace(" ", "_") for b in some] for some in buttons]
 
 
 def test_saved_data_is_drawn_in_another_layout_without_computing(features, tmp_path):
@@ -250,7 +253,7 @@ def test_the_documented_panel_is_drawn_and_works(example, show):
     assert opened.texts(".bold-tokens small") == [f"of {len(bold)} examples"]
     opened.page.get_by_role("button", name="Larger").click()
     assert opened.js("getComputedStyle(document.querySelector('.bold-tokens ul')).fontSize") == "20px"
-    opened.page.get_by_role("button", name="What is this: bold tokens").click()
+    opened.page.get_by_role("button", name="About bold tokens").click()
     assert opened.texts(".what-it-is") == [
         "The tokens that the shown examples have in bold, and how often each of them."
     ]
@@ -296,7 +299,7 @@ def test_data_is_its_dataclass_again_once_the_panel_is_registered(registry, tmp_
     (tmp_path / "b.json").write_text(
         (tmp_path / "a.json").read_text("utf-8").replace('"value":1.5', '"value":"x"'), "utf-8"
     )
-    with pytest.raises(Exception, match="extras.*Doubled"):
+    with pytest.raises(FileFormatError, match=r"extras.*Doubled"):
         MultiFeatureData.load_json(tmp_path / "b.json")
 
 
@@ -361,13 +364,13 @@ def test_an_unknown_panel_says_what_to_do():
 
 def test_what_is_this_opens_and_closes_by_mouse_and_keyboard(features, show):
     opened = show(features.get_html())
-    button = opened.page.get_by_role("button", name="What is this: moments")
+    button = opened.page.get_by_role("button", name="About moments")
     button.click()
     assert opened.texts(".what-it-is") == [about("moments")]
     assert button.get_attribute("aria-expanded") == "true"
     opened.page.keyboard.press("Escape")
     assert opened.texts(".what-it-is") == []
-    assert opened.js("document.activeElement.dataset.about") == "moments"
+    assert opened.js("document.activeElement.ariaLabel") == "About moments"
     opened.page.keyboard.press("Enter")
     assert opened.texts(".what-it-is") == [about("moments")]
     opened.page.keyboard.press("Space")
