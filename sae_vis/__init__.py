@@ -37,6 +37,7 @@ __all__ = [
     "FileFormatError",
     "HeatRow",
     "HistogramData",
+    "Html",
     "InputError",
     "Interrupted",
     "Layout",
@@ -63,23 +64,26 @@ __all__ = [
     "TokensData",
     "__version__",
     "compare_prompts",
+    "fill_template",
     "get_feature_data",
     "get_prompt_data",
     "load_activations",
     "load_demo",
     "load_sae_lens",
+    "register_component",
 ]
 
 if TYPE_CHECKING:
     from sae_vis._demo import load_demo
     from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
     from sae_vis._neighbours_data import CoactiveData, LossShareData, NearestData, NeighboursData
-    from sae_vis._params import Column, Component, FeatureVisParams, Layout
+    from sae_vis._params import Column, Component, FeatureVisParams, Layout, register_component
     from sae_vis._prompt_comparison import ComparedFeature, PromptComparisonData
     from sae_vis._prompt_panels import HeatRow, ReconstructionData
     from sae_vis._sae_lens import load_sae_lens
     from sae_vis._store import ActivationStore
     from sae_vis._store_file import load_activations
+    from sae_vis._templates import Html, fill_template
     from sae_vis._token_data import PositionsData, TokensData
     from sae_vis.data_fetching_fns import compare_prompts, get_feature_data, get_prompt_data
     from sae_vis.data_storing_fns import (
@@ -125,6 +129,9 @@ _HOMES = {
     "HeatRow": "_prompt_panels",
     "ReconstructionData": "_prompt_panels",
     "compare_prompts": "data_fetching_fns",
+    "register_component": "_params",
+    "Html": "_templates",
+    "fill_template": "_templates",
     "get_feature_data": "data_fetching_fns",
     "get_prompt_data": "data_fetching_fns",
     "load_demo": "_demo",

@@ -124,6 +124,7 @@ def _checked_line(value: object, mirror: Any, where: str) -> bytes:
         strict = msgspec.convert(value, mirror, from_attributes=True)
     except _UNREADABLE as error:
         raise InputError(f"This cannot be saved as JSON: {_reason(error, where)}.") from None
+    _check_extras(value, where)
     try:
         return _encode(strict)
     except UnicodeEncodeError:
@@ -131,6 +132,15 @@ def _checked_line(value: object, mirror: Any, where: str) -> bytes:
         raise InputError(
             f"This cannot be saved as JSON: {path} holds half a surrogate pair, which UTF-8 lacks."
         ) from None
+
+
+def _check_extras(value: object, where: str) -> None:
+    """What panels of a user's own keep has no type here: it must be what JSON holds, numbers finite."""
+    for name, extra in (getattr(value, "extras", None) or {}).items():
+        try:
+            json.dumps(msgspec.to_builtins(extra), allow_nan=False)
+        except _UNREADABLE as error:
+            raise InputError(f"This cannot be saved as JSON: {where}.extras.{name}: {error}.") from None
 
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ them); they are near-duplicates if both show the same token at 80 % of these pla
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -33,8 +34,8 @@ def near_duplicates(
     if len(examples) < 2:
         return [[] for _ in groups]
     aligned = _aligned(examples, tokens, buffer)
-    bold = np.array([tokens[example] for example in examples])
-    later, earlier = np.nonzero(np.tril(bold[:, None] == bold, -1))
+    bold = aligned[:, buffer[0] if buffer else tokens.shape[1] - 1]
+    later, earlier = np.nonzero(np.tri(len(bold), k=-1, dtype=np.bool_) & (bold[:, None] == bold))
     near = _near(aligned, later, earlier)
     before = defaultdict[int, list[int]](list)
     for one, other in zip(later[near].tolist(), earlier[near].tolist(), strict=True):
@@ -54,7 +55,7 @@ def _aligned(examples: Sequence[Example], tokens: Tokens, buffer: tuple[int, int
     """What each example shows, the bold tokens below each other: ``[n, width]``."""
     seq_len = tokens.shape[1]
     before, after = buffer or (seq_len - 1, seq_len - 1)
-    rows, bold = np.array(examples, dtype=np.int64).T
+    rows, bold = np.fromiter(itertools.chain.from_iterable(examples), np.int64).reshape(-1, 2).T
     places = bold[:, None] + np.arange(-before, after + 1)
     inside = (places >= 0) & (places < seq_len)
     return np.where(inside, tokens[rows[:, None], places.clip(0, seq_len - 1)], NOTHING)
@@ -66,8 +67,8 @@ def _near(aligned: Ints, one: Ints, other: Ints) -> npt.NDArray[np.bool_]:
     step = max(1, PIECE // aligned.shape[1])
     for start in range(0, len(one), step):
         a, b = aligned[one[start : start + step]], aligned[other[start : start + step]]
-        equal = ((a == b) & (a != NOTHING)).sum(1)
-        either = ((a != NOTHING) | (b != NOTHING)).sum(1)
+        equal = np.count_nonzero((a == b) & (a != NOTHING), axis=1)
+        either = np.count_nonzero((a != NOTHING) | (b != NOTHING), axis=1)
         found.append(equal >= SHARE_EQUAL * either)
     return np.concatenate(found) if found else np.zeros(0, dtype=np.bool_)
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import os
+import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice, pairwise
 from typing import Any, Literal
 
+from sae_vis import _templates
 from sae_vis._errors import InputError, shown
 
 Correlate = Literal["all", "asked"]
@@ -72,6 +75,8 @@ class ComponentSpec:
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     about: str = ""  # a sentence or two with the definitions, which the page shows on demand; "": the one in ABOUTS
     optional: bool = False  # where the data has none, nothing is said of it, unless the layout was given
+    draw: Callable[..., Any] | None = None  # what draws a panel of somebody else's; None for those of the library
+    data: type | None = None  # likewise: the dataclass of its data, which is in ``FeatureData.extras``
 
 
 COMPONENTS: dict[str, ComponentSpec] = {
@@ -231,7 +236,10 @@ class Component:
     def __post_init__(self) -> None:
         spec = COMPONENTS.get(self.name) if isinstance(self.name, str) else None
         if spec is None:
-            raise InputError(f"Unknown component {shown(self.name)}. Known: {', '.join(COMPONENTS)}.")
+            raise InputError(
+                f"Unknown component {shown(self.name)}. Known: {', '.join(COMPONENTS)}. A panel of your own is known once "
+                "register_component was called."
+            )
         if not isinstance(self.options, dict):
             raise InputError(f"Component {self.name!r}: options must be a dict, got {shown(self.options)}.")
         options: dict[str, OptionValue] = {}
@@ -247,6 +255,11 @@ class Component:
             options[option] = number
         object.__setattr__(self, "name", str.__str__(self.name))
         object.__setattr__(self, "options", options)
+
+    @classmethod
+    def help(cls) -> HelpText:
+        """Every component with its views, its options and what it shows, as a text that shows itself."""
+        return HelpText("\n".join(["Component", *_component_lines()]))
 
 
 @dataclass(frozen=True, init=False)
@@ -313,6 +326,15 @@ class Layout:
         """All components, column by column."""
         return tuple(component for column in self.columns for component in column.components)
 
+    @classmethod
+    def help(cls) -> HelpText:
+        """What a layout is made of, and the defaults of both views, as a text that shows itself."""
+        return HelpText("\n".join(_layout_help()))
+
+    def tree(self) -> HelpText:
+        """The columns and their components, as a text that shows itself."""
+        return HelpText("\n".join(_tree_lines(self)))
+
     def check_view(self, view: View) -> None:
         """Raise ``InputError`` where a component does not belong in this view."""
         for component in self.components():
@@ -333,6 +355,111 @@ PROMPT_LAYOUT = Layout(
         ),
     )
 )
+
+
+def _component_lines() -> list[str]:
+    lines = []
+    for name, spec in COMPONENTS.items():
+        views = " and ".join(spec.views)
+        lines.append(f"\n  {name}  ({views} view{'s' if len(spec.views) > 1 else ''})")
+        lines += [f"      {option} = {default!r}" for option, default in spec.options.items()]
+        lines += textwrap.wrap(about(name), 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def _tree_lines(layout: Layout) -> list[str]:
+    lines = ["Layout" + (f"  height={layout.height}" if layout.height else "")]
+    for column in layout.columns:
+        sizes = {"width": column.width, "height": column.height}
+        lines.append("  Column" + "".join(f"  {name}={size}" for name, size in sizes.items() if size))
+        for component in column.components:
+            options = "".join(f"  {name}={value!r}" for name, value in component.options.items())
+            lines.append(f"    {component.name}{options}")
+    return lines
+
+
+def _layout_help() -> list[str]:
+    """The pieces from the outside in, then the defaults."""
+    classes: tuple[type, ...] = (Layout, Column, Component)
+    lines = [
+        "Layout(columns, height=None)",
+        "  Column(*components, width=None, height=None)",
+        "    Component(name, options)",
+    ]
+    for cls in classes:
+        lines += [
+            "",
+            cls.__name__,
+            *("  " + line for line in textwrap.dedent("    " + (cls.__doc__ or "")).splitlines()),
+        ]
+    for view, default in (("feature", FeatureVisParams().feature_layout()), ("prompt", PROMPT_LAYOUT)):
+        lines += ["", f"The default of the {view} view:", *_tree_lines(default)]
+    return [*lines, "", "The components:", *_component_lines()]
+
+
+# --- a panel of one's own ----------------------------------------------------------------------------------------
+
+BUILT_IN = frozenset(COMPONENTS)
+
+
+def register_component(
+    name: str,
+    *,
+    template: str,
+    help: str,  # noqa: A002 - the word of the library for this
+    about: str = "",
+    folder: str | os.PathLike[str] | None = None,
+    data: type | None = None,
+    attribute: str | None = None,
+    draw: Callable[..., Any] | None = None,
+    views: tuple[View, ...] = ("feature",),
+    options: Mapping[str, OptionValue] | None = None,
+) -> None:
+    """Make a panel of one's own known, so that a ``Layout`` can have it; docs/panels.md has an example.
+
+    Args:
+        name: what it is called in a layout: small letters, digits and underscores.
+        template: its file; the css and js that its first line names go into every page whose layout has the panel.
+        help: its title, in a few words.
+        about: a sentence or two that the page shows on demand.
+        folder: where its template, css and js are, side by side; None: they are the library's.
+        data: the dataclass of its data, which ``FeatureData.extras[name]`` holds. It needs a method ``get_html(page, **options)``
+            that gives ``Html``, unless ``draw`` is given.
+        attribute: instead of ``data``, the attribute of ``FeatureData`` or ``PromptData`` that it draws, e.g. "activations".
+        draw: ``draw(part, page, options)`` gives ``Html``; None: the ``get_html`` of the data.
+        views: "feature", "prompt" or both.
+        options: the names of its options, with their defaults.
+
+    Raises:
+        InputError: if the name is no such name or that of a panel of the library, or there is neither data nor attribute.
+    """
+    if not isinstance(name, str) or not _COMPONENT_NAME.fullmatch(name):
+        raise InputError(
+            f"A component's name is small letters, digits and underscores, e.g. 'my_panel', got {shown(name)}."
+        )
+    if name in BUILT_IN:
+        raise InputError(f"Component {name!r} is one of the library: choose another name.")
+    if (data is None) == (attribute is None):
+        raise InputError(
+            f"Component {name!r} needs either data=, a dataclass, or attribute=, what it draws of a feature."
+        )
+    if data is not None and not dataclasses.is_dataclass(data):
+        raise InputError(f"Component {name!r}: data must be a dataclass, got {shown(data)}.")
+    if not set(views) or not set(views) <= {"feature", "prompt"}:
+        raise InputError(f"Component {name!r}: views must be 'feature', 'prompt' or both, got {shown(views)}.")
+    if folder is not None:
+        _templates.add_folder(folder)
+    _templates.template(template)  # an error in it shows at once
+    COMPONENTS[name] = ComponentSpec(
+        help, attribute or "extras", template, tuple(views), dict(options or {}), about, True, draw or _draw_part, data
+    )
+
+
+_COMPONENT_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+
+def _draw_part(part: Any, page: Any, options: Mapping[str, OptionValue]) -> Any:
+    return part.get_html(page, **options)
 
 
 # --- parameters --------------------------------------------------------------------------------------------------

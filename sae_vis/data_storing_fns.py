@@ -36,7 +36,7 @@ import msgspec
 from sae_vis import _feature_folder, _json, _labels, _overview, _page, _render_pool, _rows, _site, _text, html_fns
 from sae_vis._errors import InputError
 from sae_vis._neighbours_data import LossShareData, NeighboursData
-from sae_vis._params import COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
+from sae_vis._params import BUILT_IN, COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
 from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, ReconstructionData, heat_data, heat_html, heat_rows
 from sae_vis._templates import Html, join, template
 from sae_vis._token_data import PositionsData, TokensData
@@ -779,8 +779,10 @@ class FeatureData:
     neighbours: NeighboursData | None = None
     decoder_norm: float | None = None
     direction: DirectionData | None = None
+    extras: dict[str, Any] = field(default_factory=dict)  # what panels of one's own draw, by component
 
     def __post_init__(self) -> None:
+        self.extras = {name: _extra(name, value) for name, value in self.extras.items()}
         _check_feature_idx(self, self.feature_idx)
         _check_finite(self, decoder_norm=self.decoder_norm)
 
@@ -930,9 +932,9 @@ def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[s
         drawn = []
         for component in column.components:
             attribute = COMPONENTS[component.name].attribute
-            part = getattr(data, attribute)
+            part = _part_of(data, component.name)
             if part is not None:
-                panel = drawers[component.name](part, page, component.options)
+                panel = _drawer(component.name, drawers)(part, page, component.options)
                 drawn += [html_fns.part(component.name, panel)] if panel else []
             elif attribute not in missing and (page.params.layout or not COMPONENTS[component.name].optional):
                 missing.add(attribute)
@@ -940,6 +942,28 @@ def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[s
         names = [component.name.replace("_", "-") for component in column.components]
         columns.append(html_fns.column([f"has-{name}" for name in names], drawn, column.width or 0, column.height or 0))
     return columns
+
+
+def _extra(name: str, value: Any) -> Any:
+    """The data of a panel of one's own: as its dataclass, where that is known, else as it is in the file."""
+    spec = COMPONENTS.get(name)
+    if spec is None or spec.data is None or isinstance(value, spec.data):
+        return value
+    try:
+        return msgspec.convert(value, spec.data)
+    except msgspec.ValidationError as error:
+        raise InputError(f"FeatureData.extras[{name!r}] is no {spec.data.__name__}: {error}.") from None
+
+
+def _part_of(data: object, component: str) -> Any:
+    """What a component draws of a feature; None where it is not there."""
+    spec = COMPONENTS[component]
+    part = getattr(data, spec.attribute, None)
+    return part.get(component) if spec.data is not None and part is not None else part
+
+
+def _drawer(component: str, drawers: Mapping[str, Drawer]) -> Drawer:
+    return COMPONENTS[component].draw or drawers[component]
 
 
 def _abouts(layout: Layout) -> Html:
@@ -1110,17 +1134,34 @@ class MultiFeatureData:
     def __repr__(self) -> str:
         return f"MultiFeatureData({_count(len(self), 'feature')} of {_subtitle(self.provenance)})"
 
-    def get_html(self, page: PageContext | None = None, feature: int | None = None) -> Html:
+    def with_layout(self, layout: Layout | None) -> MultiFeatureData:
+        """The same data, whose pages have another layout (None: the default); nothing is computed.
+
+        Raises:
+            InputError: if a component does not belong in this view.
+        """
+        return dataclasses.replace(self, params=dataclasses.replace(self.params, layout=layout))
+
+    def get_html(
+        self, page: PageContext | None = None, feature: int | None = None, *, layout: Layout | None = None
+    ) -> Html:
         """The whole page as one document: every feature, ``feature`` (None: the overview of all) shown at the start.
 
         Raises:
-            InputError: if there is no such feature.
+            InputError: if there is no such feature, or a component of the ``layout`` does not belong in this view.
         """
+        if layout is not None:
+            return self.with_layout(layout).get_html(page, feature)
         first = self._first(feature)
         return _features_document(self, page or self._context(), list(self), first, opens=_opens(feature))
 
     def save_html(
-        self, path: str | os.PathLike[str], feature: int | None = None, *, processes: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        feature: int | None = None,
+        *,
+        processes: int | None = None,
+        layout: Layout | None = None,
     ) -> None:
         """Write the whole page to one file, which opens from disk with no network.
 
@@ -1129,16 +1170,26 @@ class MultiFeatureData:
             feature: the one that is shown at the start; None: the overview of all.
             processes: how many draw; None: as many as there are cores, where the features are enough to be worth it; 1: this
                 one alone. The file is the same.
+            layout: the arrangement of the panels; None: that of the parameters.
 
         Raises:
-            InputError: if there is no such feature, or ``processes`` is no such number.
+            InputError: if there is no such feature, ``processes`` is no such number, or a component of the layout does not
+                belong in this view.
         """
+        if layout is not None:
+            self.with_layout(layout).save_html(path, feature, processes=processes)
+            return
         first, opens = self._first(feature), _opens(feature)
         parts = _features_parts(self, self._context(), list(self), first, processes=processes, opens=opens)
         _json.write_atomic(path, _page.document_pieces(*parts))
 
     def save_site(
-        self, folder: str | os.PathLike[str], feature: int | None = None, processes: int | None = None
+        self,
+        folder: str | os.PathLike[str],
+        feature: int | None = None,
+        processes: int | None = None,
+        *,
+        layout: Layout | None = None,
     ) -> None:
         """Write a folder, for as many features as there are: its ``index.html`` opens from disk and from any static host.
 
@@ -1149,10 +1200,14 @@ class MultiFeatureData:
             folder: where the site goes.
             feature: the one that is shown at the start; None: the overview of all.
             processes: how many draw, as for ``save_html``.
+            layout: the arrangement of the panels; None: that of the parameters.
 
         Raises:
             InputError: if there is no such feature, or the folder holds anything else.
         """
+        if layout is not None:
+            self.with_layout(layout).save_site(folder, feature, processes)
+            return
         first, page = self._first(feature), self._context()
         opened = NOTHING if first is None else self[first].get_html(page)
         body = _features_body(page, first, opened, len(self), opens=_opens(feature))
@@ -1288,6 +1343,9 @@ def worker_setup(page: PageContext) -> bytes | None:
     """What a worker process must know of a page: the features in a line, a document without any; None if that is not all."""
     if type(page) is not PageContext or type(page.printer) is not TokenPrinter or page.provenance is None:
         return None
+    layout = page.params.feature_layout()
+    if any(component.name not in BUILT_IN for component in layout.components()):
+        return None  # another process does not know panels that were registered in this one
     printer = page.printer
     data = MultiFeatureData({}, dict(printer.vocab), dict(printer.vocab_bytes), {}, page.params, page.provenance)
     try:
@@ -1669,6 +1727,14 @@ class MultiPromptData:
         if self.reconstruction and not self.reconstruction.reason:
             _check_same_length(self, prompt_token_ids=self.prompt_token_ids, reconstruction=self.reconstruction.error)
         _check_hex(self, self.vocab_bytes)
+
+    def with_layout(self, layout: Layout | None) -> MultiPromptData:
+        """The same data, whose columns have another layout (None: the default); nothing is computed.
+
+        Raises:
+            InputError: if a component does not belong in this view.
+        """
+        return dataclasses.replace(self, params=dataclasses.replace(self.params, prompt_layout=layout))
 
     def __repr__(self) -> str:
         n_tokens, n_features = len(self.prompt_token_ids), len(self.prompt_data_dict)

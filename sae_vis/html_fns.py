@@ -645,7 +645,7 @@ def near_duplicates_switch(count: int) -> Html:
 
 def part(component: str, panel: Html) -> Html:
     """A panel with the button that tells what it is."""
-    return template("part.html").fill(component=component, panel=panel)
+    return template("part.html").fill(name=component.replace("_", " "), panel=panel)
 
 
 def abouts(components: Sequence[str], titles: Sequence[str], texts: Sequence[str], needs: Sequence[str]) -> Html:
@@ -653,6 +653,8 @@ def abouts(components: Sequence[str], titles: Sequence[str], texts: Sequence[str
     item = template("about.html")
     items = zip(components, titles, texts, strict=True)
     filled = template("abouts.html").fill(
-        items=join(item.fill(component=component, title=title, text=text) for component, title, text in items)
+        items=join(
+            item.fill(component=component.replace("_", " "), title=title, text=text) for component, title, text in items
+        )
     )
     return Html(filled, filled.needs.union(needs))

@@ -113,7 +113,7 @@ AT_MOST = {
     "_site": {"_page", "_rows", "_json", "_templates"},
     "_feature_folder": {"_json", "_params"},
     "_json": set(),
-    "_params": set(),
+    "_params": {"_templates"},
     "_templates": set(),
     "_text": set(),
 }
