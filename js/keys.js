@@ -64,7 +64,7 @@
   /* --- what every page has --- */
 
   const skip = () => {
-    const main = document.querySelector("main");
+    const main = [...document.querySelectorAll("main, [role=main]")].find((one) => one.getClientRects().length); // the other is hidden
     main.tabIndex = -1;
     main.focus();
     main.scrollIntoView();

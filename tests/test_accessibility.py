@@ -93,6 +93,14 @@ def test_axe_finds_nothing_wrong_with_a_feature_that_never_fires(show, features_
 
 
 @THEMES
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_axe_finds_nothing_wrong_with_the_overview(show, features_page, theme, size):
+    opened = show(features_page, "#overview", size=size, color_scheme=theme)
+    expect(opened.page.get_by_role("grid", name="Features").get_by_role("row").nth(2)).to_be_visible()
+    assert axe.violations(opened) == []
+
+
+@THEMES
 def test_axe_finds_nothing_wrong_with_the_menu(show, features_page, theme):
     opened = show(features_page, color_scheme=theme)
     opened.page.get_by_role("button", name="View").click()
