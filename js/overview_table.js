@@ -17,6 +17,7 @@
   let sorted = null; // all rows in order
   let rows = new Int32Array(); // those that pass, in order
   let active = -1; // the row with the tab stop
+  let marks = {}; // name of a list -> Set of token ids
   let height = 30, kept = 0, asked = false, wantsFocus = false, lowest = -6;
 
   /* --- order --- */
@@ -138,11 +139,32 @@
 
   const tokensCell = (row, name) => {
     const element = cell();
-    element.className = `overview-tokens ${name}`;
-    const { starts, ids } = overview.lists[name];
-    const shown = ids.subarray(starts[row], Math.min(starts[row + 1], starts[row] + MOST_TOKENS));
-    element.innerHTML = Array.from(shown, (id) => `<span>${overview.tokenHtml(id)}</span>`).join(" ");
+    element.className = "overview-tokens";
+    const all = tokensOf(row, name);
+    const shown = all.slice(0, MOST_TOKENS);
+    const chips = [...marked(row, name).filter((id) => !shown.includes(id)), ...shown].map((id) => chip(name, id));
+    if (name === "promoted") chips.unshift(...marked(row, "suppressed").map((id) => chip("suppressed", id)));
+    element.innerHTML = chips.join(" ");
     return element;
+  };
+
+  const tokensOf = (row, name) => {
+    const { starts, ids } = overview.lists[name];
+    return [...ids.subarray(starts[row], starts[row + 1])];
+  };
+
+  /* What a row was found by is outlined, and stands first where it would not be seen. */
+  const marked = (row, name) => (marks[name] ? tokensOf(row, name).filter((id) => marks[name].has(id)) : []);
+  const chip = (name, id) => {
+    const title = name === "suppressed" ? ' title="suppressed"' : "";
+    return `<span class="${name}${marks[name]?.has(id) ? " marked" : ""}"${title}>${overview.tokenHtml(id)}</span>`;
+  };
+
+  /* Outline these tokens: sets of ids by the name of a list. The next change of the filters draws them. */
+  overview.mark = (sets) => {
+    marks = sets;
+    drawn.forEach((element) => element.remove());
+    drawn.clear();
   };
 
   /* --- drawing --- */
@@ -321,7 +343,8 @@
   const between = (name, low, high) => {
     if (Number.isNaN(low) && Number.isNaN(high)) return null;
     const values = overview.columns[name];
-    return (row) => !(values[row] < low) && !(values[row] > high) && !Number.isNaN(values[row]);
+    const [least, largest] = [Math.fround(low), Math.fround(high)]; // as the values are: 5 % is not more than 5 %
+    return (row) => !(values[row] < least) && !(values[row] > largest) && !Number.isNaN(values[row]);
   };
 
   const applyFields = () => {

@@ -258,6 +258,7 @@
     const asked = parsed(typed);
     if (!needleOf(asked.text).trim()) {
       say("");
+      mark({});
       overview.setFilter("search", null);
       return close();
     }
@@ -266,12 +267,16 @@
     const found = find(asked);
     const nothing = !found.any.includes(1);
     offer(found, nothing || asked.kind === "text");
+    mark(found.tokens);
     say("");
     if (asked.kind !== "text" && !nothing) return overview.setFilter("search", (row) => found.any[row] === 1);
     if (asked.kind && asked.kind !== "text") return overview.setFilter("search", () => false);
     clearTimeout(typing);
     typing = setTimeout(() => showText("search", asked.text, {}, () => mine === turn).catch(failed), 60); // not at every key
   };
+
+  const mark = (tokens) =>
+    overview.mark(Object.fromEntries(Object.entries(tokens).map(([kind, places]) => [LISTS[kind], new Set(places.map((at) => index.ids[at]))])));
 
   const failed = (error) => saeVis.say(error.message);
 
@@ -336,6 +341,7 @@
     turn++;
     box.value = "";
     say("");
+    mark({});
     overview.setFilter("search", null);
     then();
   };
