@@ -95,7 +95,7 @@ def test_an_interval_says_what_it_holds_of_activation_and_of_the_effect(features
 def test_a_small_share_is_not_written_as_none():
     group = make_features(1, dead=(), **SMALL)[0].sequences.groups[1]
     group.share_of_activation = 0.004
-    assert "< 1 %" in group.get_html()
+    assert "&lt; 1 %" in group.get_html()
     group.share_of_activation = 0.0
     assert "</i> 0 %" in group.get_html()
 
