@@ -60,8 +60,8 @@ format: $(VENV)/installed-dev  ## lay the code out and fix what ruff can fix
 	$(RUN) ruff format
 
 schema: $(VENV)/installed-dev  ## write docs/schema.json from the dataclasses
-	$(VENV)/bin/python -c 'from sae_vis import MultiFeatureData, MultiPromptData, _json; \
-	  _json.write_atomic("docs/schema.json", _json.schema(MultiFeatureData, MultiPromptData))'
+	$(VENV)/bin/python -c 'from sae_vis import MultiFeatureData, MultiPromptData, PromptComparisonData, _json; \
+	  _json.write_atomic("docs/schema.json", _json.schema(MultiFeatureData, MultiPromptData, PromptComparisonData))'
 
 clean:  ## remove what was built and cached (not .venv)
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage .coverage.*

@@ -8,8 +8,9 @@ For direct effects that is
 4. for each pair of a feature and such a position one log-softmax over the vocabulary, its 5 largest and 5 smallest.
 
 For the full ablation 3 and 4 are replaced by one forward pass of the blocks behind the hook point for each pair of a
-feature and a shown row that it changes. Choosing examples, statistics, rendering and memory are free. How often each piece is
-needed is counted in the data that was fetched; each is timed on a part of that, and multiplied.
+feature and a shown row that it changes, and one unembedding for each prediction of it that is shown. Choosing examples,
+statistics, rendering and memory are free. How often each piece is needed is counted in the data that was fetched; each is timed
+on a part of that, and multiplied.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Counts(NamedTuple):
     positions: int
     pairs: int
     ablations: int = 0
+    predictions: int = 0
 
 
 class Piece(NamedTuple):
@@ -79,22 +81,26 @@ def count_pairs(features: Iterable[FeatureData], seq_len: int) -> tuple[int, int
     return len(positions), pairs
 
 
-def count_ablations(features: Iterable[FeatureData], acts: Callable[[int, list[int]], Tensor]) -> int:
-    """Pairs of a feature and a shown row whose predictions it changes: it is active before the last token shown.
+def count_ablations(features: Iterable[FeatureData], acts: Callable[[int, list[int]], Tensor]) -> tuple[int, int]:
+    """Pairs of a feature and a shown row whose predictions it changes, and these predictions.
 
-    ``acts(feature, rows)`` gives the activations ``[rows, seq]``.
+    A feature changes the shown tokens behind the first one on which it is active. ``acts(feature, rows)`` gives the
+    activations ``[rows, seq]``.
     """
-    count = 0
+    ablations = predictions = 0
     for feature in features:
-        last: dict[int, int] = {}
+        tokens: dict[int, set[int]] = {}
         for group in feature.sequences.groups:
             for one in group.sequences:
-                last[one.row] = max(last.get(one.row, 0), one.start + len(one.token_ids) - 1)
-        rows = sorted(last)
-        if rows:
-            active = acts(feature.feature_idx, rows) > 0
-            count += sum(bool(own[: last[row]].any()) for row, own in zip(rows, active, strict=True))
-    return count
+                tokens.setdefault(one.row, set()).update(range(one.start, one.start + len(one.token_ids)))
+        rows = sorted(tokens)
+        active = acts(feature.feature_idx, rows) > 0 if rows else ()
+        for row, own in zip(rows, active, strict=True):
+            first = int(own.long().argmax()) if bool(own.any()) else len(own)
+            changed = sum(token > first for token in tokens[row])
+            ablations += changed > 0
+            predictions += changed
+    return ablations, predictions
 
 
 def _counts(case: Case, given: Material, data: MultiFeatureData) -> Counts:
@@ -108,8 +114,8 @@ def _counts(case: Case, given: Material, data: MultiFeatureData) -> Counts:
     acts = torch.cat([given.encoder.encode(lm.activations(some, case.shape.hook_point), asked) for some in rows])
     acts = acts.masked_fill_(ignored[..., None], 0.0)
     columns = {feature: index for index, feature in enumerate(data)}
-    ablations = count_ablations(data.values(), lambda feature, rows: acts[rows, :, columns[feature]])
-    return Counts(case.rows, *count_pairs(data.values(), seq_len), ablations)
+    full = count_ablations(data.values(), lambda feature, rows: acts[rows, :, columns[feature]])
+    return Counts(case.rows, *count_pairs(data.values(), seq_len), *full)
 
 
 # --- timing -------------------------------------------------------------------------------------------------------
@@ -236,8 +242,13 @@ def _direct_pieces(given: Material, lm: LanguageModel, counts: Counts) -> dict[s
 
 
 def _full_pieces(case: Case, given: Material, lm: LanguageModel, counts: Counts, folder: Path) -> dict[str, Piece]:
-    """The forward passes from the hook point on, one row for each ablation."""
+    """The forward passes from the hook point on, one row for each ablation, to the logits of what is shown."""
     blocks = Blocks(folder, case.shape.hook_point)
     entering = lm.activations(given.tokens[:CHUNK_PASSES], case.shape.hook_point)
     sample = repeated(entering, min(SAMPLED_PASSES, counts.ablations))
-    return {"downstream": timed(blocks, sample, CHUNK_PASSES, counts.ablations)}
+    weight, bias = lm.unembedding()
+    residual = repeated(entering.flatten(0, 1), min(SAMPLED_POSITIONS, counts.predictions))
+    return {
+        "downstream": timed(blocks, sample, CHUNK_PASSES, counts.ablations),
+        "unembedding": timed(_product(weight, bias), residual, CHUNK_POSITIONS, counts.predictions),
+    }

@@ -8,11 +8,12 @@
     "This browser cannot unpack the other features: it has no DecompressionStream. Chrome and Edge 80, Firefox 113, " +
     "Safari 16.4 and everything newer have it.";
 
-  saeVis.inflate = async (text) => {
+  const inflated = (text) => {
     const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-    return new Response(stream).text();
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate")));
   };
+  saeVis.inflate = (text) => inflated(text).text();
+  saeVis.inflateBytes = async (text) => new Uint8Array(await inflated(text).arrayBuffer());
 
   /* The data of an element, or of a file that a site has loaded. */
   saeVis.data = (id) => {

@@ -17,6 +17,7 @@
     document.addEventListener("click", followLink);
     if (index.ids.length < 2) return;
     document.addEventListener("keydown", arrowKeys);
+    addKeys();
     document.getElementById("previous").addEventListener("click", () => step(-1));
     document.getElementById("next").addEventListener("click", () => step(1));
     const choose = document.getElementById("choose");
@@ -31,7 +32,7 @@
   };
 
   /* What a site has in a file of its own is there a little later. */
-  const labels = () => saeVis.labels ?? index.labels;
+  const labels = () => saeVis.allLabels?.() ?? saeVis.labels ?? index.labels;
 
   /* --- asking for a feature --- */
 
@@ -73,9 +74,33 @@
 
   const arrowKeys = (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return;
-    if (event.target.closest("input, .seq") || saeVis.overview?.visible) return; // there the keys move the cursor, or from token to token
+    if (saeVis.overview?.visible || event.target.closest("input, textarea, .seq, .whole, [role=dialog]")) return; // keys of their own
     if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
+  };
+
+  const addKeys = () => {
+    const view = "Features";
+    const unlessInOverview = (act) => () => (saeVis.overview?.visible ? false : act());
+    saeVis.key({ keys: ["j"], description: "Next feature", view, run: unlessInOverview(() => step(1)) });
+    saeVis.key({ keys: ["k"], description: "Previous feature", view, run: unlessInOverview(() => step(-1)) });
+    saeVis.key({ keys: ["ArrowLeft", "ArrowRight"], description: "Previous and next feature", view }); // arrowKeys has them
+    saeVis.key({ keys: ["/"], description: "Search", view, run: search });
+    saeVis.key({ keys: ["s"], description: "Star, or take the star away", view, run: star });
+    if (saeVis.overview) saeVis.key({ keys: ["o"], description: "Overview", view, run: () => void (location.hash = "#overview") });
+  };
+
+  const star = () => {
+    const button = place.querySelector(".star");
+    if (!button || saeVis.overview?.visible) return false;
+    button.click();
+  };
+
+  const search = () => {
+    const field = document.querySelector(".search input") ?? document.querySelector(".selector input");
+    if (!field) return false;
+    field.focus();
+    field.select();
   };
 
   /* What was typed may be a number, which is also what the list gives, or a label or a part of one. */
@@ -132,18 +157,27 @@
     }
     if (turn !== latest) return; // another feature was asked for meanwhile
     saeVis.hideHover?.();
-    place.innerHTML = html;
+    saeVis.replaceContent(place, html);
     saeVis.checkLosses?.();
+    saeVis.tellShown?.();
+    document.dispatchEvent(new CustomEvent("saevis:shown"));
     shown = feature;
     saeVis.overview?.show(false);
     saeVis.say("");
     update();
+    announce(at);
     saeVis.prefetch?.(at, index.ids.length);
   };
 
   /* The HTML of a feature that is not to be shown, for who reads its examples. */
   saeVis.featureHtml = async (feature) =>
     plain.get(feature) ?? unpacked(feature, index.ids.indexOf(feature), () => false);
+
+  const announce = (at) => {
+    const label = labels()[shown];
+    const spoken = document.getElementById("spoken");
+    if (spoken) spoken.textContent = `Feature ${shown}${label ? ` · ${label}` : ""}, ${at + 1} of ${index.ids.length}`;
+  };
 
   const unpacked = async (feature, at, isWanted) => {
     const text = await packedText(feature, at, isWanted);

@@ -11,12 +11,12 @@
     strip = document.getElementById("strip");
     metrics = document.getElementById("metrics");
     if (!rankings || !strip) return;
-    state = { position: rankings.position, metric: rankings.metric };
+    state = { position: rankings.position, metric: rankings.metric, feature: null };
     for (const column of document.querySelectorAll("#columns > .feature")) {
       columns.set(Number(column.dataset.feature), column.outerHTML);
     }
-    saeVis.radioGroup(strip, (button, place) => go({ ...state, position: place }));
-    saeVis.radioGroup(metrics, (button) => go({ ...state, metric: button.dataset.metric }));
+    saeVis.radioGroup(strip, (button, place) => go({ metric: state.metric, position: place }));
+    saeVis.radioGroup(metrics, (button) => go({ position: state.position, metric: button.dataset.metric }));
     window.addEventListener("hashchange", followHash);
     if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
     followHash();
@@ -27,6 +27,7 @@
   const followHash = () => {
     const asked = new URLSearchParams(location.hash.slice(1));
     if (!asked.has("pos") && !asked.has("metric")) return;
+    const feature = /^\d+$/.test(asked.get("feature") ?? "") ? Number(asked.get("feature")) : null;
     const position = asked.get("pos") ?? String(state.position);
     const metric = asked.get("metric") ?? state.metric;
     if (!/^\d+$/.test(position) || Number(position) >= strip.children.length) {
@@ -34,27 +35,33 @@
     } else if (!Object.hasOwn(rankings.scores, metric)) {
       saeVis.say(`There is no metric “${metric.slice(0, 40)}” here: ${Object.keys(rankings.scores).join(", ")}.`);
     } else {
-      show({ position: Number(position), metric });
+      show({ position: Number(position), metric, feature });
     }
   };
 
-  const go = ({ position, metric }) => {
-    const hash = `#pos=${position}&metric=${metric}`;
-    if (location.hash === hash) show({ position, metric });
+  const go = ({ position, metric, feature = null }) => {
+    const hash = `#pos=${position}&metric=${metric}${feature === null ? "" : `&feature=${feature}`}`;
+    if (location.hash === hash) show({ position, metric, feature });
     else location.hash = hash;
   };
+
+  /* What the panels of the whole prompt ask for: a token, and perhaps a feature, by the metric that is chosen. */
+  saeVis.goToToken = (position, feature = null) => go({ ...state, position, feature });
 
   /* --- showing --- */
 
   const show = async (asked) => {
     const turn = ++latest;
     const ranked = rankings.scores[asked.metric][asked.position];
-    const missing = ranked.filter(([feature]) => !columns.has(feature));
+    const packed = (feature) => document.querySelector(`script[data-packed="${feature}"]`);
+    const listed = [...ranked];
+    const among = ranked.some(([feature]) => feature === asked.feature);
+    if (asked.feature !== null && !among && (columns.has(asked.feature) || packed(asked.feature))) listed.push([asked.feature, ""]);
+    const missing = listed.filter(([feature]) => !columns.has(feature));
     if (missing.length && !saeVis.canInflate) return saeVis.say(saeVis.cannotInflate);
     await Promise.all(
       missing.map(async ([feature]) => {
-        const element = document.querySelector(`script[data-packed="${feature}"]`);
-        columns.set(feature, await saeVis.inflate(element.textContent));
+        columns.set(feature, await saeVis.inflate(packed(feature).textContent));
       }),
     );
     if (turn !== latest) return; // something else was asked for meanwhile
@@ -69,14 +76,24 @@
     none.hidden = ranked.length > 0;
     const place = document.getElementById("columns");
     if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
-    place.innerHTML = ranked.map(([feature]) => columns.get(feature)).join("");
-    ranked.forEach(([, score], rank) => finish(place.children[rank], rank + 1, score));
+    saeVis.replaceContent(place, listed.map(([feature]) => columns.get(feature)).join(""));
+    listed.forEach(([, score], at) => finish(place.children[at], at < ranked.length ? `#${at + 1}` : "not ranked here:", score));
+    saeVis.tellShown?.();
+    mark([...place.children].find((column) => Number(column.dataset.feature) === asked.feature));
+    document.dispatchEvent(new CustomEvent("sae-vis-prompt", { detail: state }));
+  };
+
+  const mark = (column) => {
+    if (!column) return;
+    column.classList.add("marked");
+    column.scrollIntoView({ block: "nearest" });
   };
 
   /* What in a column depends on the metric and the position: title, bold token, lines on the histograms. */
   const finish = (column, rank, score) => {
-    column.querySelector('[data-slot="rank"]').textContent = `#${rank}`;
+    column.querySelector('[data-slot="rank"]').textContent = rank;
     column.querySelector('[data-slot="score"]').textContent = score;
+    if (rankings.places) return boldPair(column);
     const tokens = column.querySelector(".prompt .seq")?.children;
     if (!tokens) return;
     [...tokens].forEach((token, place) => token.classList.toggle("b", place === state.position));
@@ -84,6 +101,13 @@
     const acting = tokens[onLoss ? state.position - 1 : state.position];
     const activation = acting ? saeVis.facts(acting).activation : null;
     saeVis.drawLines(column, "pin", activation, onLoss ? saeVis.facts(tokens[state.position]).logit : null);
+  };
+
+  /* Of two prompts, a position of the strip is a pair: the positions of both, null where one has no counterpart. */
+  const boldPair = (column) => {
+    column.querySelectorAll(".prompt .seq").forEach((sequence, which) => {
+      [...sequence.children].forEach((token, at) => token.classList.toggle("b", at === rankings.places[state.position][which]));
+    });
   };
 
   document.addEventListener("DOMContentLoaded", start);

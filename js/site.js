@@ -55,6 +55,22 @@
     }
   };
 
+  /* What holds a row, as sae_vis._rows packed it; nothing if no file does. The last few files are kept. */
+  const rowFiles = new Map();
+  if (site.rows) {
+    saeVis.siteRows = async (row) => {
+      const number = site.rows.filter(([, first]) => first <= row).length - 1;
+      if (number < 0) return null;
+      const name = `rows${String(number).padStart(5, "0")}`;
+      const known = rowFiles.get(number) ?? load(site.rows[number][0], name);
+      rowFiles.delete(number);
+      rowFiles.set(number, known);
+      known.then(() => delete received[name], () => rowFiles.delete(number));
+      for (const oldest of [...rowFiles.keys()].slice(0, -MOST_KEPT)) rowFiles.delete(oldest);
+      return known;
+    };
+  }
+
   /* The neighbours of what is shown may be asked for next. */
   saeVis.prefetch = (place, count) => {
     for (const next of [place + 1, place - 1]) {
@@ -77,6 +93,7 @@
     try {
       await load(site.vocab, "vocab");
       if (site.labels) saeVis.labels = JSON.parse(await load(site.labels, "labels"));
+      saeVis.tellShown?.();
     } catch (error) {
       saeVis.say(error.message);
     }

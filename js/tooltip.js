@@ -72,6 +72,8 @@
     return new Map(at.map((place, which) => [place, { raised: take(counts[2 * which], 1), lowered: take(counts[2 * which + 1], -1) }]));
   };
   saeVis.facts = facts;
+  saeVis.panelData = panelData;
+  saeVis.tokenHtml = tokenHtml;
 
   /* --- numbers as Python writes them --- */
 
@@ -166,7 +168,7 @@
 
   /* Draw the lines of an activation and a logit weight on all plots of a feature; null takes a line away. */
   saeVis.drawLines = (feature, kind, activation, logit) => {
-    for (const plot of feature.querySelectorAll(".plot")) {
+    for (const plot of feature.querySelectorAll(".plot:not(.positions)")) {
       const number = plot.classList.contains("logits") ? logit : activation?.value > 0 ? activation : null;
       const text = number && (plot.classList.contains("logits") ? signed(number) : fixed(number));
       drawLine(plot, kind, number ? number.value : null, text);
@@ -228,7 +230,7 @@
     const sequence = event.target.closest(".seq");
     if (!sequence || !sequence.matches(":focus-visible")) return;
     sequence.setAttribute("role", "group");
-    sequence.setAttribute("aria-label", "Sequence: arrow keys move from token to token");
+    sequence.setAttribute("aria-label", "Sequence: arrow keys move from token to token, Enter shows its row, M opens its menu");
     show(sequence.querySelector(":scope > .b") ?? sequence.firstElementChild);
     speak();
   };

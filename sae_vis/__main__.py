@@ -15,6 +15,7 @@ from sae_vis import __version__
 from sae_vis._errors import InputError, SaeVisError
 
 if TYPE_CHECKING:
+    from sae_vis._prompt_comparison import PromptComparisonData
     from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 
 DEMO_FILES = ("demo_feature_vis.html", "demo_prompt_vis.html", "demo_features.json")
@@ -108,7 +109,7 @@ def _html(args: argparse.Namespace) -> None:
     out = args.out or _beside(args.file, ".html")
     _check_may_overwrite(out, force=args.force)
     data = _load(args.file)
-    if hasattr(data, "prompt_data_dict"):  # few features, and one process
+    if hasattr(data, "prompt_token_ids"):  # few features, and one process
         data.save_html(out)
     else:
         data.save_html(out, processes=args.processes)
@@ -141,25 +142,29 @@ def _info(args: argparse.Namespace) -> None:
         print(f"  {name:<{width}}  {value}")
 
 
-def _load(path: Path) -> MultiFeatureData | MultiPromptData:
+def _load(path: Path) -> MultiFeatureData | MultiPromptData | PromptComparisonData:
     from sae_vis import _json
+    from sae_vis._prompt_comparison import PromptComparisonData
     from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 
     if path.is_dir():
         return MultiFeatureData.load_dir(path)
-    data: MultiFeatureData | MultiPromptData = _json.load_any([MultiFeatureData, MultiPromptData], path)
+    kinds: list[type] = [MultiFeatureData, MultiPromptData, PromptComparisonData]
+    data: MultiFeatureData | MultiPromptData | PromptComparisonData = _json.load_any(kinds, path)
     return data
 
 
-def _facts(data: MultiFeatureData | MultiPromptData) -> dict[str, str]:
+def _facts(data: MultiFeatureData | MultiPromptData | PromptComparisonData) -> dict[str, str]:
     """The lines of ``info``: a name and a value each."""
     provenance = data.provenance
-    prompt_ids = getattr(data, "prompt_token_ids", None)
-    lines = getattr(data, "prompt_data_dict", None) or getattr(data, "feature_data_dict", {})
+    fields = ("prompt_data_dict", "compared_dict", "feature_data_dict")
+    lines = next(getattr(data, name) for name in fields if hasattr(data, name))
     facts = {"kind": type(data).__name__}
-    if prompt_ids is not None:
-        text = "".join(data.vocab.get(token, "?") for token in prompt_ids)
-        facts["prompt"] = f"{len(prompt_ids)} tokens: {_shortened(text)}"
+    for name, field in (("prompt", "prompt_token_ids"), ("other prompt", "other_token_ids")):
+        prompt_ids = getattr(data, field, None)
+        if prompt_ids is not None:
+            text = "".join(data.vocab.get(token, "?") for token in prompt_ids)
+            facts[name] = f"{len(prompt_ids)} tokens: {_shortened(text)}"
     facts |= {
         "features": f"{len(lines)}: {_shortened(', '.join(map(str, lines)))}" if lines else "none",
         "density": _spread([feature.activations.density for feature in lines.values()]),

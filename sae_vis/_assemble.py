@@ -155,7 +155,10 @@ def feature_token_ids(data: FeatureData) -> Iterator[int]:
     """Every token id that a feature's panels show."""
     if data.logits is not None:
         yield from (*data.logits.top_token_ids, *data.logits.bottom_token_ids)
-    for sequence in (s for group in data.sequences.groups for s in group.sequences):
+    if data.tokens is not None:
+        yield from data.tokens.token_ids
+    against = data.counterexamples.sequences() if data.counterexamples else []
+    for sequence in (*(s for group in data.sequences.groups for s in group.sequences), *against):
         yield from sequence_token_ids(sequence)
 
 

@@ -24,6 +24,8 @@ from sae_vis._statistics import Ints
 CORRELATION_DECIMALS = 6
 SHARE_OF_PRODUCTS = 8  # of the memory budget
 BYTES_PER_PRODUCT = 8 + 8 + 8 + 8  # the product, sparse and dense, and what is made of it
+BYTES_PER_COUNT = 8 + 8 + 8  # how often both are active, and what is made of it
+FLOAT32_WHOLE = 2**24  # below, float32 counts exactly
 BYTES_PER_SORTED = 40  # of a non-zero, while the columns are laid out by position
 PIECE = 2**22  # non-zeros that are looked at together
 
@@ -133,6 +135,7 @@ class CoMoments:
     x: Moments
     y: Moments
     products: Float[Tensor, "n_x n_y"]
+    both: Float[Tensor, "n_x n_y"] | None = None  # at how many positions both are not zero, if that was counted
 
     def merged(self, other: CoMoments) -> CoMoments:
         """With the positions of another one, by the pairwise update of Chan, Golub and LeVeque (1979)."""
@@ -170,29 +173,48 @@ def co_moments(x: SparseColumns, y: SparseColumns | Float[Tensor, "rows n_y"]) -
 
 
 def co_moments_by_tile(
-    x: SparseColumns, y: SparseColumns, memory_bytes: int = 2**32, tile: int | None = None
+    x: SparseColumns,
+    y: SparseColumns,
+    memory_bytes: int = 2**32,
+    tile: int | None = None,
+    *,
+    counting: bool = False,
 ) -> Iterator[CoMoments]:
     """Of some of the columns x after the others (``tile`` of them, or as many as memory holds), with all columns y.
 
-    Both columns stand at the same positions. The products are of sparse matrices: zeros of either are skipped.
+    Both columns stand at the same positions. The products are of sparse matrices: zeros of either are skipped. With
+    ``counting``, the same matrices with ones in them also say how often both are not zero.
     """
     share = memory_bytes // SHARE_OF_PRODUCTS
     moments_y = _moments_by_piece(y)
     shift_y = moments_y.low  # zero but for columns that are active everywhere, whose mean would drown the rest
-    tile = tile or max(1, share // (BYTES_PER_PRODUCT * max(1, len(y))))
+    bytes_each = BYTES_PER_PRODUCT + counting * BYTES_PER_COUNT
+    tile = tile or max(1, share // (bytes_each * max(1, len(y))))
     chunks = max(1, -(-len(y.rows) * BYTES_PER_SORTED // max(1, share)))
     chunked_x, chunked_y = _Chunked.of(x, chunks), _Chunked.of(y, chunks)
     whole = chunked_y.by_position(0, shift_y) if chunks == 1 else None
+    exact = torch.float32 if y.n_places < FLOAT32_WHOLE else torch.float64  # for counts
+    whole_ones = None if whole is None or not counting else _ones(whole, exact)
     for start in range(0, max(1, len(x)), tile):
         stop = min(start + tile, len(x))
         some = x.piece(start, stop)
         moments = some.moments()
         products = some.values.new_zeros(len(some), len(y), dtype=torch.float64)
+        both = products.new_zeros(products.shape, dtype=exact) if counting else None
         for chunk in range(chunks):
             matrix = chunked_y.by_position(chunk, shift_y) if whole is None else whole
-            _add_product(products, chunked_x.by_column(chunk, start, stop, moments.low), matrix)
+            columns = chunked_x.by_column(chunk, start, stop, moments.low)
+            _add_product(products, columns, matrix)
+            if both is not None:
+                _add_product(both, _ones(columns, exact), _ones(matrix, exact) if whole_ones is None else whole_ones)
         products.addr_(moments.mean - moments.low, moments_y.mean - shift_y, alpha=-float(y.n_rows))
-        yield CoMoments(y.n_rows, moments, moments_y, products)
+        yield CoMoments(y.n_rows, moments, moments_y, products, both)
+
+
+def _ones(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A sparse matrix with ones where this one has an entry."""
+    values = torch.ones(len(matrix.values()), dtype=dtype, device=matrix.device)
+    return _csr(matrix.crow_indices(), matrix.col_indices(), values, (matrix.shape[0], matrix.shape[1]))
 
 
 def _moments_by_piece(columns: SparseColumns) -> Moments:
@@ -326,10 +348,10 @@ class WithDense:
         shifted = torch.sub(y, self.shift, out=self.room)
         self.n += len(y)
         self.sums += shifted.sum(0)
-        self.squares += shifted.square().sum(0)
         matrix = _csr(x.offsets, x.rows, x.values.double(), (len(x), len(y)))
         with _sparse_warnings_off():
             self.products.addmm_(matrix, shifted)
+        self.squares += shifted.square_().sum(0)
 
     def select(self, chosen: Int[Tensor, " k"]) -> WithDense:
         """Those of some of the columns x."""
@@ -368,10 +390,7 @@ def most_correlated(co: CoMoments, y_ids: Ints, size: int, not_itself: Ints | No
         return [Correlated([], [], [])] * len(co.products)
     pearson = _pearson(co)
     if not_itself is not None:
-        order = np.argsort(y_ids)
-        own = order[np.searchsorted(y_ids, not_itself, sorter=order).clip(max=len(y_ids) - 1)]
-        there = y_ids[own] == not_itself
-        pearson[np.flatnonzero(there), own[there]] = -np.inf
+        _leave_out_itself(pearson, y_ids, not_itself)
     result = []
     for i, (columns, r) in enumerate(_largest(pearson, size)):
         cosine = _cosine(co, i, columns)
@@ -407,3 +426,49 @@ def _cosine(co: CoMoments, i: int, columns: Ints) -> np.ndarray:
     cosine = (raw / norms).clamp_(-1.0, 1.0).cpu().numpy()
     rounded: np.ndarray = np.round(cosine, CORRELATION_DECIMALS) + 0.0
     return rounded
+
+
+# --- co-activation -----------------------------------------------------------------------------------------------
+
+
+class Coactive(NamedTuple):
+    """The columns that are active together with a feature most, relative to how often either is."""
+
+    indices: list[int]
+    jaccard: list[float]
+    n_both: list[int]
+
+
+def most_coactive(
+    both: Float[Tensor, "n_x n_y"],
+    n_x: Int[Tensor, " n_x"],
+    n_y: Int[Tensor, " n_y"],
+    y_ids: Ints,
+    size: int,
+    not_itself: Ints,
+) -> list[Coactive]:
+    """For each column x, the columns y with the largest Jaccard index; ties go to the lower index.
+
+    The index is ``both / (n_x + n_y - both)``. ``n_x`` and ``n_y`` are how often each column is active, the other arguments as
+    for ``most_correlated``. Columns that are never active together are left out.
+    """
+    if size < 1 or not len(y_ids):
+        return [Coactive([], [], [])] * len(both)
+    jaccard = both.double()
+    union = (n_x[:, None] + n_y).double().sub_(jaccard)
+    jaccard = jaccard.div_(union.clamp_min_(1.0)).round_(decimals=CORRELATION_DECIMALS)
+    jaccard[both == 0] = -torch.inf
+    values = jaccard.cpu().numpy()
+    _leave_out_itself(values, y_ids, not_itself)
+    return [
+        Coactive(y_ids[columns].tolist(), found.tolist(), both[i, torch.from_numpy(columns)].long().tolist())
+        for i, (columns, found) in enumerate(_largest(values, size))
+    ]
+
+
+def _leave_out_itself(values: np.ndarray, y_ids: Ints, not_itself: Ints) -> None:
+    """Minus infinity where a column would be paired with itself."""
+    order = np.argsort(y_ids)
+    own = order[np.searchsorted(y_ids, not_itself, sorter=order).clip(max=len(y_ids) - 1)]
+    there = y_ids[own] == not_itself
+    values[np.flatnonzero(there), own[there]] = -np.inf

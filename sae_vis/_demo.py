@@ -179,7 +179,7 @@ def run(out_dir: Path, *, features: int | None = None, quiet: bool = False) -> l
     )
     data = get_feature_data(demo.encoder, demo.model, demo.tokens, fvp, demo.encoder_B)
     label(data, demo.labels)
-    prompt = get_prompt_data(demo.encoder, demo.model, PROMPT, data, fvp)
+    prompt = get_prompt_data(demo.encoder, demo.model, PROMPT, data, fvp, reconstruction=True)
     paths = [out_dir / name for name in ("demo_feature_vis.html", "demo_prompt_vis.html", "demo_features.json")]
     data.save_html(paths[0])
     prompt.save_html(paths[1], most_helped(prompt), "loss_effect", feature_url=f"{paths[0].name}#feature={{feature}}")

@@ -79,7 +79,8 @@ class _Pass:
         found = tuple(self.raised.new_zeros(k, size) for _ in range(2))
         for positions, some in self.pieces:
             unscaled = _padded(self.formula.product(self.centred[positions], weight), width)
-            logits = torch.div(unscaled, self.factors.scale[positions, None]).add_(bias)
+            room = tile.buffers.of_positions[: len(unscaled)]
+            logits = torch.div(unscaled, self.factors.scale[positions, None], out=room).add_(bias)
             logits = self._capped(logits, n_tokens)
             step = len(tile.buffers.own)
             for piece in _slices(positions.stop, step, positions.start):
@@ -144,15 +145,17 @@ class _Pass:
 
 
 class _Buffers(NamedTuple):
-    """Room for the arrays of one piece: new memory for each would cost as much as what is computed in it."""
+    """Room for the arrays of one piece and of its positions: new memory for each would cost as much as what is computed in it."""
 
     own: Float[Tensor, "pairs width"]
     direction: Float[Tensor, "pairs width"]
     logits: Float[Tensor, "pairs width"]
+    of_positions: Float[Tensor, "positions width"]
 
     @classmethod
     def of(cls, width: int, like: Tensor) -> _Buffers:
-        return cls(*(like.new_empty(max(1, PIECE // width), width) for _ in range(3)))
+        rows = (*[max(1, PIECE // width)] * 3, ROWS)
+        return cls(*(like.new_empty(n, width) for n in rows))
 
 
 class _Tile(NamedTuple):

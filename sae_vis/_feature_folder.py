@@ -50,7 +50,7 @@ V = TypeVar("V")
 S = TypeVar("S", bound=msgspec.Struct)
 PathLike = str | os.PathLike[str]
 
-VERSION = 1
+VERSION = 2  # files of version 1 are read too
 RUN, VOCAB, ROWS = "run.json", "vocab.json.gz", "rows.bin"
 _PART = re.compile(r"features-(\d{5,9})\.json\.gz")
 _INDEX = re.compile(r"features-(\d{5,9})\.index\.json\.gz")
@@ -102,7 +102,11 @@ class JoinedMapping(LazyMapping[V]):
         self._places = dict(sorted({**dict.fromkeys(other, other), **dict.fromkeys(one, one)}.items()))
 
     def __getitem__(self, key: int) -> V:
-        return self._places[key][key]  # type: ignore[no-any-return]
+        return self.part(key)[key]
+
+    def part(self, key: int) -> Mapping[int, V]:
+        """The one of both that the key's value comes from."""
+        return self._places[key]  # type: ignore[no-any-return]
 
 
 def joined(one: Mapping[int, V], other: Mapping[int, V]) -> Mapping[int, V]:
@@ -110,6 +114,29 @@ def joined(one: Mapping[int, V], other: Mapping[int, V]) -> Mapping[int, V]:
     if isinstance(one, LazyMapping) or isinstance(other, LazyMapping):
         return JoinedMapping(one, other)
     return dict(sorted({**one, **other}.items()))
+
+
+def change(mapping: Mapping[int, Any], key: int, fields: Mapping[str, Any]) -> None:
+    """Set fields of a value for good, also where it is read anew from a file each time."""
+    if isinstance(mapping, JoinedMapping):
+        change(mapping.part(key), key, fields)
+    elif isinstance(mapping, FolderFeatures):
+        mapping.changes.setdefault(key, {}).update(fields)
+    else:
+        for name, value in fields.items():
+            setattr(mapping[key], name, value)
+
+
+def some_fields(mapping: Mapping[int, Any], key: int, struct: type[S]) -> Any:
+    """An object with some fields of a value, quick where it is read from a file; ``struct`` has their names and types."""
+    if isinstance(mapping, JoinedMapping):
+        return some_fields(mapping.part(key), key, struct)
+    if not isinstance(mapping, FolderFeatures):
+        return mapping[key]
+    found = mapping.partly(key, struct)
+    for name, value in mapping.changes.get(key, {}).items():
+        setattr(found, name, value)
+    return found
 
 
 class _Place(NamedTuple):
@@ -124,16 +151,22 @@ class _Place(NamedTuple):
 class FolderFeatures(LazyMapping[Any]):
     """The features of a folder. The last few that were read are kept."""
 
-    def __init__(self, folder: Path, cls: Any, places: Mapping[int, _Place]) -> None:
+    def __init__(
+        self, folder: Path, cls: Any, places: Mapping[int, _Place], changes: dict[int, dict[str, Any]] | None = None
+    ) -> None:
         self._folder, self._cls, self._places = folder, cls, dict(sorted(places.items()))
+        self.changes = changes or {}  # feature -> fields that were set since, in memory
         self._kept = functools.lru_cache(CACHED)(self._read)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FolderFeatures, (self._folder, self._cls, self._places)
+        return FolderFeatures, (self._folder, self._cls, self._places, self.changes)
 
     def __getitem__(self, key: int) -> Any:
         self._places[key]  # a key that is not there, or is none, fails as in a dict
-        return self._kept(key)
+        found = self._kept(key)
+        for name, value in self.changes.get(key, {}).items():
+            setattr(found, name, value)
+        return found
 
     def partly(self, feature: int, struct: type[S]) -> S:
         """Some fields of a feature, many times faster than all of them; ``struct`` has their names and types.
@@ -239,7 +272,7 @@ class _RunFile(msgspec.Struct, forbid_unknown_fields=True):
 
     format: Literal["sae_vis"]
     kind: Literal["FeatureFolder"]
-    version: Literal[1]
+    version: Literal[1, 2]
     params: msgspec.Raw
     provenance: msgspec.Raw
     vocab_crc32: int
@@ -251,7 +284,7 @@ class _VocabFile(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 
     format: Literal["sae_vis"]
     kind: Literal["FeatureVocab"]
-    version: Literal[1]
+    version: Literal[1, 2]
     vocab: dict[int, str]
     vocab_bytes: dict[int, str]
     vocab_surrogates: dict[int, str] | msgspec.UnsetType = msgspec.UNSET
@@ -262,7 +295,7 @@ class _IndexFile(msgspec.Struct, forbid_unknown_fields=True):
 
     format: Literal["sae_vis"]
     kind: Literal["FeatureIndex"]
-    version: Literal[1]
+    version: Literal[1, 2]
     features: list[int]
     sizes: list[int]
     lengths: list[int]
@@ -367,6 +400,8 @@ class FeatureFolder(Generic[M]):
         data = _json.read_file(path / RUN)
         run = _decoded_bytes(path / RUN, data, _RunFile)
         params = _json.decode_value(run.params, FeatureVisParams, f"{path / RUN}: params")
+        if run.version == 1:
+            params = dataclasses.replace(params, **_json.ADDED_IN_2)
         provenance = _json.decode_value(run.provenance, hints["provenance"], f"{path / RUN}: provenance")
         if params.store_rows != (run.rows_crc32 is not None):
             raise FileFormatError(f"{path / RUN}: rows_crc32 does not fit store_rows={params.store_rows}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -28,14 +29,18 @@ from sae_vis._assemble import (
     logits_at_a_time,
     sequence_data,
 )
-from sae_vis._correlations import Correlated, co_moments_by_tile, most_correlated
+from sae_vis._correlations import Coactive, Correlated, co_moments_by_tile, most_coactive, most_correlated
 from sae_vis._directions import DirectionMap, Place
 from sae_vis._errors import Interrupted, ModelError
 from sae_vis._feature_folder import FeatureFolder
 from sae_vis._json import garbage_collection_paused
 from sae_vis._measure import Measured, Methods, measure
 from sae_vis._measure_direct import SHARE_OF_RESIDUALS
+from sae_vis._near_duplicates import Distinct, near_duplicates
+from sae_vis._neighbours import Nearest, decoder_norms, nearest_directions
+from sae_vis._neighbours_data import CoactiveData, LossShareData, NearestData, NeighboursData
 from sae_vis._run import Run, check_feature_rows, methods_of
+from sae_vis._shares import Predicted, every_window, loss_shares, measured_windows
 from sae_vis._shown import ShownFeature, Window
 from sae_vis._statistics import (
     FeatureActivations,
@@ -46,9 +51,12 @@ from sae_vis._statistics import (
     top_examples,
 )
 from sae_vis._store import ActivationStore
+from sae_vis._token_data import PositionsData, TokensData
+from sae_vis._token_statistics import NEAR_MISS_TOKENS, RowPositions, TokenIndex, TopTokens, counterexamples, top_tokens
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import (
     CorrelationData,
+    CounterexamplesData,
     DirectionData,
     FeatureData,
     FeatureTablesData,
@@ -61,7 +69,7 @@ from sae_vis.data_storing_fns import (
     SequenceMultiGroupData,
 )
 from sae_vis.model_fns import WritePath
-from sae_vis.utils_fns import decimals_for, format_fixed
+from sae_vis.utils_fns import decimals_for, format_fixed, round_significant
 
 CHECKED_ROWS = 2
 FEATURES_A_PART = 128  # of a folder that they are written to
@@ -72,9 +80,25 @@ class _Chosen(NamedTuple):
 
     acts: FeatureActivations
     groups: list[tuple[SequenceGroupData, list[Window]]]  # groups without their sequences, and the windows to fill them
+    tokens: TokensData | None
+    positions: PositionsData | None
+    against: _Against | None
 
     def windows(self) -> list[Window]:
-        return [window for _, windows in self.groups for window in windows]
+        return [window for _, windows in self.groups for window in windows] + (
+            self.against.windows() if self.against else []
+        )
+
+
+class _Against(NamedTuple):
+    """Where a feature does not fire: the windows of its counterexamples."""
+
+    near_misses: list[Window]
+    n_near_misses: int
+    negatives: list[Window]
+
+    def windows(self) -> list[Window]:
+        return self.near_misses + self.negatives
 
 
 class _Tables(NamedTuple):
@@ -83,6 +107,8 @@ class _Tables(NamedTuple):
     neurons: list[Correlated] | None
     features: list[Correlated] | None
     b_features: list[Correlated] | None
+    coactive: list[Coactive] | None = None
+    nearest: list[Nearest] | None = None
 
 
 class FeatureFetcher:
@@ -215,6 +241,7 @@ class FeatureFetcher:
         fvp, model = self.fvp, self.run.model
         n_windows = n_features * (fvp.first_group_size + fvp.n_groups * fvp.other_groups_size)
         share_shown = 1 - math.exp(-n_windows / 2 / len(self.tokens))  # intervals are often not full
+        share_shown = 1.0 if fvp.loss_shares == "exact" else share_shown
         fits = self.tokens.numel() * 4 * model.d_model <= fvp.memory_budget_bytes // SHARE_OF_RESIDUALS
         return fits and share_shown + (self.run.hook_point.block + 1) / model.n_layers >= 1.0
 
@@ -228,6 +255,8 @@ class FeatureFetcher:
         del collected  # the products with the neurons, and the features that were only correlated with
         decoder_rows = written_by(self.run.encoder, store.features)
         check_feature_rows(decoder_rows, ids, "The decoder weights")
+        tables = tables._replace(nearest=self._nearest(store.features, decoder_rows))
+        norms = decoder_norms(decoder_rows).tolist()
         formula, methods = self._methods(decoder_rows)
         try:
             measured = self._measure(methods, chosen, residual)
@@ -250,6 +279,7 @@ class FeatureFetcher:
                 with garbage_collection_paused():
                     seen, panel = measured.of(index), panels.at(index - start)
                     feature = self._feature(acts, chosen[index], seen, index, row, panel, tables)
+                    feature.decoder_norm = round_significant(norms[index], 6)
                 yield feature
             store.release()
 
@@ -265,10 +295,28 @@ class FeatureFetcher:
         )
 
     def _chosen(self, store: ActivationStore, index: int) -> _Chosen:
-        acts = self._activations(store, index)
-        groups = self._groups(acts)
-        rows = np.unique([window.row for _, windows in groups for window in windows])
-        return _Chosen(acts.on_rows(rows), groups)
+        acts, fvp = self._activations(store, index), self.fvp
+        top, tokens, positions = None, None, None
+        if fvp.n_tokens or fvp.n_counterexamples:
+            top = top_tokens(acts, self._token_index, max(fvp.n_tokens, NEAR_MISS_TOKENS))
+        if top is not None and fvp.n_tokens:
+            tokens = TokensData(*top.first(fvp.n_tokens)[2:])
+        if fvp.n_position_bins:
+            bins = self._row_positions
+            positions = PositionsData(bins.edges, bins.counts(acts), bins.n_counted)
+        chosen = _Chosen(acts, self._groups(acts), tokens, positions, self._against(acts, top))
+        if fvp.loss_shares == "exact":
+            return chosen
+        rows = np.unique([window.row for window in chosen.windows()])
+        return chosen._replace(acts=acts.on_rows(rows))
+
+    @functools.cached_property
+    def _token_index(self) -> TokenIndex:
+        return TokenIndex.of(self.tokens_array, self.counted.numpy())
+
+    @functools.cached_property
+    def _row_positions(self) -> RowPositions:
+        return RowPositions.of(self.counted.numpy(), self.fvp.n_position_bins)
 
     def _note_signed(self, signed: bool) -> None:
         note = "The encoder gives negative activations; they are clamped at 0 here."
@@ -282,20 +330,39 @@ class FeatureFetcher:
             return []
         fvp = self.fvp
         decimals = decimals_for(acts.maximum)
-        top = top_examples(acts, fvp.first_group_size, fvp.buffer, fvp.allow_overlap)
+        is_new = Distinct(self.tokens_array, fvp.buffer).take if fvp.near_duplicates == "drop" else None
+        top = top_examples(acts, fvp.first_group_size, fvp.buffer, fvp.allow_overlap, is_new)
         groups = (
             [(SequenceGroupData("TOP ACTIVATIONS", 0.0, acts.maximum, None, []), top)] if fvp.first_group_size else []
         )
         for interval in interval_examples(
-            acts, fvp.n_groups, fvp.other_groups_size, fvp.seed, fvp.buffer, fvp.allow_overlap
+            acts, fvp.n_groups, fvp.other_groups_size, fvp.seed, fvp.buffer, fvp.allow_overlap, is_new
         ):
             title = f"INTERVAL {format_fixed(interval.lower, decimals)} – {format_fixed(interval.upper, decimals)}"
             group = SequenceGroupData(title, interval.lower, interval.upper, interval.share, [])
+            group.share_of_activation = round_significant(interval.share_of_activation, 6)
+            group.n_positions = interval.n_positions
             groups.append((group, interval.examples))
+        repeats = near_duplicates([examples for _, examples in groups], self.tokens_array, fvp.buffer)
+        for (group, _), found in zip(groups, repeats, strict=True):
+            group.near_duplicates = found
         return [
             (group, [Window.around(example, fvp.buffer, self.seq_len) for example in examples])
             for group, examples in groups
         ]
+
+    def _against(self, acts: FeatureActivations, top: TopTokens | None) -> _Against | None:
+        fvp = self.fvp
+        if top is None or not fvp.n_counterexamples:
+            return None
+        found = counterexamples(
+            acts, self._token_index, top, fvp.n_counterexamples, fvp.seed, fvp.buffer, fvp.allow_overlap
+        )
+        near_misses, negatives = (
+            [Window.around(example, fvp.buffer, self.seq_len) for example in examples]
+            for examples in (found.near_misses, found.negatives)
+        )
+        return _Against(near_misses, found.n_near_misses, negatives)
 
     def _correlations(self, collected: Collected, store: ActivationStore) -> _Tables:
         if not self.fvp.include_left_tables:
@@ -310,14 +377,35 @@ class FeatureFetcher:
             if others is None:
                 return None
             found: list[Correlated] = []
-            for co in co_moments_by_tile(x, others.columns(), self.fvp.memory_budget_bytes):
-                excluded = None if not_itself is None else not_itself[len(found) : len(found) + len(co.products)]
+            y = others.columns()
+            for co in co_moments_by_tile(x, y, self.fvp.memory_budget_bytes, counting=not_itself is not None):
+                some = slice(len(found), len(found) + len(co.products))
+                excluded = None if not_itself is None else not_itself[some]
                 found += most_correlated(co, others.features.numpy(), size, excluded)
+                if co.both is not None and excluded is not None:
+                    n_x, n_y = x.offsets.diff()[some], y.offsets.diff()
+                    coactive.extend(most_coactive(co.both, n_x, n_y, others.features.numpy(), size, excluded))
                 others.release()
             return found
 
+        coactive: list[Coactive] = []
         with_features = table(collected.store, store.features.numpy()) if self.fvp.correlate_features else None
-        return _Tables(neurons, with_features, table(collected.store_b))
+        together = None if with_features is None else coactive
+        return _Tables(neurons, with_features, table(collected.store_b), together)
+
+    def _nearest(self, features: Tensor, own_rows: Tensor) -> list[Nearest] | None:
+        """The nearest directions of the whole dictionary, which every round reads anew rather than keep."""
+        if not self.fvp.include_left_tables:
+            return None
+        encoder, fvp = self.run.encoder, self.fvp
+        return nearest_directions(
+            lambda ids: written_by(encoder, ids),
+            features,
+            own_rows,
+            encoder.d_hidden,
+            fvp.rows_in_left_tables,
+            fvp.memory_budget_bytes,
+        )
 
     # -- measure --
 
@@ -343,11 +431,16 @@ class FeatureFetcher:
                 self.run.corpus(self.tokens, residual),
                 methods,
                 [one.acts for one in chosen],
-                [one.windows() for one in chosen],
+                [self._to_measure(one) for one in chosen],
                 self.fvp.n_changes,
                 self.fvp.memory_budget_bytes,
                 on_rows,
             )
+
+    def _to_measure(self, one: _Chosen) -> list[Window]:
+        """What is shown, and the token after each bold one, on which the effect of the activation there is."""
+        windows = measured_windows(one.windows(), self.seq_len)
+        return windows + (every_window(one.acts, self.seq_len) if self.fvp.loss_shares == "exact" else [])
 
     # -- assemble --
 
@@ -365,7 +458,12 @@ class FeatureFetcher:
         for group, windows in one.groups:
             sequences = [self._sequence(window, seen) for window in windows]
             groups.append(dataclasses.replace(group, sequences=sequences))
-        shown_ids = sorted({token for group in groups for sequence in group.sequences for token in sequence.token_ids})
+        against = self._counterexamples(one.against, seen)
+        shown = [sequence for group in groups for sequence in group.sequences] + (
+            against.sequences() if against else []
+        )
+        self._add_loss_shares(groups, acts, one, seen)
+        shown_ids = sorted({token for sequence in shown for token in sequence.token_ids})
         values, ranks = quantile_knots(acts.raw)
         place = self.places[acts.feature]
         return FeatureData(
@@ -375,8 +473,46 @@ class FeatureFetcher:
             logits=None if panel is None else panel.data(shown_ids),
             sequences=SequenceMultiGroupData(groups),
             quantiles=QuantileKnots(values, ranks, acts.n_counted),
+            tokens=one.tokens,
+            positions=one.positions,
+            counterexamples=against,
+            neighbours=self._neighbours(index, tables),
             direction=None if place is None else DirectionData(*place),
         )
+
+    def _counterexamples(self, against: _Against | None, seen: ShownFeature) -> CounterexamplesData | None:
+        if against is None:
+            return None
+        near_misses, negatives = (
+            [self._sequence(window, seen) for window in windows] for windows in (against.near_misses, against.negatives)
+        )
+        return CounterexamplesData(near_misses, against.n_near_misses, negatives)
+
+    def _add_loss_shares(
+        self, groups: list[SequenceGroupData], acts: FeatureActivations, one: _Chosen, seen: ShownFeature
+    ) -> None:
+        """Each interval's share of the effect on the loss: of the first effect that was measured, if any was."""
+        effect_at = next(iter(seen.effects.values()), None)
+        intervals = [
+            (group, windows) for group, (_, windows) in zip(groups, one.groups, strict=True) if group.share is not None
+        ]
+        if effect_at is None or not intervals:
+            return
+        predicted = Predicted(effect_at, self.tokens_array, self.padding)
+        if self.fvp.loss_shares == "exact":
+            losses = predicted.losses_by_interval(acts, self.fvp.n_groups)
+        else:
+            losses = [predicted.losses_after(windows) for _, windows in intervals]
+        shares = loss_shares(losses, [group.n_positions or 0 for group, _ in intervals])
+        for (group, _), share in zip(intervals, shares or (), strict=shares is not None):
+            group.share_of_loss = LossShareData(*share)
+
+    @staticmethod
+    def _neighbours(index: int, tables: _Tables) -> NeighboursData | None:
+        if tables.nearest is None:
+            return None
+        coactive = None if tables.coactive is None else CoactiveData(*tables.coactive[index])
+        return NeighboursData(NearestData(*tables.nearest[index]), coactive)
 
     def _feature_tables(self, index: int, decoder_row: Any, tables: _Tables) -> FeatureTablesData:
         if not self.fvp.include_left_tables:
@@ -403,9 +539,9 @@ class FeatureFetcher:
     def _assemble(self, features: dict[int, FeatureData]) -> MultiFeatureData:
         """The features with the texts of all tokens that occur, and the rows that are shown."""
         rows: dict[int, list[int]] = {}
-        for sequence in (s for f in features.values() for g in f.sequences.groups for s in g.sequences):
-            if self.fvp.store_rows and sequence.row not in rows:
-                rows[sequence.row] = self.tokens[sequence.row].tolist()
+        for row in (row for data in features.values() for row in data.shown_rows() if self.fvp.store_rows):
+            if row not in rows:
+                rows[row] = self.tokens_array[row].tolist()
         ids = {token for row in rows.values() for token in row}
         ids.update(token for data in features.values() for token in feature_token_ids(data))
         texts = token_texts(self.run.model.tokenizer, ids)

@@ -19,6 +19,7 @@ from sae_vis._ablation import Effects, Tail, chunk_size, joined, largest_changes
 from sae_vis._errors import ModelError
 from sae_vis.model_fns import Change, HookPoint, LanguageModel
 
+WHAT_ENTERS_THE_NEXT = ("hook_resid_post", "hook_mlp_out")  # block, mostly
 SAME = 1e-4  # relative to the largest value: a shortened pass must give the final residual of the whole one
 
 
@@ -69,11 +70,11 @@ class FullAblation:
         self.model, self.directions = model, directions
         self.tail = None if hook_point.block is None else tail
         self.rows_a_batch, self.n_changes = rows_a_batch, min(n_changes, model.d_vocab)
-        self.start = Start.find(model, hook_point.block or 0, sample)
-        self.hook_points = [hook_point.name]
-        if hook_point.kind == "hook_resid_mid" and not _passes_the_mlp(model, hook_point, sample):
+        self.start, written = Start.behind(model, hook_point, sample)
+        self.hook_points = [written]
+        if hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, sample):
             self.hook_points.append(f"blocks.{hook_point.block}.hook_resid_post")
-        self._check_that_it_is_read(sample)
+        self._check_that_it_is_read(hook_point.name, sample)
 
     def effects(
         self, tokens: Int[Tensor, "rows seq"], work: Iterable[RowAblation]
@@ -154,8 +155,7 @@ class FullAblation:
             leaving = self.tail.logits()
         return torch.log_softmax(leaving, dim=-1)
 
-    def _check_that_it_is_read(self, sample: Tensor) -> None:
-        name = self.hook_points[0]
+    def _check_that_it_is_read(self, name: str, sample: Tensor) -> None:
         value = self.model.activations(sample, name).float().flatten(2)
         if value.shape[2] != self.directions.shape[1]:
             raise ModelError(
@@ -201,6 +201,25 @@ class Start(NamedTuple):
                 return start
         return cls(0)
 
+    @classmethod
+    def behind(cls, model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> tuple[Start, str]:
+        """Where to begin, and where the features are to be taken out then.
+
+        That is the next block, and what enters it, if taking something out there is the same as at the hook point.
+        """
+        block = hook_point.block or 0
+        if hook_point.kind in WHAT_ENTERS_THE_NEXT and block + 1 < model.n_layers:
+            start = cls.find(model, block + 1, sample)
+            change = _subtracting(model.activations(sample, hook_point.name).float().roll(1, -1) + 1.0)
+            if start.block and _same(
+                *(
+                    model.capture(sample, [model.final_hook], {name: change})[model.final_hook]
+                    for name in (hook_point.name, start.entry)
+                )
+            ):
+                return start, start.entry
+        return cls.find(model, block, sample), hook_point.name
+
     @property
     def entry(self) -> str:
         """The hook point of what enters the block."""
@@ -231,7 +250,7 @@ class Start(NamedTuple):
                     vars(block)["forward"] = own
 
 
-def _passes_the_mlp(model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> bool:
+def passes_the_mlp(model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> bool:
     """Whether a change in the middle of a block reaches its end beside the MLP, as in the residual stream it must.
 
     TransformerBridge's hook point there is what the MLP's norm reads: a change goes into the MLP only.

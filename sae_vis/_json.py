@@ -1,6 +1,6 @@
 """Dataclasses to JSON and back: one valid document, exact, checked in both directions, never half written.
 
-A file is ``{"format": "sae_vis", "kind": "MultiFeatureData", "version": 1, "header": {...}, "features": [``, then one
+A file is ``{"format": "sae_vis", "kind": "MultiFeatureData", "version": 2, "header": {...}, "features": [``, then one
 feature a line, then ``]}``: line-based tools can stream it, and any JSON reader can read it. See ``docs/json.md``.
 
 ``msgspec`` does the encoding and decoding, natively; what it lets through is checked here. Every dataclass has a
@@ -45,11 +45,25 @@ PathLike = str | os.PathLike[str]
 Document = dict[str, Any]
 
 FORMAT = "sae_vis"
-VERSION = 1
+VERSION = 2
 # The field of each kind that is written one value a line; every value knows its own key, ``feature_idx``.
-LINES_FIELD = {"MultiFeatureData": "feature_data_dict", "MultiPromptData": "prompt_data_dict"}
+LINES_FIELD = {
+    "MultiFeatureData": "feature_data_dict",
+    "MultiPromptData": "prompt_data_dict",
+    "PromptComparisonData": "compared_dict",
+}
+# Options that version 1 had not, as they were then: without what they ask for.
+ADDED_IN_2: dict[str, Any] = {"n_tokens": 0, "n_counterexamples": 0, "n_position_bins": 0}
+
+
+def _from_1(document: Document) -> Document:
+    """Version 2 adds tokens, positions and counterexamples to each feature; a run of version 1 had none of them."""
+    document["header"]["params"] |= ADDED_IN_2
+    return document
+
+
 # version -> function from a document of that version (plain dicts, unchecked) to one of the next version
-MIGRATIONS: dict[int, Callable[[Document], Document]] = {}
+MIGRATIONS: dict[int, Callable[[Document], Document]] = {1: _from_1}
 MAX_BYTES = 4 * 2**30  # of a document, inflated: a gzip bomb is stopped there
 
 _LARGEST = 1.7976931348623157e308
@@ -110,6 +124,7 @@ def _checked_line(value: object, mirror: Any, where: str) -> bytes:
         strict = msgspec.convert(value, mirror, from_attributes=True)
     except _UNREADABLE as error:
         raise InputError(f"This cannot be saved as JSON: {_reason(error, where)}.") from None
+    _check_extras(value, where)
     try:
         return _encode(strict)
     except UnicodeEncodeError:
@@ -117,6 +132,15 @@ def _checked_line(value: object, mirror: Any, where: str) -> bytes:
         raise InputError(
             f"This cannot be saved as JSON: {path} holds half a surrogate pair, which UTF-8 lacks."
         ) from None
+
+
+def _check_extras(value: object, where: str) -> None:
+    """What panels of a user's own keep has no type here: it must be what JSON holds, numbers finite."""
+    for name, extra in (getattr(value, "extras", None) or {}).items():
+        try:
+            json.dumps(msgspec.to_builtins(extra), allow_nan=False)
+        except _UNREADABLE as error:
+            raise InputError(f"This cannot be saved as JSON: {where}.extras.{name}: {error}.") from None
 
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -349,12 +373,16 @@ def _identified(envelope: _Envelope, kinds: dict[str, _Kind]) -> _Kind:
 def _migrated(data: bytes, version: int) -> bytes:
     """The document brought to the present version, step by step."""
     try:
+        repeated = _path_of_duplicate(json.loads(data, object_pairs_hook=_Pairs), "$")
         content = msgspec.json.decode(data)
         for step in range(version, VERSION):
             content = MIGRATIONS[step](content)
-        return _encode(content | {"version": VERSION})
+        brought = _encode(content | {"version": VERSION})
     except (LookupError, AttributeError, *_UNREADABLE) as error:
         raise _WrongFileError(f"format version {version} could not be brought to {VERSION}: {error!r}") from None
+    if repeated:
+        raise _WrongFileError(f"{repeated} is there twice")
+    return brought
 
 
 def _decoded(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], Any], where: str) -> Any:
@@ -377,7 +405,8 @@ def _assembled(kind: _Kind, header: Any, values: list[Any]) -> Any:
         twice = next(value.feature_idx for value in values if lines[value.feature_idx] is not value)
         raise _WrongFileError(f"$.features: feature {twice} is there twice")
     try:
-        fields = _show_half_pairs({name: getattr(header, name) for name in kind.header_mirror.__struct_fields__})
+        given = {name: getattr(header, name) for name in kind.header_mirror.__struct_fields__}
+        fields = _show_half_pairs({name: value for name, value in given.items() if value is not msgspec.UNSET})
         return kind.cls(**fields, **{kind.lines_field: lines})
     except _UNREADABLE as error:
         raise _WrongFileError(_reason(error, "$")) from None
@@ -605,9 +634,13 @@ def _kind(cls: Any) -> _Kind:
     _, line = typing.get_args(hints.pop(lines_field))
     hidden = {"vocab_surrogates": dict[int, str] | msgspec.UnsetType} if "vocab" in hints else {}
     header_name = f"{cls.__name__}Header"
-    header = _struct(header_name, hints, hidden)
-    strict_hints = {name: _mirror(hint) for name, hint in hints.items()}
-    header_mirror = _struct(header_name, strict_hints, hidden, f"Everything of a {cls.__name__} but the features.")
+    needed = {field.name for field in dataclasses.fields(cls) if not _has_default(field)}
+    added = {name: hint | msgspec.UnsetType for name, hint in hints.items() if name not in needed}
+    header = _struct(header_name, {name: hints[name] for name in hints if name in needed}, added | hidden)
+    strict_hints = {name: _mirror(hints[name]) for name in hints if name in needed}
+    strict_added = {name: _mirror(hints[name]) | msgspec.UnsetType for name in added}
+    told = f"Everything of a {cls.__name__} but the features."
+    header_mirror = _struct(header_name, strict_hints, strict_added | hidden, told)
     line_mirror = _mirror(line)
     fixed = {"format": _only(FORMAT), "kind": _only(cls.__name__), "version": _only(VERSION)}
     contents = {"header": header_mirror, "features": types.GenericAlias(list, (line_mirror,))}
@@ -649,6 +682,10 @@ def _mirror(hint: Any) -> Any:
     return origin[tuple(map(_mirror, arguments))]
 
 
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
 @functools.cache
 def _mirror_class(cls: Any) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -656,8 +693,7 @@ def _mirror_class(cls: Any) -> Any:
     optional: dict[str, Any] = {}
     for name, hint in _field_hints(cls).items():
         field = fields[name]
-        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        (optional if has_default else required)[name] = _mirror(hint)
+        (optional if _has_default(field) else required)[name] = _mirror(hint)
     return _struct(
         cls.__name__, required, {name: hint | msgspec.UnsetType for name, hint in optional.items()}, cls.__doc__
     )

@@ -85,16 +85,22 @@ def document_pieces(title: str, body: Html, elements: Sequence[Html]) -> Iterato
     yield after.encode()
 
 
+_EARLY = {"js/theme.js"}  # in the head, before anything is painted
+
+
 def _document(title: str, body: Html, elements: Sequence[Html], data: Html, loads: bool = False) -> Html:
     page = template("page.html")
     needs = sorted(page.needs.union(body.needs, *{element.needs for element in elements}))
     css = [Html(asset(need)) for need in needs if need.startswith("css/")]
-    scripts = [_script(need) for need in needs if need.startswith("js/")]
+    early = [_script(need) for need in needs if need in _EARLY]
+    scripts = [_script(need) for need in needs if need.startswith("js/") and need not in _EARLY]
     styles = template("style.html").fill(css=join(css))
+    own = [template("own_scripts.html").fill(digests=Html(_digests([*early, *scripts])))] if loads else []
     return page.fill(
         title=title,
-        policy=_policy([styles], scripts, loads),
-        styles=join([template("own_scripts.html").fill(digests=Html(_digests(scripts))), styles]) if loads else styles,
+        policy=_policy([styles], [*early, *scripts], loads),
+        styles=join([*own, styles]),
+        early=join(early),
         body=body,
         data=data,
         scripts=join(scripts),

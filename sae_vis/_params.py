@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import os
+import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice, pairwise
 from typing import Any, Literal
 
+from sae_vis import _templates
 from sae_vis._errors import InputError, shown
 
 Correlate = Literal["all", "asked"]
 Ablation = Literal["direct", "full"]
 FeatureMap = Literal["pca", "umap"]
 ABLATIONS: tuple[Ablation, ...] = ("direct", "full")
+View = Literal["feature", "prompt"]
+NearDuplicates = Literal["keep", "drop"]
+LossShares = Literal["estimate", "exact"]
 OptionValue = int | float | bool | str | None
 
 BYTES_PER_UNIT = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -65,8 +71,12 @@ class ComponentSpec:
     help: str
     attribute: str
     template: str
-    views: tuple[Literal["feature", "prompt"], ...]
+    views: tuple[View, ...]
     options: Mapping[str, OptionValue] = field(default_factory=dict)
+    about: str = ""  # a sentence or two with the definitions, which the page shows on demand; "": the one in ABOUTS
+    optional: bool = False  # where the data has none, nothing is said of it, unless the layout was given
+    draw: Callable[..., Any] | None = None  # what draws a panel of somebody else's; None for those of the library
+    data: type | None = None  # likewise: the dataclass of its data, which is in ``FeatureData.extras``
 
 
 COMPONENTS: dict[str, ComponentSpec] = {
@@ -116,7 +126,100 @@ COMPONENTS: dict[str, ComponentSpec] = {
         ("prompt",),
         {"examples": None},
     ),
+    "tokens": ComponentSpec(
+        "The tokens that make up most of the feature's activation, and how often it fires on each.",
+        "tokens",
+        "tokens_table.html",
+        ("feature",),
+        {"rows": None},
+        optional=True,
+    ),
+    "neighbours": ComponentSpec(
+        "Nearest decoder directions, and the features that are active together with this one.",
+        "neighbours",
+        "neighbours.html",
+        ("feature",),
+        {"rows": None},
+        optional=True,
+    ),
+    "positions": ComponentSpec(
+        "Histogram of the positions in the rows at which the feature fires.",
+        "positions",
+        "positions_histogram.html",
+        ("feature",),
+        optional=True,
+    ),
+    "counterexamples": ComponentSpec(
+        "Random examples where the feature does not fire: on its top tokens, and anywhere.",
+        "counterexamples",
+        "counterexamples.html",
+        ("feature",),
+        {"examples": None},
+        optional=True,
+    ),
+    "moments": ComponentSpec(
+        "Mean, variance, skewness and kurtosis of the activations.",
+        "activations",
+        "moments.html",
+        ("feature", "prompt"),
+    ),
 }
+
+# What each panel is, with its definitions; the page holds these texts once.
+ABOUTS: dict[str, str] = {
+    "feature_tables": (
+        "Neuron alignment: the largest entries of the feature’s decoder row, and each one’s share of the sum of absolute "
+        "entries. Correlated neurons and features: the largest Pearson correlation of activations over all counted tokens, "
+        "with the cosine similarity of the activations beside it."
+    ),
+    "neighbours": (
+        "Nearest directions: the largest cosine between this feature’s decoder row and any other of the dictionary. Active "
+        "together: the largest Jaccard index, the tokens on which both features are active divided by those on which at "
+        "least one is."
+    ),
+    "activations_histogram": (
+        "How the activations above zero are distributed: equal bins from the smallest to the largest. Density is the share "
+        "of counted tokens on which the feature is active."
+    ),
+    "positions": "How often the feature is active at each position of a row, as a share of the counted tokens there.",
+    "logits_tables": (
+        "The tokens whose logits one unit of the feature lowers and raises most by its direct path: its direction in the "
+        "residual stream, through the gain of the final norm and the unembedding, centred over the vocabulary."
+    ),
+    "logits_histogram": "The same logit weights for every token of the vocabulary, in equal bins.",
+    "tokens": (
+        "For each token string, how often the feature is active on it, P(active | token), its mean activation there, and its "
+        "share of the feature’s total activation. A token feature has few strings with high shares; a feature of context has "
+        "many with low ones."
+    ),
+    "sequences": (
+        "The largest activations, then random examples from intervals of equal width between zero and the maximum. "
+        "Orange: the activation; underline: how much the feature lowers (blue) or raises (red) the loss of predicting that "
+        "token. The bars say how much of all activation, and of the loss lowered and raised, an interval holds; ≈ where "
+        "that is estimated from its examples. Examples marked ≈ nearly repeat one above: same bold token, 80 % of the "
+        "tokens equal."
+    ),
+    "counterexamples": (
+        "Random tokens on which the feature is not active: near misses, where the token is one of those it is most active "
+        "on, and any others. They show what the examples cannot: what the feature does not react to."
+    ),
+    "prompt": (
+        "The prompt with this feature’s activation on each token (orange) and its effect on the loss of predicting it: "
+        "lowered (blue) or raised (red)."
+    ),
+    "top_sequences": "The corpus tokens with the feature’s largest activations, to compare the prompt with.",
+    "moments": (
+        "Over all counted tokens, zeros included: mean; variance (the mean squared distance from the mean); skewness (the mean "
+        "cubed distance over the variance to the power 1.5; large where few tokens carry the activation); kurtosis (the mean "
+        "fourth power over the variance squared; 3 for a normal distribution)."
+    ),
+}
+
+
+def about(name: str) -> str:
+    """What a component's panel is, for a reader of the page."""
+    spec = COMPONENTS[name]
+    return spec.about or ABOUTS.get(name, spec.help)
 
 
 @dataclass(frozen=True)
@@ -133,7 +236,10 @@ class Component:
     def __post_init__(self) -> None:
         spec = COMPONENTS.get(self.name) if isinstance(self.name, str) else None
         if spec is None:
-            raise InputError(f"Unknown component {shown(self.name)}. Known: {', '.join(COMPONENTS)}.")
+            raise InputError(
+                f"Unknown component {shown(self.name)}. Known: {', '.join(COMPONENTS)}. A panel of your own is known once "
+                "register_component was called."
+            )
         if not isinstance(self.options, dict):
             raise InputError(f"Component {self.name!r}: options must be a dict, got {shown(self.options)}.")
         options: dict[str, OptionValue] = {}
@@ -150,6 +256,11 @@ class Component:
         object.__setattr__(self, "name", str.__str__(self.name))
         object.__setattr__(self, "options", options)
 
+    @classmethod
+    def help(cls) -> HelpText:
+        """Every component with its views, its options and what it shows, as a text that shows itself."""
+        return HelpText("\n".join(["Component", *_component_lines()]))
+
 
 @dataclass(frozen=True, init=False)
 class Column:
@@ -159,12 +270,19 @@ class Column:
         components: names or ``Component`` objects, top to bottom.
         width: in CSS pixels; None takes what the components need. A column of sequences takes all the room that is left:
             there it is the least width of a group, and as many groups as fit stand beside each other.
+        height: in CSS pixels, beyond which the column scrolls; None: that of the layout, if it has one.
     """
 
     components: tuple[Component, ...]
     width: int | None = None
+    height: int | None = None
 
-    def __init__(self, *components: str | Component | Iterable[str | Component], width: int | None = None) -> None:
+    def __init__(
+        self,
+        *components: str | Component | Iterable[str | Component],
+        width: int | None = None,
+        height: int | None = None,
+    ) -> None:
         flat: list[str | Component] = []
         for item in components:  # an iterable too, so that a column decoded from JSON builds by keyword
             what = "A Column takes names of components, Component objects and lists of them"
@@ -172,12 +290,14 @@ class Column:
         as_components = tuple(item if isinstance(item, Component) else Component(item) for item in flat)
         object.__setattr__(self, "components", as_components)
         object.__setattr__(self, "width", width)
+        object.__setattr__(self, "height", height)
         self.__post_init__()
 
     def __post_init__(self) -> None:  # called by __init__, and by the decoder of JSON, which does not call that
         if not self.components:
             raise InputError("A Column needs at least one component.")
         object.__setattr__(self, "width", _pixels("Column width", self.width, 40, 10_000))
+        object.__setattr__(self, "height", _pixels("Column height", self.height, 40, 100_000))
 
 
 def _pixels(what: str, value: object, low: int, high: int) -> int | None:
@@ -206,7 +326,16 @@ class Layout:
         """All components, column by column."""
         return tuple(component for column in self.columns for component in column.components)
 
-    def check_view(self, view: Literal["feature", "prompt"]) -> None:
+    @classmethod
+    def help(cls) -> HelpText:
+        """What a layout is made of, and the defaults of both views, as a text that shows itself."""
+        return HelpText("\n".join(_layout_help()))
+
+    def tree(self) -> HelpText:
+        """The columns and their components, as a text that shows itself."""
+        return HelpText("\n".join(_tree_lines(self)))
+
+    def check_view(self, view: View) -> None:
         """Raise ``InputError`` where a component does not belong in this view."""
         for component in self.components():
             if view not in COMPONENTS[component.name].views:
@@ -226,6 +355,111 @@ PROMPT_LAYOUT = Layout(
         ),
     )
 )
+
+
+def _component_lines() -> list[str]:
+    lines = []
+    for name, spec in COMPONENTS.items():
+        views = " and ".join(spec.views)
+        lines.append(f"\n  {name}  ({views} view{'s' if len(spec.views) > 1 else ''})")
+        lines += [f"      {option} = {default!r}" for option, default in spec.options.items()]
+        lines += textwrap.wrap(about(name), 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
+def _tree_lines(layout: Layout) -> list[str]:
+    lines = ["Layout" + (f"  height={layout.height}" if layout.height else "")]
+    for column in layout.columns:
+        sizes = {"width": column.width, "height": column.height}
+        lines.append("  Column" + "".join(f"  {name}={size}" for name, size in sizes.items() if size))
+        for component in column.components:
+            options = "".join(f"  {name}={value!r}" for name, value in component.options.items())
+            lines.append(f"    {component.name}{options}")
+    return lines
+
+
+def _layout_help() -> list[str]:
+    """The pieces from the outside in, then the defaults."""
+    classes: tuple[type, ...] = (Layout, Column, Component)
+    lines = [
+        "Layout(columns, height=None)",
+        "  Column(*components, width=None, height=None)",
+        "    Component(name, options)",
+    ]
+    for cls in classes:
+        lines += [
+            "",
+            cls.__name__,
+            *("  " + line for line in textwrap.dedent("    " + (cls.__doc__ or "")).splitlines()),
+        ]
+    for view, default in (("feature", FeatureVisParams().feature_layout()), ("prompt", PROMPT_LAYOUT)):
+        lines += ["", f"The default of the {view} view:", *_tree_lines(default)]
+    return [*lines, "", "The components:", *_component_lines()]
+
+
+# --- a panel of one's own ----------------------------------------------------------------------------------------
+
+BUILT_IN = frozenset(COMPONENTS)
+
+
+def register_component(
+    name: str,
+    *,
+    template: str,
+    help: str,  # noqa: A002 - the word of the library for this
+    about: str = "",
+    folder: str | os.PathLike[str] | None = None,
+    data: type | None = None,
+    attribute: str | None = None,
+    draw: Callable[..., Any] | None = None,
+    views: tuple[View, ...] = ("feature",),
+    options: Mapping[str, OptionValue] | None = None,
+) -> None:
+    """Make a panel of one's own known, so that a ``Layout`` can have it; docs/panels.md has an example.
+
+    Args:
+        name: what it is called in a layout: small letters, digits and underscores.
+        template: its file; the css and js that its first line names go into every page whose layout has the panel.
+        help: its title, in a few words.
+        about: a sentence or two that the page shows on demand.
+        folder: where its template, css and js are, side by side; None: they are the library's.
+        data: the dataclass of its data, which ``FeatureData.extras[name]`` holds. It needs a method ``get_html(page, **options)``
+            that gives ``Html``, unless ``draw`` is given.
+        attribute: instead of ``data``, the attribute of ``FeatureData`` or ``PromptData`` that it draws, e.g. "activations".
+        draw: ``draw(part, page, options)`` gives ``Html``; None: the ``get_html`` of the data.
+        views: "feature", "prompt" or both.
+        options: the names of its options, with their defaults.
+
+    Raises:
+        InputError: if the name is no such name or that of a panel of the library, or there is neither data nor attribute.
+    """
+    if not isinstance(name, str) or not _COMPONENT_NAME.fullmatch(name):
+        raise InputError(
+            f"A component's name is small letters, digits and underscores, e.g. 'my_panel', got {shown(name)}."
+        )
+    if name in BUILT_IN:
+        raise InputError(f"Component {name!r} is one of the library: choose another name.")
+    if (data is None) == (attribute is None):
+        raise InputError(
+            f"Component {name!r} needs either data=, a dataclass, or attribute=, what it draws of a feature."
+        )
+    if data is not None and not dataclasses.is_dataclass(data):
+        raise InputError(f"Component {name!r}: data must be a dataclass, got {shown(data)}.")
+    if not set(views) or not set(views) <= {"feature", "prompt"}:
+        raise InputError(f"Component {name!r}: views must be 'feature', 'prompt' or both, got {shown(views)}.")
+    if folder is not None:
+        _templates.add_folder(folder)
+    _templates.template(template)  # an error in it shows at once
+    COMPONENTS[name] = ComponentSpec(
+        help, attribute or "extras", template, tuple(views), dict(options or {}), about, True, draw or _draw_part, data
+    )
+
+
+_COMPONENT_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+
+def _draw_part(part: Any, page: Any, options: Mapping[str, OptionValue]) -> Any:
+    return part.get_html(page, **options)
 
 
 # --- parameters --------------------------------------------------------------------------------------------------
@@ -295,6 +529,16 @@ class FeatureVisParams:
     n_bins: int = _option(40, "Bins of each histogram.")
     n_logits: int = _option(10, "Rows of each logit table.")
     n_changes: int = _option(5, "Tokens listed on hover as most raised and as most lowered.")
+    n_tokens: int = _option(10, "Tokens with the largest share of the activation that are listed. 0: none.")
+    n_counterexamples: int = _option(
+        5,
+        "Random examples where the feature does not fire: so many on its top tokens (near misses) and as many anywhere. "
+        "0: none.",
+    )
+    n_position_bins: int = _option(
+        32,
+        "Bins, at most, of the histogram of the positions in the rows at which the feature fires. 0: no such histogram.",
+    )
     store_rows: bool = _option(True, "Keep the whole rows that examples come from in the saved data.")
     border: bool = _option(True, "Draw a border around each feature.")
     seq_width: int | None = _option(420, "Width of a group of sequences in CSS pixels. None: as wide as it needs.")
@@ -302,6 +546,19 @@ class FeatureVisParams:
         None, "Height of the page's columns in CSS pixels (they scroll). None: as tall as they need."
     )
     layout: Layout | None = _option(None, "The arrangement of the panels. None: made from the options above.")
+    prompt_layout: Layout | None = _option(
+        None, "The arrangement of the panels of a feature's column in the prompt-centric view. None: the default."
+    )
+    near_duplicates: NearDuplicates = _option(
+        "keep",
+        "Examples that nearly repeat an earlier one of the feature (same bold token, 80 % of the tokens around it equal): 'keep' "
+        "marks them, 'drop' passes them over and takes the next candidate.",
+    )
+    loss_shares: LossShares = _option(
+        "estimate",
+        "How the intervals' shares of the effect on the loss are found: 'estimate' (from the examples that are shown) or 'exact' "
+        "(every active position is measured, which takes a pass over all rows that the feature is active in).",
+    )
     seed: int = _option(0, "Chooses the random examples of the intervals.")
     verbose: bool = _option(True, "Show progress bars.")
     feature_map: FeatureMap | None = _option(
@@ -330,10 +587,18 @@ class FeatureVisParams:
         """The layout of the feature-centric view: the one given, or one made from the flat options."""
         if self.layout is not None:
             return self.layout
-        columns = [Column("feature_tables")] if self.include_left_tables else []
-        columns.append(Column("activations_histogram", "logits_tables", "logits_histogram"))
-        columns.append(Column("sequences", width=self.seq_width))
+        columns = [Column("feature_tables", "neighbours")] if self.include_left_tables else []
+        positions = ["positions"] if self.n_position_bins else []
+        tokens = ["tokens"] if self.n_tokens else []
+        counterexamples = ["counterexamples"] if self.n_counterexamples else []
+        middle = ("activations_histogram", "moments", positions, "logits_tables", "logits_histogram", tokens)
+        columns.append(Column(*middle))
+        columns.append(Column("sequences", counterexamples, width=self.seq_width))
         return Layout(tuple(columns), height=self.seq_height)
+
+    def layout_of(self, view: View) -> Layout:
+        """The layout of a view: the one given, or the default."""
+        return self.feature_layout() if view == "feature" else self.prompt_layout or PROMPT_LAYOUT
 
     @classmethod
     def help(cls) -> HelpText:
@@ -489,9 +754,9 @@ def _memory_budget(name: str, value: Any) -> str | int:
 
 def _layout(name: str, value: object) -> Layout | None:
     if value is not None and not isinstance(value, Layout):
-        raise InputError(f"FeatureVisParams.layout must be a Layout or None, got {type(value).__name__}.")
+        raise InputError(f"FeatureVisParams.{name} must be a Layout or None, got {type(value).__name__}.")
     if value is not None:
-        value.check_view("feature")
+        value.check_view("prompt" if name == "prompt_layout" else "feature")
     return value
 
 
@@ -514,11 +779,17 @@ _CLEANERS: dict[str, Any] = {
     "n_bins": _int_from(1, 10_000),
     "n_logits": _int_from(1, 10_000),
     "n_changes": _int_from(0, 1000),
+    "n_tokens": _int_from(0, 10_000),
+    "n_counterexamples": _int_from(0, 100_000),
+    "n_position_bins": _int_from(0, 10_000),
     "store_rows": _flag,
     "border": _flag,
     "seq_width": _optional(_int_from(40, 10_000)),
     "seq_height": _optional(_int_from(100, 100_000)),
     "layout": _layout,
+    "prompt_layout": _layout,
+    "near_duplicates": _one_of("keep", "drop"),
+    "loss_shares": _one_of("estimate", "exact"),
     "seed": _int_from(0, 2**63 - 1),
     "verbose": _flag,
     "feature_map": _one_of("pca", "umap", None),

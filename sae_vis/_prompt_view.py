@@ -15,12 +15,15 @@ from sae_vis._activations import check_finite, decoder_rows, encode
 from sae_vis._assemble import logits_at_a_time, sequence_data, sequence_token_ids, stored_logits
 from sae_vis._measure import Methods, measure
 from sae_vis._params import Ablation
+from sae_vis._prompt_panels import HEAT_ROWS, ReconstructionData, heat_rows
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
+from sae_vis._reconstruction import Splicer, missing_because, reconstruct
 from sae_vis._run import Run, check_features, methods_of
-from sae_vis._shown import ShownFeature, Window
+from sae_vis._shown import LOSS_DECIMALS, ShownFeature, Window
 from sae_vis._statistics import FeatureActivations
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import (
+    LOSS_SCORES,
     LogitsData,
     MultiFeatureData,
     MultiPromptData,
@@ -28,6 +31,10 @@ from sae_vis.data_storing_fns import (
     QuantileKnots,
     SequenceGroupData,
 )
+from sae_vis.utils_fns import round_significant
+
+ALL = 2**31  # more than any dictionary has
+SHARE_DIGITS = 5
 
 
 class PromptFetcher:
@@ -105,7 +112,8 @@ class PromptFetcher:
                 found[self.acts[index].feature] = dict(zip(shown_ids, stored_logits(row), strict=True))
         return found
 
-    def _scores(self) -> dict[Any, list[Ranking]]:
+    def all_scores(self) -> dict[Any, list[Ranking]]:
+        """Of every position, the features that have a score there, the best first: not only those that are shown."""
         n = self.ids.shape[1]
         active: list[dict[int, float]] = [{} for _ in range(n)]
         for own in self.acts:
@@ -121,8 +129,8 @@ class PromptFetcher:
             return act_quantile(activation, knots.values, knots.ranks, knots.n)
 
         scores = {
-            "act_size": rank_by_score(active, size, self.size, largest_first=True),
-            "act_quantile": rank_by_score(active, quantile, self.size, largest_first=True),
+            "act_size": rank_by_score(active, size, ALL, largest_first=True),
+            "act_quantile": rank_by_score(active, quantile, ALL, largest_first=True),
         }
         padding = self.run.model.padding_id()
         before = [{}, *active[:-1]]
@@ -132,13 +140,16 @@ class PromptFetcher:
             def loss(position: int, feature: int, activation: float, ablation: Ablation = ablation) -> float:
                 return shown[feature].effects[ablation][position].loss
 
-            scores[score_name] = rank_by_score(before, loss, self.size, largest_first=False)
+            scores[score_name] = rank_by_score(before, loss, ALL, largest_first=False)
         return scores
 
     def data(self) -> MultiPromptData:
-        """The scores, and one column for each feature that is ranked anywhere."""
-        scores = self._scores()
+        """The scores and the heat map, and one column for each feature that either of them names."""
+        every = self.all_scores()
+        scores = {name: [ranking[: self.size] for ranking in rankings] for name, rankings in every.items()}
+        heat = {name: heat_rows(of, HEAT_ROWS, largest_first=name not in LOSS_SCORES) for name, of in every.items()}
         ranked = {feature for rankings in scores.values() for ranking in rankings for feature, _ in ranking}
+        ranked |= {row.feature_idx for rows in heat.values() for row in rows}
         self.logits = self._logit_weights(ranked)
         columns = {
             own.feature: self._column(own.feature, seen)
@@ -167,6 +178,7 @@ class PromptFetcher:
             self.run.fvp,
             stored.provenance,
             scores,
+            heat,
         )
 
     def _column(self, feature: int, seen: ShownFeature) -> PromptData:
@@ -191,3 +203,33 @@ def _column_token_ids(column: PromptData) -> Iterator[int]:
         yield from (*column.logits.top_token_ids, *column.logits.bottom_token_ids)
     for sequence in column.top_group.sequences:
         yield from sequence_token_ids(sequence)
+
+
+def reconstruction_data(run: Run, ids: Tensor, features: MultiFeatureData) -> ReconstructionData:
+    """How well the encoder reconstructs a prompt, or why that cannot be said."""
+    reason = missing_because(run.encoder)
+    if reason:
+        return ReconstructionData(reason=reason)
+    x = run.model.activations(ids, run.hook_point.name)
+    check_finite(x, f"The activations at {run.hook_point.name!r}", 0)
+    chosen = torch.tensor(list(features), dtype=torch.int64)
+    counted = ~torch.isin(ids[0], torch.tensor(run.ignored_ids(), dtype=torch.int64))
+    found = reconstruct(Splicer(run.model, run.write_point, ids), run.encoder, x, chosen, counted)
+
+    def share(value: float | None) -> float | None:
+        return None if value is None else round_significant(value, SHARE_DIGITS)
+
+    def nats(losses: list[float | None]) -> list[float | None]:
+        return [None if loss is None else round(loss, LOSS_DECIMALS) + 0.0 for loss in losses]
+
+    return ReconstructionData(
+        [share(error) for error in found.error],
+        found.l0,
+        nats(found.loss),
+        nats(found.loss_spliced),
+        nats(found.loss_chosen),
+        nats(found.loss_ablated),
+        share(found.fvu),
+        share(found.fvu_chosen),
+        len(chosen),
+    )

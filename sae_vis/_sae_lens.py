@@ -237,6 +237,7 @@ class SaeLensEncoder:
     tensors: Weights
     dtype: torch.dtype
     own_encode: Callable[[Tensor], Tensor] | None = None
+    skip: Tensor | None = None
 
     @property
     def d_in(self) -> int:
@@ -302,6 +303,30 @@ class SaeLensEncoder:
             return torch.ones(x.shape[:2], device=x.device)
         _, scale = normalized(x, self.settings)
         return scale.float()
+
+    @property
+    def cannot_reconstruct(self) -> str:
+        """Why what it writes is more than its features and a bias; empty where it is not."""
+        kind = self.settings.kind
+        if kind is None:
+            return f"what a {self.settings.architecture} autoencoder writes is more than its features and a bias."
+        if kind.skips and self.skip is None:
+            return "the linear path beside the features, W_skip, is not there."
+        return ""
+
+    @torch.no_grad()
+    def decoder_bias(self, x: Float[Tensor, "rows seq *d_in"]) -> Float[Tensor, "rows seq d_out"]:
+        """What is written where no feature is active; float32.
+
+        It is ``b_dec`` with the normalisation undone, which for ``layer_norm`` adds the mean of ``x``; and what a skip
+        transcoder's linear path makes of ``x``.
+        """
+        x, bias = self._typed(x), self.tensors["b_dec"].float()
+        if self._transcodes:
+            whole = bias.expand(*x.shape[:2], -1)
+            return whole if self.skip is None else whole + (x @ self.skip.to(x).T).float()
+        whole = normalized(x, self.settings)[1].float()[..., None] * bias
+        return whole + x.float().mean(-1, keepdim=True) if self.settings.normalizes == "layer_norm" else whole
 
     def digest(self) -> str:
         """A digest of settings and tensors."""
@@ -402,7 +427,8 @@ def load_sae_lens(
         raise InputError(f"{weights_file} holds tensors that a {settings.architecture} has not: {', '.join(surplus)}.")
     _checked(settings, tensors, config, str(weights_file))
     settings, tensors = _folded(settings, tensors, scaling_factor, str(config_file))
-    return SaeLensEncoder(settings, {name: tensors[name] for name in kind.tensors}, tensors["W_dec"].dtype)
+    own = {name: tensors[name] for name in kind.tensors}
+    return SaeLensEncoder(settings, own, tensors["W_dec"].dtype, skip=tensors.get("W_skip"))
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -502,7 +528,13 @@ def from_sae_lens(sae: Any, name: str) -> SaeLensEncoder:
     except InputError as error:  # about a file it would be one of its contents
         raise ModelError(str(error)) from None
     dtype = getattr(sae, "dtype", None)
-    encoder = SaeLensEncoder(settings, tensors, dtype if isinstance(dtype, torch.dtype) else tensors["W_dec"].dtype)
+    skip = getattr(sae, "W_skip", None) if settings.kind is not None and settings.kind.skips else None
+    encoder = SaeLensEncoder(
+        settings,
+        tensors,
+        dtype if isinstance(dtype, torch.dtype) else tensors["W_dec"].dtype,
+        skip=skip.detach() if isinstance(skip, Tensor) else None,
+    )
     return _Own(sae, settings).tried(encoder, where)
 
 
@@ -558,7 +590,7 @@ class _Own:
     def tried(self, encoder: SaeLensEncoder, where: str) -> SaeLensEncoder:
         """The encoder, with the object's own encode where that gives something else on a few vectors."""
         settings = encoder.settings
-        in_its_own_way = SaeLensEncoder(settings, encoder.tensors, encoder.dtype, self.encode)
+        in_its_own_way = replace(encoder, own_encode=self.encode)
         if any(module._forward_hooks or module._forward_pre_hooks for module in self.sae.modules()):  # noqa: SLF001
             return in_its_own_way  # and the hooks are not called for a trial
         x = _trial(encoder)

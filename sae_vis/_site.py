@@ -6,6 +6,7 @@
     features/00000-<hash>.js    a shard: the packed fragments of some features that follow each other
     assets/vocab-<hash>.js      how every token that the hover text may name is shown
     assets/labels-<hash>.js     the labels of the features, where there are any
+    assets/rows00000-<hash>.js  some of the whole rows that examples come from, packed as ``_rows`` does it
     assets/overview-<hash>.js   the columns of the overview
     assets/examples0-<hash>.js  and so on: which features' examples show a token, for the search
 
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae_vis import _json, _page
+from sae_vis import _json, _page, _rows
 from sae_vis._errors import InputError, shown
 from sae_vis._templates import Html, template
 
@@ -36,7 +37,7 @@ INDEX, FEATURES, ASSETS = "index.html", "features", "assets"
 # What a site may consist of, but for index.html: only such files are removed, and only beside such files is one written.
 _OWN = {
     FEATURES: re.compile(r"\d{5,9}-[0-9a-f]{16}\.js"),
-    ASSETS: re.compile(r"(vocab|labels|overview|examples\d{1,5})-[0-9a-f]{16}\.js"),
+    ASSETS: re.compile(r"(vocab|labels|overview|examples\d{1,5}|rows\d{5,9})-[0-9a-f]{16}\.js"),
 }
 _TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
 _MARKS = (b'<meta name="generator" content="sae_vis', b'<script type="application/json" id="site">')
@@ -48,6 +49,8 @@ class Packed(NamedTuple):
     feature: int
     label: str | None
     fragment: str
+    note: str | None = None
+    starred: bool = False
 
 
 def write(
@@ -57,6 +60,8 @@ def write(
     body: Html,
     vocab: object,
     features: Iterable[Packed],
+    rows: Mapping[int, Sequence[int]] | None = None,
+    whose: Mapping[str, object] | None = None,
     assets: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Write a site.
@@ -68,6 +73,8 @@ def write(
         body: the body of the page, which needs all that a feature may need.
         vocab: how tokens are shown, as ``js/tooltip.js`` reads it.
         features: in rising order; each is taken when the one before is written or kept for writing.
+        rows: the whole rows that examples come from.
+        whose: whose features these are, for ``js/labels.js``.
         assets: gives, after all features were taken, what the page loads by name besides: packed text.
 
     Raises:
@@ -75,31 +82,47 @@ def write(
     """
     path = Path(folder)
     _make(path)
-    ids: list[int] = []
-    labels: dict[int, str] = {}
-
-    def noted() -> Iterator[Packed]:
-        for packed in features:
-            ids.append(packed.feature)
-            if packed.label:
-                labels[packed.feature] = packed.label
-            yield packed
-
+    noted = _Noted()
     shards = [
         (_put(path, FEATURES, f"{number:05d}", content), first)
-        for number, (first, content) in enumerate(_shards(noted()))
+        for number, (first, content) in enumerate(_shards(noted.passing(features)))
     ]
     files = {"vocab": _put(path, ASSETS, "vocab", _received("vocab", _json_string(vocab)))}
-    if labels:
-        files["labels"] = _put(path, ASSETS, "labels", _received("labels", _json_string(labels)))
+    if noted.labels:
+        files["labels"] = _put(path, ASSETS, "labels", _received("labels", _json_string(noted.labels)))
+    row_files = list(_put_rows(path, rows or {}))
+    said = {"notes": noted.notes, "stars": noted.stars, **(whose or {})}
+    listed: dict[str, object] = {"rows": row_files} if row_files else {}
     others = {name: _put(path, ASSETS, name, _received(name, f'"{text}"')) for name, text in assets().items()}
     elements = [
-        _page.data("index", {"ranges": _ranges(ids), "labels": {}, "title": page_title}),
-        template("site.html").fill(json=_page.json_text({"shards": shards, **files, "assets": others})),
+        _page.data("index", {"ranges": _ranges(noted.ids), "labels": {}, "title": page_title, **said}),
+        template("site.html").fill(json=_page.json_text({"shards": shards, **files, **listed, "assets": others})),
     ]
     document = _page.document(title, body, elements, loads=True)
     _json.write_atomic(path / INDEX, document.encode())
-    _remove_others(path, {*(file for file, _ in shards), *files.values(), *others.values()})
+    _remove_others(path, {*(file for file, _ in (*shards, *row_files)), *files.values(), *others.values()})
+
+
+class _Noted:
+    """What is told of all features, collected while they pass."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.labels: dict[int, str] = {}
+        self.notes: dict[int, str] = {}
+        self.stars: list[int] = []
+
+    def passing(self, features: Iterable[Packed]) -> Iterator[Packed]:
+        """The same features, one after the other."""
+        for packed in features:
+            self.ids.append(packed.feature)
+            if packed.label:
+                self.labels[packed.feature] = packed.label
+            if packed.note:
+                self.notes[packed.feature] = packed.note
+            if packed.starred:
+                self.stars.append(packed.feature)
+            yield packed
 
 
 # --- the contents ----------------------------------------------------------------------------------------------------
@@ -153,6 +176,13 @@ def _put(folder: Path, kind: str, name: str, content: bytes) -> str:
     address = f"{kind}/{name}-{hashlib.blake2b(content, digest_size=8).hexdigest()}.js"
     _json.write_atomic(folder / address, content)
     return address
+
+
+def _put_rows(folder: Path, rows: Mapping[int, Sequence[int]]) -> Iterator[tuple[str, int]]:
+    """Write the files of the rows; the address of each and the number of its first row."""
+    for number, part in enumerate(_rows.files(rows)):
+        name = f"rows{number:05d}"
+        yield _put(folder, ASSETS, name, _received(name, _page.json_text(_rows.packed(part)))), min(part)
 
 
 def _make(path: Path) -> None:

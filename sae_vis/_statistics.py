@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,9 @@ LARGEST_FOR_WIDTH_ONE = 1e6  # ticks that differ by less than 1 have too many di
 EXACT_KNOTS = 32
 ROW_PIECE = 2**19  # numbers that are sorted into bars together: they stay in the cache
 FLOAT32_DIGITS = 9  # enough to tell any two float32 numbers apart
+MOST_PASSED = (
+    1000  # candidates of a group that are passed over as nothing new: where all are alike, the search must end
+)
 KNOT_RATIO = 1.06  # the square root of it is 1.03: the tail is known to 3 %
 
 
@@ -243,12 +246,20 @@ class Example(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An interval ``(lower, upper]`` of activation, the share of counted positions in it, and its examples."""
+    """An interval ``(lower, upper]`` of activation, the share of counted positions in it, and its examples.
+
+    ``share_of_activation`` is its share of the sum of all activations; it holds ``n_positions`` of them.
+    """
 
     lower: float
     upper: float
     share: float
     examples: list[Example]
+    share_of_activation: float
+    n_positions: int
+
+
+IsNew = Callable[[Example], bool]
 
 
 def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -269,11 +280,15 @@ def priorities(seed: int, feature: int, rows: Ints, positions: Ints) -> npt.NDAr
 
 
 def top_examples(
-    acts: FeatureActivations, size: int, buffer: tuple[int, int] | None, allow_overlap: bool
+    acts: FeatureActivations,
+    size: int,
+    buffer: tuple[int, int] | None,
+    allow_overlap: bool,
+    is_new: IsNew | None = None,
 ) -> list[Example]:
     """The positions with the largest activations; ties go to the lower row, then the lower position."""
     order = np.lexsort((acts.positions, acts.rows, -acts.values))
-    return _take(order, acts, size, buffer, allow_overlap)
+    return _take(order, acts, size, buffer, allow_overlap, is_new)
 
 
 def interval_examples(
@@ -283,36 +298,62 @@ def interval_examples(
     seed: int,
     buffer: tuple[int, int] | None,
     allow_overlap: bool,
+    is_new: IsNew | None = None,
 ) -> list[Interval]:
     """Intervals of equal width from the maximum down to 0, each with random examples by priority sampling."""
     if not len(acts.values) or n_groups == 0:
         return []
-    maximum = acts.maximum
-    edges = np.array([*(maximum * i / n_groups for i in range(n_groups)), maximum])  # max * n / n may be another float
-    interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 1)
+    edges, interval_of = _edges(acts.maximum, n_groups), interval_numbers(acts, n_groups)
     by_interval = np.argsort(interval_of, kind="stable")
     ends = np.searchsorted(interval_of[by_interval], np.arange(n_groups + 1))
     priority = priorities(seed, acts.feature, acts.rows, acts.positions)
+    sums = np.bincount(interval_of, weights=acts.values, minlength=n_groups)
     intervals = []
     for i in reversed(range(n_groups)):
         members = by_interval[ends[i] : ends[i + 1]]
         order = members[np.lexsort((acts.positions[members], acts.rows[members], priority[members]))]
-        examples = _take(order, acts, size, buffer, allow_overlap)
-        intervals.append(Interval(float(edges[i]), float(edges[i + 1]), len(members) / acts.n_counted, examples))
+        examples = _take(order, acts, size, buffer, allow_overlap, is_new)
+        share = len(members) / acts.n_counted
+        of_activation = float(sums[i] / sums.sum())
+        intervals.append(Interval(float(edges[i]), float(edges[i + 1]), share, examples, of_activation, len(members)))
     return intervals
 
 
+def _edges(maximum: float, n_groups: int) -> Floats:
+    return np.array([*(maximum * i / n_groups for i in range(n_groups)), maximum])  # max * n / n may be another float
+
+
+def interval_numbers(acts: FeatureActivations, n_groups: int) -> Ints:
+    """The interval that each activation lies in, counted from 0 up."""
+    edges = _edges(acts.maximum, n_groups)
+    return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 1)
+
+
 def _take(
-    order: Ints, acts: FeatureActivations, size: int, buffer: tuple[int, int] | None, allow_overlap: bool
+    order: Ints,
+    acts: FeatureActivations,
+    size: int,
+    buffer: tuple[int, int] | None,
+    allow_overlap: bool,
+    is_new: IsNew | None = None,
 ) -> list[Example]:
-    """The first candidates whose bold token does not lie in the window of one that was taken before."""
+    """The first candidates whose bold token does not lie in the window of one that was taken before.
+
+    With ``is_new`` also those that it says no to are passed over, ``MOST_PASSED`` at most.
+    """
     taken: list[Example] = []
+    passed = 0
     in_row: dict[int, list[int]] = {}
     for example in _candidates(order, acts):
         if len(taken) == size:
             break
         before_in_row = in_row.setdefault(example.row, [])
-        if not allow_overlap and any(_shows(position, example.position, buffer) for position in before_in_row):
+        if not allow_overlap and any(is_shown(position, example.position, buffer) for position in before_in_row):
+            continue
+        if is_new is not None and not is_new(example):
+            passed += 1
+            if passed == MOST_PASSED:
+                break
             continue
         before_in_row.append(example.position)
         taken.append(example)
@@ -326,7 +367,7 @@ def _candidates(order: Ints, acts: FeatureActivations, piece: int = 256) -> Iter
         yield from map(Example, acts.rows[some].tolist(), acts.positions[some].tolist())
 
 
-def _shows(bold: int, position: int, buffer: tuple[int, int] | None) -> bool:
+def is_shown(bold: int, position: int, buffer: tuple[int, int] | None) -> bool:
     """Whether the window around ``bold`` shows ``position`` of the same row."""
     return buffer is None or bold - buffer[0] <= position <= bold + buffer[1]
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Self
 
-from sae_vis._errors import TemplateError, shown
+from sae_vis._errors import InputError, TemplateError, shown
 
 Value = str | int | float  # bool is left out on purpose: "True" on a page is a mistake
 
@@ -158,6 +159,16 @@ def template(name: str) -> Template:
     return found
 
 
+def fill_template(name: str, **values: Value | Sequence[Html]) -> Html:
+    """The template file ``name`` with its holes filled: text is escaped, ``Html`` is not; a list of ``Html`` is joined.
+
+    Raises:
+        TemplateError: if there is no such file, or its holes and the values do not match.
+    """
+    joined = {hole: join(value) if isinstance(value, list | tuple) else value for hole, value in values.items()}
+    return template(name).fill(**joined)  # type: ignore[arg-type]
+
+
 @cache
 def asset(name: str) -> str:
     """A style sheet or a script, e.g. ``css/general.css``, exactly as it is in the file."""
@@ -176,13 +187,34 @@ def folder(kind: str) -> Traversable:
     return packed if packed.is_dir() else Path(__file__).resolve().parents[1] / kind
 
 
+_FOLDERS: list[Path] = []  # of panels that users added; the library's own files come first
+
+
+def add_folder(path: str | os.PathLike[str]) -> None:
+    """Look for templates, style sheets and scripts in this folder too.
+
+    Raises:
+        InputError: if it is no folder, or a file in it has the name of one that is known already.
+    """
+    added = Path(path).resolve()
+    if not added.is_dir():
+        raise InputError(f"The folder {os.fspath(path)!r} of a panel's template, css and js is not there.")
+    if added in _FOLDERS:
+        return
+    known = [folder(kind) for kind in ("html", "css", "js")]
+    for file in sorted(added.iterdir()):
+        if file.suffix in (".html", ".css", ".js") and any((one / file.name).is_file() for one in [*known, *_FOLDERS]):
+            raise InputError(f"{file}: there is a file of this name already: choose another one.")
+    _FOLDERS.append(added)
+
+
 def _read(name: str) -> str:
     kind, _, file = name.partition("/")
     if not _FILE.fullmatch(name):
         raise TemplateError(
             f"{shown(name)} is not the name of a template file, such as html/page.html or css/general.css."
         )
-    place = folder(kind) / file
+    place = next((own / file for own in _FOLDERS if (own / file).is_file()), folder(kind) / file)
     if not place.is_file():
         raise TemplateError(f"Template file {name!r} was not found in {folder(kind)}. Is the installation complete?")
     return place.read_text(encoding="utf-8")

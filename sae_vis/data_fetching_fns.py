@@ -1,4 +1,4 @@
-"""Fetch the data of both views: two functions, from a model, an encoder and tokens to the dataclasses.
+"""Fetch the data of both views: one function each, from a model, an encoder and tokens to the dataclasses.
 
 The stages are modules of their own: collect (``_activations``), select (``_statistics``), measure (``_shown`` and
 ``_ablation``), assemble (``_assemble``); ``_feature_view`` and ``_prompt_view`` wire them.
@@ -6,6 +6,7 @@ The stages are modules of their own: collect (``_activations``), select (``_stat
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from sae_vis._errors import InputError, shown
 from sae_vis._feature_view import FeatureFetcher
 from sae_vis._params import FeatureVisParams
-from sae_vis._prompt_view import PromptFetcher
+from sae_vis._prompt_compare import Comparer
+from sae_vis._prompt_comparison import PromptComparisonData
+from sae_vis._prompt_view import PromptFetcher, reconstruction_data
 from sae_vis._run import Run, check_same_run, check_tokens, prompt_ids, warn_of_processed_weights
 from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 
@@ -72,6 +75,8 @@ def get_prompt_data(
     fvp: FeatureVisParams | None = None,
     num_top_features: int = 10,
     prepend_bos: bool | None = None,
+    *,
+    reconstruction: bool = False,
 ) -> MultiPromptData:
     """Which of the features matter at each token of a prompt, by each of the three scores.
 
@@ -83,10 +88,59 @@ def get_prompt_data(
         fvp: the options; None takes those of ``features``.
         num_top_features: how many are ranked for each token and score.
         prepend_bos: whether the prompt gets the token that every row began with; None: if they all began with one.
+        reconstruction: whether to measure how well the whole encoder reconstructs the prompt, and what the model predicts
+            with the reconstruction, or that by ``features`` alone, in place; it takes four more forward passes.
 
     Raises:
         InputError: if the prompt is empty or too long, or the features come from another encoder or hook point.
     """
+    _check_prompt_options(features, num_top_features, prepend_bos)
+    if not isinstance(reconstruction, bool):
+        raise InputError(f"reconstruction must be True or False, got {shown(reconstruction)}.")
+    run = Run.prepare(encoder, model, features.params if fvp is None else fvp, None)
+    check_same_run(run, features.provenance)
+    ids = prompt_ids(prompt, run.model, features.provenance, prepend_bos)
+    with run.model.as_for_inference():
+        data = PromptFetcher(run, ids, features, num_top_features).data()
+        if reconstruction:
+            data = dataclasses.replace(data, reconstruction=reconstruction_data(run, ids, features))
+        return data
+
+
+def compare_prompts(
+    encoder: Any,
+    model: Any,
+    prompt: Any,
+    other_prompt: Any,
+    features: MultiFeatureData,
+    fvp: FeatureVisParams | None = None,
+    num_top_features: int = 10,
+    prepend_bos: bool | None = None,
+) -> PromptComparisonData:
+    """Which of the features differ between two prompts, token by aligned token and in all, by each of the scores.
+
+    Args:
+        encoder: the one that the features were fetched with.
+        model: the one that the features were fetched with.
+        prompt: a text, or token ids (1-D).
+        other_prompt: likewise; differences are its scores less those of ``prompt``.
+        features: the fetched features; only these are compared.
+        fvp: the options; None takes those of ``features``.
+        num_top_features: how many are listed for each pair of tokens, and in all, by each score.
+        prepend_bos: whether the prompts get the token that every row began with; None: if they all began with one.
+
+    Raises:
+        InputError: if a prompt is empty or too long, or the features come from another encoder or hook point.
+    """
+    _check_prompt_options(features, num_top_features, prepend_bos)
+    run = Run.prepare(encoder, model, features.params if fvp is None else fvp, None)
+    check_same_run(run, features.provenance)
+    ids, other_ids = (prompt_ids(one, run.model, features.provenance, prepend_bos) for one in (prompt, other_prompt))
+    with run.model.as_for_inference():
+        return Comparer(run, ids, other_ids, features, num_top_features).data()
+
+
+def _check_prompt_options(features: Any, num_top_features: Any, prepend_bos: Any) -> None:
     if not isinstance(num_top_features, int) or isinstance(num_top_features, bool) or num_top_features < 1:
         raise InputError(f"num_top_features must be an int >= 1, got {shown(num_top_features)}.")
     if not isinstance(features, MultiFeatureData):
@@ -95,8 +149,3 @@ def get_prompt_data(
         )
     if prepend_bos is not None and not isinstance(prepend_bos, bool):
         raise InputError(f"prepend_bos must be True, False or None, got {shown(prepend_bos)}.")
-    run = Run.prepare(encoder, model, features.params if fvp is None else fvp, None)
-    check_same_run(run, features.provenance)
-    ids = prompt_ids(prompt, run.model, features.provenance, prepend_bos)
-    with run.model.as_for_inference():
-        return PromptFetcher(run, ids, features, num_top_features).data()

@@ -33,10 +33,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from sae_vis import _feature_folder, _json, _overview, _page, _render_pool, _site, html_fns
+from sae_vis import _feature_folder, _json, _labels, _overview, _page, _render_pool, _rows, _site, _text, html_fns
 from sae_vis._errors import InputError
-from sae_vis._params import COMPONENTS, PROMPT_LAYOUT, RUN_OPTIONS, Ablation, FeatureVisParams, Layout
-from sae_vis._templates import Html, join
+from sae_vis._neighbours_data import LossShareData, NeighboursData
+from sae_vis._params import BUILT_IN, COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
+from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, ReconstructionData, heat_data, heat_html, heat_rows
+from sae_vis._templates import Html, join, template
+from sae_vis._token_data import PositionsData, TokensData
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import (
     decimals_for,
@@ -147,6 +150,7 @@ class PageContext:
     seq_pos: int | None = None
     score_name: ScoreName = "act_quantile"
     feature_url: str | None = None
+    rows: Mapping[int, list[int]] = field(default_factory=dict)
 
     def for_feature(
         self, sequences: Iterable[SequenceData], activations: ActivationsData, logits: LogitsData | None
@@ -339,6 +343,12 @@ class ActivationsData:
         summary += f", max {format_fixed(self.max, decimals_for(self.max, 3))}"
         pin_text = "" if pin is None else format_fixed(pin, decimals_for(page.act_max if page else self.max))
         return html_fns.activations_histogram(summary, self.histogram.get_html(page, pin=pin, pin_text=pin_text))
+
+    def moments_html(self, page: PageContext | None = None) -> Html:
+        """The moments in one line, or a sentence where the feature never fires."""
+        moments = {"Mean": self.mean, "Variance": self.variance, "Skewness": self.skewness, "Kurtosis": self.kurtosis}
+        known = {name: format_general(value, 3) for name, value in moments.items() if value is not None}
+        return html_fns.moments(list(known), list(known.values())) if known else NOTHING
 
 
 @dataclass(slots=True)
@@ -539,17 +549,29 @@ class SequenceData:
 
 @dataclass(slots=True)
 class SequenceGroupData:
-    """Examples of one kind: the top activations (``share`` None), or random ones with activations in (lower, upper]."""
+    """Examples of one kind: the top activations (``share`` None), or random ones with activations in (lower, upper].
+
+    ``share_of_activation`` is an interval's share of the sum of the feature's activations, ``n_positions`` how many of them it
+    holds, ``share_of_loss`` its share of the feature's effect. ``near_duplicates`` are the indices of those sequences that
+    nearly repeat an earlier one of the feature.
+    """
 
     title: str
     lower: float
     upper: float
     share: float | None
     sequences: list[SequenceData]
+    share_of_activation: float | None = None
+    n_positions: int | None = None
+    share_of_loss: LossShareData | None = None
+    near_duplicates: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_finite(self, lower=self.lower, upper=self.upper)
         _check(self.share is None or 0.0 <= self.share <= 1.0, self, f"share must be from 0 to 1, got {self.share!r}.")
+        share = self.share_of_activation
+        _check(share is None or 0.0 <= share <= 1.0, self, f"share_of_activation must be from 0 to 1, got {share!r}.")
+        _check_counts(self, n_positions=[self.n_positions or 0], near_duplicates=self.near_duplicates)
 
     def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
         """The title and at most so many examples."""
@@ -559,9 +581,33 @@ class SequenceGroupData:
         else:
             detail = f"{format_percent(self.share)} of tokens"
         sequences = [sequence.get_html(page) for sequence in self.sequences[:examples]]
+        repeats = self.repeats(examples)
+        for at in repeats:
+            sequences[at] = html_fns.near_duplicate(sequences[at])
+        if repeats:
+            detail += f", {_count(len(repeats), 'near-duplicate')}"
         somewhere = self.upper if self.share is None else self.share
         nothing = "No example shown." if somewhere else "No example."
-        return html_fns.sequence_group(self.title, detail, sequences or [html_fns.empty(nothing)])
+        return html_fns.sequence_group(
+            self.title, detail, [self._shares_html(), *(sequences or [html_fns.empty(nothing)])]
+        )
+
+    def repeats(self, examples: int | None = None) -> list[int]:
+        """Which of the first so many examples nearly repeat an earlier one."""
+        n = len(self.sequences[:examples])
+        return [at for at in self.near_duplicates if at < n]
+
+    def _shares_html(self) -> Html:
+        """What the interval holds of all activation, and of the effect on the loss, where that is known."""
+        if self.share_of_activation is None:
+            return NOTHING
+        bars = [("act", "activation", self.share_of_activation, "")]
+        if (loss := self.share_of_loss) is not None:
+            about = "" if loss.exact else "≈ "
+            bars += [("low", "loss lowered", loss.lowered, about), ("high", "raised", loss.raised, about)]
+        kinds, names, shares, signs = zip(*bars, strict=True)
+        texts = [f"{sign}{format_percent(share, 2)}" for sign, share in zip(signs, shares, strict=True)]
+        return html_fns.shares(kinds, names, [level(share, 1.0) for share in shares], texts)
 
 
 @dataclass(slots=True)
@@ -578,9 +624,57 @@ class SequenceMultiGroupData:
             asked = page.params.first_group_size or page.params.n_groups
             nothing = "No examples: the feature is active nowhere." if asked else "No examples were asked for."
             return html_fns.sequence_multi_group(NOTHING, [html_fns.empty(nothing)], NOTHING)
-        legend = html_fns.legend(format_fixed(page.act_max, decimals_for(page.act_max, 3)), _loss_key(page))
+        key = html_fns.legend(format_fixed(page.act_max, decimals_for(page.act_max, 3)), _loss_key(page))
+        repeats = sum(len(group.repeats(examples)) for group in self.groups)
+        legend = join([key, html_fns.near_duplicates_switch(repeats)])
         groups = [group.get_html(page, examples=examples) for group in self.groups]
         return html_fns.sequence_multi_group(legend, groups, _hover(shown, page))
+
+
+@dataclass(slots=True)
+class CounterexamplesData:
+    """Random examples where a feature does not fire on the bold token, though it fires somewhere.
+
+    ``near_misses`` have one of its top tokens there (``n_near_misses`` positions do), ``negatives`` any. Both are empty if
+    the feature never fires.
+    """
+
+    near_misses: list[SequenceData]
+    n_near_misses: int
+    negatives: list[SequenceData]
+
+    def __post_init__(self) -> None:
+        _check_counts(self, n_near_misses=[self.n_near_misses])
+        _check(
+            len(self.near_misses) <= self.n_near_misses,
+            self,
+            f"{len(self.near_misses)} near misses are shown, but n_near_misses is {_short_int(self.n_near_misses)}.",
+        )
+
+    def sequences(self) -> list[SequenceData]:
+        """The examples of both groups."""
+        return [*self.near_misses, *self.negatives]
+
+    def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
+        """Both groups with at most so many examples each; nothing where there are none at all."""
+        page = page or PageContext()
+        if not self.near_misses and not self.negatives:
+            return NOTHING
+        n, groups = self.n_near_misses, list[Html]()
+        for title, detail, sequences, nothing in (
+            (
+                "NEAR MISSES",
+                f"{_count(n, 'place')} with a top token where it does not fire",
+                self.near_misses,
+                "It fires wherever one of its top tokens stands.",
+            ),
+            ("RANDOM NEGATIVES", "places where it does not fire", self.negatives, "It fires on every token."),
+        ):
+            drawn = [sequence.get_html(page) for sequence in sequences[:examples]]
+            reason = html_fns.empty("No example shown." if sequences else nothing)
+            groups.append(html_fns.sequence_group(title, detail if drawn else "", drawn or [reason]))
+        shown = [*self.near_misses[:examples], *self.negatives[:examples]]
+        return html_fns.counterexamples(groups, _hover(shown, page) if shown else NOTHING)
 
 
 def _loss_key(page: PageContext) -> Html:
@@ -668,7 +762,7 @@ class DirectionData:
 
 @dataclass
 class FeatureData:
-    """Everything shown of one feature."""
+    """Everything shown of one feature. ``label``, ``note`` and ``starred`` are what a reader says of it."""
 
     feature_idx: int
     feature_tables: FeatureTablesData
@@ -677,13 +771,40 @@ class FeatureData:
     sequences: SequenceMultiGroupData
     quantiles: QuantileKnots
     label: str | None = None
+    tokens: TokensData | None = None
+    positions: PositionsData | None = None
+    counterexamples: CounterexamplesData | None = None
+    note: str | None = None
+    starred: bool = False
+    neighbours: NeighboursData | None = None
+    decoder_norm: float | None = None
     direction: DirectionData | None = None
+    extras: dict[str, Any] = field(default_factory=dict)  # what panels of one's own draw, by component
 
     def __post_init__(self) -> None:
+        self.extras = {name: _extra(name, value) for name, value in self.extras.items()}
         _check_feature_idx(self, self.feature_idx)
+        _check_finite(self, decoder_norm=self.decoder_norm)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_context"}
+
+    def __repr__(self) -> str:
+        return f"FeatureData({_text.summary(self)})"
+
+    def _repr_html_(self) -> str:
+        return _page.notebook_frame(self.get_html(), repr(self), 900)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+
+    def to_text(self, examples: int = 5) -> str:
+        """The feature as plain text, for where no HTML is shown: density, maximum, top tokens, logits and examples.
+
+        The bold token of an example stands between « and »; what cannot be printed is named, e.g. ``[U+200B]``.
+        """
+        page = vars(self).get("_context") or PageContext()
+        return _text.feature_text(self, _token_texts(page.printer), examples)
 
     def get_html(self, page: PageContext | None = None) -> Html:
         """The feature's panels on a page; without ``page``, a whole document of this feature alone.
@@ -708,14 +829,20 @@ class FeatureData:
     def vocab_ids(self) -> set[int]:
         """Every token that any panel shows."""
         logits = self.logits
-        return self.token_ids().union(*((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
+        listed = self.tokens.token_ids if self.tokens else ()
+        return self.token_ids().union(listed, *((logits.top_token_ids, logits.bottom_token_ids) if logits else ()))
 
     def shown_rows(self) -> set[int]:
         """The rows that the examples come from."""
-        return {sequence.row for sequence in self._shown_sequences()}
+        return set(self.example_rows())
+
+    def example_rows(self) -> list[int]:
+        """The row of each example, in the order in which they are shown."""
+        return [sequence.row for sequence in self._shown_sequences()]
 
     def _shown_sequences(self) -> list[SequenceData]:
-        return [sequence for group in self.sequences.groups for sequence in group.sequences]
+        against = self.counterexamples.sequences() if self.counterexamples else []
+        return [*(sequence for group in self.sequences.groups for sequence in group.sequences), *against]
 
     def _stats(self) -> Html:
         acts = self.activations
@@ -725,10 +852,15 @@ class FeatureData:
             ("Mean", acts.mean),
             ("Skewness", acts.skewness),
             ("Kurtosis", acts.kurtosis),
+            ("Decoder norm", self.decoder_norm),
         ):
             if value is not None:
                 values[name] = format_general(value, 3)
         return html_fns.stats(list(values), list(values.values()))
+
+
+def _token_texts(printer: TokenPrinter) -> _text.TokenTexts:
+    return _text.TokenTexts(printer.vocab, printer.vocab_bytes)
 
 
 def _token_ids(sequences: Iterable[SequenceData]) -> set[int]:
@@ -780,13 +912,19 @@ _DRAWERS: dict[str, Drawer] = {
     "logits_tables": lambda part, page, options: part.tables_html(page, rows=options.get("rows")),
     "logits_histogram": lambda part, page, options: part.histogram_html(page),
     "sequences": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
+    "tokens": lambda part, page, options: part.get_html(page, rows=options.get("rows")),
+    "positions": lambda part, page, options: part.get_html(page),
+    "counterexamples": lambda part, page, options: part.get_html(page, examples=options.get("examples")),
+    "neighbours": lambda part, page, options: part.get_html(page, rows=options.get("rows")),
+    "moments": lambda part, page, options: part.moments_html(page),
 }
 
 
 def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[str, Drawer] = _DRAWERS) -> list[Html]:
     """The columns of a layout, drawn from the attributes of ``data`` that their components name.
 
-    Where an attribute is None, the reason is shown once and its other components are left out.
+    Where an attribute is None, the reason is shown once and its other components are left out. Nothing is said of a part
+    that older files have not, unless the layout was given.
     """
     missing: set[str] = set()
     columns = []
@@ -794,15 +932,47 @@ def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[s
         drawn = []
         for component in column.components:
             attribute = COMPONENTS[component.name].attribute
-            part = getattr(data, attribute)
+            part = _part_of(data, component.name)
             if part is not None:
-                drawn.append(drawers[component.name](part, page, component.options))
-            elif attribute not in missing:
+                panel = _drawer(component.name, drawers)(part, page, component.options)
+                drawn += [html_fns.part(component.name, panel)] if panel else []
+            elif attribute not in missing and (page.params.layout or not COMPONENTS[component.name].optional):
                 missing.add(attribute)
                 drawn.append(html_fns.empty(_missing_reason(attribute, page)))
         names = [component.name.replace("_", "-") for component in column.components]
-        columns.append(html_fns.column([f"has-{name}" for name in names], drawn, column.width or 0))
+        columns.append(html_fns.column([f"has-{name}" for name in names], drawn, column.width or 0, column.height or 0))
     return columns
+
+
+def _extra(name: str, value: Any) -> Any:
+    """The data of a panel of one's own: as its dataclass, where that is known, else as it is in the file."""
+    spec = COMPONENTS.get(name)
+    if spec is None or spec.data is None or isinstance(value, spec.data):
+        return value
+    try:
+        return msgspec.convert(value, spec.data)
+    except msgspec.ValidationError as error:
+        raise InputError(f"FeatureData.extras[{name!r}] is no {spec.data.__name__}: {error}.") from None
+
+
+def _part_of(data: object, component: str) -> Any:
+    """What a component draws of a feature; None where it is not there."""
+    spec = COMPONENTS[component]
+    part = getattr(data, spec.attribute, None)
+    return part.get(component) if spec.data is not None and part is not None else part
+
+
+def _drawer(component: str, drawers: Mapping[str, Drawer]) -> Drawer:
+    return COMPONENTS[component].draw or drawers[component]
+
+
+def _abouts(layout: Layout) -> Html:
+    """What the panels of a layout are, once for the whole page, which needs all that these panels need."""
+    names = list(dict.fromkeys(component.name for component in layout.components()))
+    needs = frozenset[str]().union(*(template(COMPONENTS[name].template).needs for name in names))
+    return html_fns.abouts(
+        names, [COMPONENTS[name].help for name in names], [about(name) for name in names], sorted(needs)
+    )
 
 
 def _missing_reason(attribute: str, page: PageContext) -> str:
@@ -824,6 +994,14 @@ class _Distribution(msgspec.Struct):
     quantiles: QuantileKnots
 
 
+class _Said(msgspec.Struct):
+    """What a reader said of a feature."""
+
+    label: str | None = None
+    note: str | None = None
+    starred: bool = False
+
+
 @dataclass(repr=False)
 class MultiFeatureData:
     """Many features of one encoder on one set of tokens: a mapping from feature index to ``FeatureData``.
@@ -832,7 +1010,7 @@ class MultiFeatureData:
     a character, ``rows`` the whole rows that examples come from (empty with ``store_rows=False``).
 
     What ``load_dir`` opens reads a feature from its file when it is asked for, and forgets it again: a change to such a
-    feature does not last.
+    feature does not last, but for what is set through ``labels`` and ``load_labels``.
     """
 
     feature_data_dict: Mapping[int, FeatureData]
@@ -891,20 +1069,99 @@ class MultiFeatureData:
         """Pairs of index and feature, in rising order."""
         return ItemsView(self)
 
+    @property
+    def labels(self) -> _labels.Labels:
+        """The labels of the features that have one: ``features.labels[8] = "import statements"``, or assign a whole mapping.
+
+        A label that is None, empty or deleted is taken away. Assigning a mapping replaces all labels.
+
+        Raises:
+            InputError: if a feature is not there, or a label is no text of at most 200 characters.
+        """
+        return _labels.Labels(
+            self.feature_data_dict,
+            lambda feature: self._said(feature).label or None,
+            lambda feature, text: _feature_folder.change(self.feature_data_dict, feature, {"label": text}),
+            lambda feature: _absent_feature(feature, self.feature_data_dict),
+        )
+
+    @labels.setter
+    def labels(self, labels: Mapping[int, str | None]) -> None:
+        self.labels.replace(labels)
+
+    def save_labels(self, path: str | os.PathLike[str]) -> None:
+        """Write labels, notes and stars to a JSON file, which ``load_labels`` and the pages in a browser read.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        said = {feature: self._said(feature) for feature in self}
+        marks = {
+            feature: _labels.Marks(one.label or None, one.note or None, one.starred)
+            for feature, one in said.items()
+            if one.label or one.note or one.starred
+        }
+        _labels.save(path, _origin(self.provenance), marks)
+
+    def load_labels(self, path: str | os.PathLike[str], *, any_origin: bool = False) -> list[int]:
+        """Take over labels, notes and stars from a file of ``save_labels`` or from one that a page exported.
+
+        What the file says of a feature replaces what was said of it here; other features stay as they are.
+
+        Args:
+            path: the file.
+            any_origin: whether the features of another encoder, hook point or model will do.
+
+        Returns:
+            The features of the file that this data does not hold.
+
+        Raises:
+            FileFormatError: if the file is none of labels.
+            InputError: if it is about other features.
+        """
+        absent = []
+        for feature, marks in _labels.load(path, _origin(self.provenance), any_origin).items():
+            if feature not in self:
+                absent.append(feature)
+                continue
+            said = {"label": marks.label, "note": marks.note, "starred": marks.star}
+            _feature_folder.change(self.feature_data_dict, feature, said)
+        return sorted(absent)
+
+    def _said(self, feature: int) -> Any:
+        return _feature_folder.some_fields(self.feature_data_dict, feature, _Said)
+
     def __repr__(self) -> str:
         return f"MultiFeatureData({_count(len(self), 'feature')} of {_subtitle(self.provenance)})"
 
-    def get_html(self, page: PageContext | None = None, feature: int | None = None) -> Html:
+    def with_layout(self, layout: Layout | None) -> MultiFeatureData:
+        """The same data, whose pages have another layout (None: the default); nothing is computed.
+
+        Raises:
+            InputError: if a component does not belong in this view.
+        """
+        return dataclasses.replace(self, params=dataclasses.replace(self.params, layout=layout))
+
+    def get_html(
+        self, page: PageContext | None = None, feature: int | None = None, *, layout: Layout | None = None
+    ) -> Html:
         """The whole page as one document: every feature, ``feature`` (None: the overview of all) shown at the start.
 
         Raises:
-            InputError: if there is no such feature.
+            InputError: if there is no such feature, or a component of the ``layout`` does not belong in this view.
         """
+        if layout is not None:
+            return self.with_layout(layout).get_html(page, feature)
         first = self._first(feature)
         return _features_document(self, page or self._context(), list(self), first, opens=_opens(feature))
 
     def save_html(
-        self, path: str | os.PathLike[str], feature: int | None = None, *, processes: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        feature: int | None = None,
+        *,
+        processes: int | None = None,
+        layout: Layout | None = None,
     ) -> None:
         """Write the whole page to one file, which opens from disk with no network.
 
@@ -913,16 +1170,26 @@ class MultiFeatureData:
             feature: the one that is shown at the start; None: the overview of all.
             processes: how many draw; None: as many as there are cores, where the features are enough to be worth it; 1: this
                 one alone. The file is the same.
+            layout: the arrangement of the panels; None: that of the parameters.
 
         Raises:
-            InputError: if there is no such feature, or ``processes`` is no such number.
+            InputError: if there is no such feature, ``processes`` is no such number, or a component of the layout does not
+                belong in this view.
         """
+        if layout is not None:
+            self.with_layout(layout).save_html(path, feature, processes=processes)
+            return
         first, opens = self._first(feature), _opens(feature)
         parts = _features_parts(self, self._context(), list(self), first, processes=processes, opens=opens)
         _json.write_atomic(path, _page.document_pieces(*parts))
 
     def save_site(
-        self, folder: str | os.PathLike[str], feature: int | None = None, processes: int | None = None
+        self,
+        folder: str | os.PathLike[str],
+        feature: int | None = None,
+        processes: int | None = None,
+        *,
+        layout: Layout | None = None,
     ) -> None:
         """Write a folder, for as many features as there are: its ``index.html`` opens from disk and from any static host.
 
@@ -933,10 +1200,14 @@ class MultiFeatureData:
             folder: where the site goes.
             feature: the one that is shown at the start; None: the overview of all.
             processes: how many draw, as for ``save_html``.
+            layout: the arrangement of the panels; None: that of the parameters.
 
         Raises:
             InputError: if there is no such feature, or the folder holds anything else.
         """
+        if layout is not None:
+            self.with_layout(layout).save_site(folder, feature, processes)
+            return
         first, page = self._first(feature), self._context()
         opened = NOTHING if first is None else self[first].get_html(page)
         body = _features_body(page, first, opened, len(self), opens=_opens(feature))
@@ -944,9 +1215,9 @@ class MultiFeatureData:
         features = _noted(overview, (self[index] for index in self))
         vocab = _vocab(page, self.vocab)
         with contextlib.closing(packed_features(features, page, len(self), processes)) as drawn:
-            packed = (_site.Packed(data.feature_idx, data.label, text) for data, text in drawn)
+            packed = (_site.Packed(data.feature_idx, data.label, text, data.note, data.starred) for data, text in drawn)
             title, assets = _first_title(page, first), functools.partial(_overview_assets, overview, page, vocab)
-            _site.write(folder, title, _title(page), body, vocab, packed, assets)
+            _site.write(folder, title, _title(page), body, vocab, packed, self.rows, _whose(page), assets)
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
@@ -981,6 +1252,16 @@ class MultiFeatureData:
             document = self._notebook_document(shown)
         return _page.notebook_frame(document, repr(self), 900)
 
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+
+    def to_text(self, at_most: int = 5, examples: int = 3) -> str:
+        """The first features as plain text, for where no HTML is shown; see ``FeatureData.to_text``."""
+        shown = [self[feature].to_text(examples) for feature in itertools.islice(self, at_most)]
+        left = len(self) - len(shown)
+        more = [f"… and {_count(left, 'other')}: features[8].to_text() gives one."] if left else []
+        return "\n\n".join([_text.plain(repr(self)), *shown, *more])
+
     def merge(self, other: MultiFeatureData) -> MultiFeatureData:
         """Both sets of features in one; they must be disjoint and come from the same run but for the features asked for.
 
@@ -1008,7 +1289,7 @@ class MultiFeatureData:
     def _with_context(self, feature: FeatureData) -> FeatureData:
         """The feature, remembering how to draw itself. That is no field: it is neither saved nor compared."""
         vars(feature)["_context"] = PageContext(
-            TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance
+            TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance, rows=self.rows
         )
         return feature
 
@@ -1062,6 +1343,9 @@ def worker_setup(page: PageContext) -> bytes | None:
     """What a worker process must know of a page: the features in a line, a document without any; None if that is not all."""
     if type(page) is not PageContext or type(page.printer) is not TokenPrinter or page.provenance is None:
         return None
+    layout = page.params.feature_layout()
+    if any(component.name not in BUILT_IN for component in layout.components()):
+        return None  # another process does not know panels that were registered in this one
     printer = page.printer
     data = MultiFeatureData({}, dict(printer.vocab), dict(printer.vocab_bytes), {}, page.params, page.provenance)
     try:
@@ -1103,6 +1387,9 @@ def _features_parts(
     """
     overview = _overview_of(features, shown)
     opened, labels, token_ids = NOTHING, dict[int, str](), set[int]()
+    examples: list[list[int]] = []  # the rows of each feature's
+    notes: dict[int, str] = {}
+    stars: list[int] = []
     every_text = len(shown) == len(features)
 
     def others() -> Iterator[FeatureData]:
@@ -1114,6 +1401,12 @@ def _features_parts(
                 token_ids.update(feature.token_ids())
             if feature.label:
                 labels[index] = feature.label
+            if feature.note:
+                notes[index] = feature.note
+            if feature.starred:
+                stars.append(index)
+            if features.rows:
+                examples.append(feature.example_rows())
             if index == first:
                 opened = feature.get_html(page)
             else:
@@ -1121,14 +1414,17 @@ def _features_parts(
 
     with contextlib.closing(packed_features(others(), page, len(shown), processes)) as drawn:
         packed = [_page.packed(feature.feature_idx, text) for feature, text in drawn]
-    index = {"ids": shown, "labels": labels, "title": _title(page)}
+    index = {"ids": shown, "labels": labels, "notes": notes, "stars": stars, "title": _title(page), **_whose(page)}
     body = _features_body(page, first, opened, len(shown), note, opens)
+    rows = _rows.chosen(features.rows, examples)
+    token_ids |= _rows.token_ids(rows.values()) | overview.token_ids()
     # The texts of a whole vocabulary may be more than a notebook should hold, for fifty features of thousands.
-    vocab = _vocab(page, features.vocab if every_text else token_ids | overview.token_ids())
+    vocab = _vocab(page, features.vocab if every_text else token_ids)
     assets = _overview_assets(overview, page, vocab) if len(shown) > 1 else {}
     elements = [
         _page.data("vocab", vocab),
         _page.data("index", index),
+        *_rows_element(rows),
         *(_page.packed_asset(name, text) for name, text in assets.items()),
         *packed,
     ]
@@ -1176,7 +1472,7 @@ def _features_body(
         _notes(page, note),
         html_fns.empty("There are no features in this data.") if first is None else opened,
         _footer(page),
-        html_fns.hovertext(),
+        join([html_fns.hovertext(), _abouts(page.params.feature_layout())]),
         html_fns.overview(opens, count) if count > 1 else NOTHING,
     )
 
@@ -1186,7 +1482,14 @@ def _first_title(page: PageContext, first: int | None) -> str:
 
 
 def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
-    index = {"ids": [feature.feature_idx], "labels": {}, "title": _title(page)}
+    index = {
+        "ids": [feature.feature_idx],
+        "labels": {feature.feature_idx: feature.label} if feature.label else {},
+        "notes": {feature.feature_idx: feature.note} if feature.note else {},
+        "stars": [feature.feature_idx] if feature.starred else [],
+        "title": _title(page),
+        **_whose(page),
+    }
     body = html_fns.features_page(
         "SAE feature",
         _subtitle(page.provenance),
@@ -1194,10 +1497,27 @@ def _one_feature_document(feature: FeatureData, page: PageContext) -> Html:
         _notes(page),
         feature.get_html(page),
         _footer(page),
-        html_fns.hovertext(),
+        join([html_fns.hovertext(), _abouts(page.params.feature_layout())]),
     )
-    elements = [_vocab_element(page, feature.token_ids()), _page.data("index", index)]
+    rows = _rows.chosen(page.rows, [feature.example_rows()])
+    token_ids = feature.token_ids() | _rows.token_ids(rows.values())
+    elements = [_vocab_element(page, token_ids), _page.data("index", index), *_rows_element(rows)]
     return _page.document(f"Feature {feature.feature_idx} · {_title(page)}", body, elements)
+
+
+def _origin(provenance: Provenance) -> dict[str, str]:
+    return _labels.origin(provenance.model, provenance.hook_point, provenance.digests)
+
+
+def _whose(page: PageContext) -> dict[str, object]:
+    """Whose features the page shows: browsers keep what a reader says of them under this key."""
+    of = _origin(page.provenance) if page.provenance else {}
+    return {"of": of, "key": _labels.storage_key(of)}
+
+
+def _rows_element(rows: Mapping[int, Sequence[int]]) -> list[Html]:
+    """The rows that a reader may open, where there are any."""
+    return [_page.data("rows", _rows.packed(rows))] if rows else []
 
 
 def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
@@ -1207,7 +1527,12 @@ def _vocab_element(page: PageContext, token_ids: Iterable[int]) -> Html:
 
 def _vocab(page: PageContext, token_ids: Iterable[int]) -> dict[str, Any]:
     ids = sorted(token_ids)
-    return {"ids": ids, "html": [page.printer.one(token_id) for token_id in ids]}
+    parts = page.printer.vocab_bytes
+    return {
+        "ids": ids,
+        "html": [page.printer.one(token_id) for token_id in ids],
+        "bytes": {token_id: parts[token_id] for token_id in ids if token_id in parts},
+    }
 
 
 def _title(page: PageContext) -> str:
@@ -1319,7 +1644,7 @@ class PromptData:
             html_fns.label(self.label or ""),
             rank,
             score,
-            _columns(PROMPT_LAYOUT, self, page, _prompt_drawers(self)),
+            _columns(page.params.layout_of("prompt"), self, page, _prompt_drawers(self)),
             page.params.border,
         )
 
@@ -1359,7 +1684,8 @@ class MultiPromptData:
     """Which features matter at each token of one prompt.
 
     ``scores[score_name][position]`` lists ``(feature, score)``, best first; ``n_active[position]`` counts the features
-    with an activation there, of those that were asked for.
+    with an activation there, of those that were asked for. ``heat_map[score_name]`` has the rows of the features with the
+    best score at any position, the best first. ``reconstruction`` is None where it was not asked for.
     """
 
     prompt_token_ids: list[int]
@@ -1370,6 +1696,8 @@ class MultiPromptData:
     params: FeatureVisParams
     provenance: Provenance
     scores: dict[ScoreName, list[list[tuple[int, float]]]]
+    heat_map: dict[ScoreName, list[HeatRow]] = field(default_factory=dict)
+    reconstruction: ReconstructionData | None = None
 
     def __post_init__(self) -> None:
         self.prompt_data_dict = dict(sorted(self.prompt_data_dict.items()))
@@ -1391,7 +1719,22 @@ class MultiPromptData:
             _check(feature == data.feature_idx, self, f"key {feature} holds feature {data.feature_idx}.")
             shown = len(data.sequence.token_ids)
             _check(shown == n_tokens, self, f"feature {feature} shows {shown} tokens of a prompt of {n_tokens}.")
+        for name, rows in self.heat_map.items():
+            _check(name in self.scores, self, f"heat_map has the score {name!r}, which scores have not.")
+            for row in rows:
+                last = row.positions[-1]
+                _check(last < n_tokens, self, f"heat_map has position {last} of a prompt of {n_tokens} tokens.")
+        if self.reconstruction and not self.reconstruction.reason:
+            _check_same_length(self, prompt_token_ids=self.prompt_token_ids, reconstruction=self.reconstruction.error)
         _check_hex(self, self.vocab_bytes)
+
+    def with_layout(self, layout: Layout | None) -> MultiPromptData:
+        """The same data, whose columns have another layout (None: the default); nothing is computed.
+
+        Raises:
+            InputError: if a component does not belong in this view.
+        """
+        return dataclasses.replace(self, params=dataclasses.replace(self.params, prompt_layout=layout))
 
     def __repr__(self) -> str:
         n_tokens, n_features = len(self.prompt_token_ids), len(self.prompt_data_dict)
@@ -1457,6 +1800,26 @@ class MultiPromptData:
             return html_fns.empty(text)
         return _page.notebook_frame(document, repr(self), 900)
 
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+
+    def to_text(self, score_name: ScoreName | None = None, at_most: int = 3) -> str:
+        """The prompt as plain text, for where no HTML is shown: at each token the first features of a ranking.
+
+        Raises:
+            InputError: if there is no such score.
+        """
+        name = self._score_name(score_name)
+        tokens = _text.TokenTexts(self.vocab, self.vocab_bytes).line(self.prompt_token_ids)
+        lines = []
+        for position, ranked in enumerate(self.scores.get(name, [[] for _ in tokens])):
+            told = []
+            for feature, score in ranked[:at_most]:
+                label = _text.plain(self.prompt_data_dict[feature].label or "")
+                told.append(f"{feature}{f' {label}' if label else ''} ({_score_text(name, score)})")
+            lines.append(_text.prompt_line(position, tokens[position], told))
+        return "\n".join([_text.plain(repr(self)), f"  features by {name}, best first:", *lines])
+
     def _score_name(self, asked: ScoreName | None) -> ScoreName:
         if asked is None:
             return "act_quantile" if "act_quantile" in self.scores else next(iter(self.scores), "act_quantile")
@@ -1511,11 +1874,13 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
     ]
     shown = {feature for feature, _ in ranked}
     bare = dataclasses.replace(page, seq_pos=None)
+    heat = _heat_map(prompt)
+    named = {f for positions in prompt.scores.values() for at in positions for f, _ in at}
+    named |= {row.feature_idx for rows in heat.values() for row in rows}
     packed = [
         _page.packed(feature, _page.pack(data.get_html(bare)))
         for feature, data in prompt.prompt_data_dict.items()
-        if feature not in shown
-        and any(feature == f for name in prompt.scores for at in prompt.scores[name] for f, _ in at)
+        if feature not in shown and feature in named
     ]
     body = html_fns.prompt_page(
         "SAE features on a prompt",
@@ -1528,7 +1893,8 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
         columns,
         _none_ranked(score_name),
         _footer(page),
-        html_fns.hovertext(),
+        join([html_fns.hovertext(), _abouts(page.params.layout_of("prompt"))]),
+        _whole_prompt(prompt, page, heat),
     )
     ids = set(prompt.prompt_token_ids).union(*(data.token_ids() for data in prompt.prompt_data_dict.values()))
     state = {
@@ -1536,12 +1902,16 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
         "metric": score_name,
         "about": {name: _METRICS[name][1] for name in prompt.scores},
         "none": {name: _none_ranked(name) for name in prompt.scores},
+        "labels": {feature: data.label for feature, data in prompt.prompt_data_dict.items() if data.label},
+        **_whose(page),
         "scores": {
             name: [[[feature, _score_text(name, score)] for feature, score in at] for at in positions]
             for name, positions in prompt.scores.items()
         },
     }
-    elements = [_vocab_element(page, ids), _page.data("rankings", state), *packed]
+    labels = {feature: data.label for feature, data in prompt.prompt_data_dict.items()}
+    cells = heat_data(heat, labels, set(labels), LOSS_SCORES.__contains__, _score_number)
+    elements = [_vocab_element(page, ids), _page.data("rankings", state), _page.data("heat", cells), *packed]
     return _page.document(f"Prompt · {_title(page)}", body, elements)
 
 
@@ -1570,8 +1940,41 @@ def _none_ranked(score_name: str) -> str:
 
 
 def _score_text(score_name: str, score: float) -> str:
+    what = "quantile" if score_name == "act_quantile" else "loss" if score_name in LOSS_SCORES else "activation"
+    return f"{what} {_score_number(score_name, score)}"
+
+
+def _score_number(score_name: str, score: float) -> str:
     if score_name == "act_quantile":
-        return f"quantile {format_quantile(score)}"
+        return format_quantile(score)
     if score_name in LOSS_SCORES:
-        return f"loss {format_signed(score, min(6, max(3, decimals_for(score, 2))))}"
-    return f"activation {format_general(score)}"
+        return format_signed(score, min(6, max(3, decimals_for(score, 2))))
+    return format_general(score)
+
+
+def _heat_map(prompt: MultiPromptData) -> dict[str, list[HeatRow]]:
+    """The rows that are stored; of older files, those that the ranked features make up."""
+    stored: dict[str, list[HeatRow]] = {name: rows for name, rows in prompt.heat_map.items()}  # noqa: C416  # for mypy
+    return stored or {
+        name: heat_rows(positions, HEAT_ROWS, largest_first=name not in LOSS_SCORES)
+        for name, positions in prompt.scores.items()
+    }
+
+
+def _whole_prompt(prompt: MultiPromptData, page: PageContext, heat: Mapping[str, list[HeatRow]]) -> Html:
+    """The panels between the ranking and the columns: the heat map, and the reconstruction if it was measured."""
+    panels = [heat_html()] if any(heat.values()) else []
+    if prompt.reconstruction:
+        tokens = page.printer.sequence(prompt.prompt_token_ids)
+        ignored = [token_id in page.ignored for token_id in prompt.prompt_token_ids]
+        d_hidden = prompt.provenance.d_hidden
+        panels.append(prompt.reconstruction.get_html(tokens, ignored, d_hidden))
+    return join(panels)
+
+
+# --- for the comparison of two prompts, which is a module of its own -----------------------------------------------
+
+METRICS = _METRICS
+check_finite, check_hex, checked_url = _check_finite, _check_hex, _checked_url
+hover_of, token_ids_of, vocab_element = _hover, _token_ids, _vocab_element
+subtitle_of, notes_of, footer_of, loss_key_of = _subtitle, _notes, _footer, _loss_key

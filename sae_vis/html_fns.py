@@ -381,9 +381,13 @@ def stats(names: Sequence[str], values: Sequence[str]) -> Html:
     )
 
 
-def column(names: Sequence[str], components: Sequence[Html], width: int) -> Html:
-    """A column of panels; a ``width`` of 0 takes what they need. In a column of sequences it is a group's least width."""
-    size = Html(f' style="--w:{int(width)}px"') if width else NOTHING
+def column(names: Sequence[str], components: Sequence[Html], width: int, height: int = 0) -> Html:
+    """A column of panels; a ``width`` of 0 takes what they need. In a column of sequences it is a group's least width.
+
+    One taller than its ``height`` (0: any) scrolls.
+    """
+    sizes = [f"--{name}:{int(size)}px" for name, size in (("w", width), ("tall", height)) if size]
+    size = Html(f' style="{";".join(sizes)}"') if sizes else NOTHING
     return template("column.html").fill(names=" ".join(names), components=join(components), size=size)
 
 
@@ -509,8 +513,9 @@ def prompt_page(
     none: str,
     footer: str,
     hovertext: Html,
+    whole: Html = NOTHING,
 ) -> Html:
-    """The body of the prompt-centric page; ``none`` is said where no feature is ranked."""
+    """The body of the prompt-centric page; ``none`` is said where no feature is ranked, ``whole`` tells of all tokens."""
     return template("prompt_page.html").fill(
         title=title,
         subtitle=subtitle,
@@ -524,4 +529,132 @@ def prompt_page(
         none_hidden=Html(" hidden") if columns else NOTHING,
         footer=footer,
         hovertext=hovertext,
+        whole=whole,
     )
+
+
+# --- the tokens of a feature ---------------------------------------------------------------------------------------
+
+
+def tokens_row(token: Html, rate: str, occurrences: str, mean: str, share: str, bar: float) -> Html:
+    """A token that a feature fires on; ``bar`` is its share of the activation from 0 to 1."""
+    return template("tokens_row.html").fill(
+        token=token, rate=rate, occurrences=occurrences, mean=mean, share=share, bar=_short(bar) or "0"
+    )
+
+
+def tokens_table(detail: str, summary: str, rows: Sequence[Html]) -> Html:
+    """The tokens that a feature fires on, below a sentence."""
+    return template("tokens_table.html").fill(detail=detail, summary=summary, rows=join(rows))
+
+
+EVEN_TOP, EVEN_BOTTOM = 10.0, 46.0  # of the plot of positions, whose axis positions_plot.html draws
+
+
+def positions_plot(
+    label: str, edges: Sequence[int], heights: Sequence[int], expected: Sequence[float], tick_vals: Sequence[float]
+) -> Html:
+    """A small histogram as inline SVG, with a line at the expected heights."""
+    low, high = edges[0], edges[-1]
+    scale = (EVEN_BOTTOM - EVEN_TOP) / max(1.0, *heights, *expected)
+    unit = (PLOT_RIGHT - PLOT_LEFT) / (high - low)
+    gap = min(1.0, unit * (edges[1] - edges[0]) / 6)
+    bars, even, before = list[str](), list[str](), ""
+    for index, (height, by_chance) in enumerate(zip(heights, expected, strict=True)):
+        width = unit * (edges[index + 1] - edges[index])
+        top = EVEN_BOTTOM - (max(1.0, height * scale) if height else 0.0)
+        bars.append(f"V{top:.0f}h{_short_place(width - gap, 2)}V46h{_short_place(gap, 2)}")
+        level_of_chance = _short_place(EVEN_BOTTOM - by_chance * scale)
+        if level_of_chance != before:  # mostly it is level
+            even.append(f"{f'H{_short_place(plot_x(edges[index], low, high))}' if even else 'M6 46'}V{level_of_chance}")
+        before = level_of_chance
+    at = [plot_x(tick, low, high) for tick in tick_vals]
+    labels, tick = format_ticks(tick_vals), template("positions_tick.html")
+    return template("positions_plot.html").fill(
+        label=label,
+        count=f"{max(heights):,}",
+        bars="".join(bars),
+        even=f"{''.join(even)}H306",
+        tick_lines="".join(f"M{_short_place(x)} 46v3.5" for x in at),
+        tick_labels=join(tick.fill(x=_short_place(at[i]), label=labels[i]) for i in _with_room(at, labels)),
+    )
+
+
+def positions_histogram(plot: Html) -> Html:
+    """The panel of the positions in the row."""
+    return template("positions_histogram.html").fill(plot=plot)
+
+
+def counterexamples(groups: Sequence[Html], hover: Html) -> Html:
+    """The groups of examples where a feature does not fire."""
+    return template("counterexamples.html").fill(groups=join(groups), hover=hover)
+
+
+# --- neighbours, shares and near-duplicates ----------------------------------------------------------------------
+
+
+def neighbours_table(
+    title: str, heads: Sequence[str], indices: Sequence[str], first: Sequence[str], second: Sequence[str]
+) -> Html:
+    """A small table of an index and as many numbers as there are ``heads`` for: one or two."""
+    columns = [indices, first, second][: len(heads)]
+    head, cell, row = (
+        template("neighbours_head.html"),
+        template("neighbours_cell.html"),
+        template("neighbours_row.html"),
+    )
+    rows = [row.fill(cells=join(cell.fill(text=text) for text in line)) for line in zip(*columns, strict=True)]
+    rows = rows or [row.fill(cells=cell.fill(text="none"))]
+    titles = row.fill(cells=join(head.fill(text=text) for text in heads))
+    return template("neighbours_table.html").fill(title=title, heads=titles, rows=join(rows))
+
+
+def neighbours(tables: Sequence[Html]) -> Html:
+    """The tables of what lies near a feature."""
+    return template("neighbours.html").fill(tables=join(tables))
+
+
+def moments(names: Sequence[str], values: Sequence[str]) -> Html:
+    """The moments of a feature's activations in one line."""
+    moment = template("moment.html")
+    return template("moments.html").fill(
+        moments=join(moment.fill(name=name, value=value) for name, value in zip(names, values, strict=True))
+    )
+
+
+def shares(kinds: Sequence[str], names: Sequence[str], levels: Sequence[float], texts: Sequence[str]) -> Html:
+    """Bars beside each other: what an interval holds of the whole. ``kinds`` decide their colours."""
+    bar = template("share.html")
+    drawn = zip(kinds, names, levels, texts, strict=True)
+    return template("shares.html").fill(
+        shares=join(
+            bar.fill(kind=kind, name=name, level=_short(size) or "0", text=text) for kind, name, size, text in drawn
+        )
+    )
+
+
+def near_duplicate(sequence: Html) -> Html:
+    """An example that nearly repeats one above it."""
+    return template("near_duplicate.html").fill(sequence=sequence)
+
+
+def near_duplicates_switch(count: int) -> Html:
+    """The control that hides all near-duplicates of the page; nothing where a feature has none."""
+    return template("near_duplicates_switch.html").fill(count=f"{count:,}") if count else NOTHING
+
+
+def part(component: str, panel: Html) -> Html:
+    """A panel with the button that tells what it is."""
+    return template("part.html").fill(name=component.replace("_", " "), panel=panel)
+
+
+def abouts(components: Sequence[str], titles: Sequence[str], texts: Sequence[str], needs: Sequence[str]) -> Html:
+    """What the panels of a page are, once for the page, which also needs the files ``needs``."""
+    item = template("about.html")
+    items = zip(components, titles, texts, strict=True)
+    filled = template("abouts.html").fill(
+        items=join(
+            item.fill(component=component.replace("_", " "), title=title, text=text) for component, title, text in items
+        )
+    )
+    return Html(filled, filled.needs.union(needs))

@@ -942,6 +942,12 @@ MUTANTS: list[Mutant] = [
         FULL,
         ("full-sign", "the contribution is taken out", "(part.float() - contribution", "(part.float() + contribution"),
         (
+            "full-next-block-unchecked",
+            "a feature is taken out before the next block only where that is the same",
+            "if start.block and _same(",
+            "if start.block or _same(",
+        ),
+        (
             "full-one-position",
             "it is taken out at every position of the row",
             "written[index, one.positions[inside]] = one.contributions[inside]",
@@ -980,7 +986,7 @@ MUTANTS: list[Mutant] = [
         (
             "full-middle-twice",
             "where the hook point is in the residual stream it is taken out once",
-            'if hook_point.kind == "hook_resid_mid" and not _passes_the_mlp(model, hook_point, sample):',
+            'if hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, sample):',
             'if hook_point.kind == "hook_resid_mid":',
             FULL + "::test_the_middle_of_a_block_that_lies_in_the_residual_stream_is_changed_once",
         ),
@@ -1242,8 +1248,8 @@ MUTANTS: list[Mutant] = [
         (
             "correlated-other-tile",
             "each tile leaves out its own features",
-            "not_itself[len(found) : len(found) + len(co.products)]",
-            "not_itself[: len(co.products)]",
+            "else not_itself[some]",
+            "else not_itself[: len(co.products)]",
             PIECES,
         ),
         (
@@ -1336,14 +1342,14 @@ MUTANTS: list[Mutant] = [
         (
             "prompt-size-order",
             "the largest activations first",
-            "size, self.size, largest_first=True",
-            "size, self.size, largest_first=False",
+            "size, ALL, largest_first=True",
+            "size, ALL, largest_first=False",
         ),
         (
             "prompt-loss-order",
             "the most helpful first",
-            "loss, self.size, largest_first=False",
-            "loss, self.size, largest_first=True",
+            "loss, ALL, largest_first=False",
+            "loss, ALL, largest_first=True",
         ),
         ("prompt-interval-as-top", "an interval is not the top group", "if group.share is None]", "if True]"),
         ("prompt-logits", "the prompt's own tokens have their logit weights", "} | self.logits.get(feature, {})", "}"),
@@ -1752,7 +1758,7 @@ MUTANTS: list[Mutant] = [
             "_short(abs(level(value, largest)))",
             "_short(abs(level(largest, largest)))",
         ),
-        ("column-width", "a width is a number", 'style="--w:{int(width)}px"', 'style="--w:{width}px"'),
+        ("column-width", "a width is a number", "{name}:{int(size)}px", "{name}:{size}px"),
         ("unknown-token", "an unknown token shows its id", 'code=f"id {token}"', 'code="id"'),
         (
             "bytes-before-text",
@@ -2003,9 +2009,9 @@ EQUIVALENT: dict[tuple[str, str], str] = {
             "Guards that change nothing: activations lie above 0 and at most at the last edge; no groups give none.",
             (
                 "if not len(acts.values) or n_groups == -1:",
-                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, -1, n_groups - 1)',
-                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups + 1)',
-                'interval_of = np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 0)',
+                'return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, -1, n_groups - 1)',
+                'return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups + 1)',
+                'return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 0)',
                 "ends = np.searchsorted(interval_of[by_interval], np.arange(n_groups + 2))",
             ),
         ),

@@ -30,7 +30,7 @@ def write_pages(folder: Path, features: list[int]) -> None:
     for_all = FeatureVisParams(hook_point=demo.hook_point, include_left_tables=False, n_groups=0, verbose=False)
     everything = get_feature_data(demo.encoder, demo.model, demo.tokens, for_all)
     label(everything, demo.labels)
-    prompt = get_prompt_data(demo.encoder, demo.model, PROMPT, everything, num_top_features=5)
+    prompt = get_prompt_data(demo.encoder, demo.model, PROMPT, everything, num_top_features=5, reconstruction=True)
     prompt.save_html(folder / "prompt.html", seq_pos=most_helped(prompt), score_name="loss_effect")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
+from itertools import pairwise
 from typing import NamedTuple
 
 Grid = list[list[float]]  # activations [row][position]
@@ -200,3 +201,86 @@ def most_correlated(
         if r is not None:
             found.append((index, round(r, 6), cosine(x, y)))
     return sorted(found, key=lambda entry: (-entry[1], entry[0]))[:size]
+
+
+# --- tokens, positions, counterexamples ----------------------------------------------------------------------------
+
+Tokens = list[list[int]]  # token ids [row][position]
+
+
+class PlainToken(NamedTuple):
+    token: int
+    n_active: int
+    n_occurrences: int
+    mean: Fraction
+    share: Fraction
+
+
+def counted_places(tokens: Tokens, counted: Mask) -> list[Place]:
+    """Every counted position in the order of token id, row and position."""
+    places = [
+        (token, row, position)
+        for row, ids in enumerate(tokens)
+        for position, token in enumerate(ids)
+        if counted[row][position]
+    ]
+    return [Place(row, position) for _, row, position in sorted(places)]
+
+
+def tokens_fired_on(acts: dict[Place, float], tokens: Tokens, counted: Mask) -> list[PlainToken]:
+    """All of them, the largest share first, ties to the lower id; in exact fractions of the decimals that are shown."""
+    by_token: dict[int, list[Fraction]] = {}
+    for place, value in acts.items():
+        by_token.setdefault(tokens[place.row][place.position], []).append(Fraction(repr(value)))
+    total = sum((sum(values) for values in by_token.values()), Fraction(0))
+    occurring = [tokens[place.row][place.position] for place in counted_places(tokens, counted)]
+    found = [
+        PlainToken(token, len(values), occurring.count(token), sum(values) / len(values), sum(values) / total)
+        for token, values in by_token.items()
+    ]
+    return sorted(found, key=lambda one: (-one.share, one.token))
+
+
+def drawn_near_misses(
+    acts: dict[Place, float], tokens: Tokens, counted: Mask, size: int, seed: int, feature: int
+) -> tuple[list[Place], int]:
+    """The first 64 draws for each that is wanted, and how many positions there are to draw from.
+
+    A draw takes one of the top five tokens that has such positions, with the probability of its share, then one of them.
+    """
+    unit = Fraction(10) ** exponent_of_step(max(acts.values(), default=1.0))
+    steps: dict[int, int] = {}
+    for place, value in acts.items():
+        token = tokens[place.row][place.position]
+        steps[token] = steps.get(token, 0) + int(Fraction(repr(value)) / unit)
+    silent: dict[int, list[Place]] = {}
+    for one in tokens_fired_on(acts, tokens, counted)[:5]:
+        silent[one.token] = [
+            place
+            for place in counted_places(tokens, counted)
+            if tokens[place.row][place.position] == one.token and place not in acts
+        ]
+    pool = [token for token in sorted(silent) if silent[token]]
+    weight = sum(steps[token] for token in pool)
+    order = []
+    for i in range(64 * size if pool else 0):
+        left = priority(seed, feature, Place(2**63, i)) % weight
+        for token in pool:
+            if left < steps[token]:
+                break
+            left -= steps[token]
+        order.append(silent[token][priority(seed, feature, Place(2**63 + 1, i)) % len(silent[token])])
+    return list(dict.fromkeys(order)), sum(map(len, silent.values()))
+
+
+def drawn_negatives(
+    acts: dict[Place, float], tokens: Tokens, counted: Mask, size: int, seed: int, feature: int
+) -> list[Place]:
+    """The first 64 draws for each that is wanted, of all counted positions that the feature does not fire on."""
+    silent = [place for place in counted_places(tokens, counted) if place not in acts]
+    draws = range(64 * size if silent and acts else 0)
+    return list(dict.fromkeys(silent[priority(seed, feature, Place(2**63 + 2, i)) % len(silent)] for i in draws))
+
+
+def active_by_bin(acts: dict[Place, float], edges: list[int]) -> list[int]:
+    return [sum(low <= place.position < high for place in acts) for low, high in pairwise(edges)]

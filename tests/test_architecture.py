@@ -18,12 +18,26 @@ BY_FILE = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 # From the top down: the upper half knows tensors and no page, the lower half pages and no tensor. Between the two stand
 # the modules that build the one from the other.
-BRIDGE = ["__init__", "__main__", "_demo", "data_fetching_fns", "_feature_view", "_prompt_view", "_assemble", "_run"]
+BRIDGE = [
+    "__init__",
+    "__main__",
+    "_demo",
+    "data_fetching_fns",
+    "_feature_view",
+    "_prompt_compare",
+    "_prompt_view",
+    "_assemble",
+    "_run",
+]
 UPPER = [
     "_prompt_scoring",
+    "_reconstruction",
     "_measure",
     "_measure_direct",
+    "_shares",
     "_shown",
+    "_near_duplicates",
+    "_neighbours",
     "_full_ablation",
     "_direct_effects",
     "_ablation",
@@ -32,6 +46,7 @@ UPPER = [
     "_activations",
     "_store",
     "_correlations",
+    "_token_statistics",
     "_ranking",
     "_statistics",
     "_sae_adapters",
@@ -41,13 +56,20 @@ UPPER = [
 ]
 LOWER = [
     "_render_worker",
+    "_prompt_comparison",
     "data_storing_fns",
+    "_token_data",
+    "_neighbours_data",
     "_render_pool",
     "_site",
     "_overview",
     "_feature_folder",
     "_page",
+    "_text",
+    "_rows",
+    "_prompt_panels",
     "html_fns",
+    "_labels",
     "_json",
     "_params",
     "_templates",
@@ -64,6 +86,8 @@ AT_MOST = {
     "data_storing_fns": {
         "html_fns",
         "_page",
+        "_rows",
+        "_labels",
         "_overview",
         "_site",
         "_feature_folder",
@@ -71,16 +95,27 @@ AT_MOST = {
         "_params",
         "_templates",
         "_render_pool",
+        "_text",
+        "_token_data",
+        "_neighbours_data",
+        "_prompt_panels",
     },
+    "_token_data": {"html_fns", "_templates"},
+    "_neighbours_data": {"html_fns", "_templates"},
+    "_prompt_panels": {"html_fns", "_templates"},
+    "_prompt_comparison": {"data_storing_fns", "html_fns", "_page", "_json", "_params", "_templates"},
     "_render_pool": set(),
     "_page": {"_templates"},
     "html_fns": {"_templates"},
+    "_rows": set(),
+    "_labels": {"_json"},
     "_overview": {"_page"},
-    "_site": {"_page", "_json", "_templates"},
+    "_site": {"_page", "_rows", "_json", "_templates"},
     "_feature_folder": {"_json", "_params"},
     "_json": set(),
-    "_params": set(),
+    "_params": {"_templates"},
     "_templates": set(),
+    "_text": set(),
 }
 # Other people's packages. What is not listed here imports the standard library alone.
 ARRAYS = {"torch", "numpy", "jaxtyping", "einops"}
@@ -94,6 +129,7 @@ THIRD_PARTY = {
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
     "data_storing_fns": {"msgspec"},
     "_page": {"msgspec"},
+    "_labels": {"msgspec"},
     "_feature_folder": {"msgspec"},
     "_json": {"msgspec"},
 }

@@ -61,6 +61,7 @@ def test_one_command_prints_a_table_and_writes_the_figures_to_a_file(cache, tmp_
     assert set(content["cases"]["L-full"]["rounds"][0]["ours"]["roofline"]["pieces"]) == {
         "forward",
         "encoder",
+        "unembedding",
         "downstream",
     }
 
@@ -113,7 +114,7 @@ def fetched(case: cases.Case, cache: Path) -> SimpleNamespace:
     with lm.as_for_inference():
         acts = encoder.encode(lm.activations(given.tokens, case.shape.hook_point))
     acts[:, 0] = 0.0
-    return SimpleNamespace(case=case, given=given, data=data, acts=acts, ablations=len(done))
+    return SimpleNamespace(case=case, given=given, data=data, acts=acts, ablations=done)
 
 
 def shown_tokens(feature) -> set[tuple[int, int]]:
@@ -138,15 +139,16 @@ def test_pairs_and_positions_are_those_of_active_features_one_token_before_one_t
     assert roofline.count_pairs(direct.data.values(), direct.case.shape.seq_len) == (len(positions), len(pairs))
 
 
-def test_ablations_are_features_in_shown_rows_where_they_are_active_before_the_last_token_shown(full):
-    count = 0
+def test_ablations_are_features_in_shown_rows_with_the_shown_tokens_behind_their_first_activation(full):
+    ablations, predictions = set(), 0
     for feature, data in full.data.items():
-        last: dict[int, int] = {}
         for row, position in shown_tokens(data):
-            last[row] = max(position, last.get(row, 0))
-        count += sum(any(full.acts[row, p, feature] > 0 for p in range(position)) for row, position in last.items())
+            if any(full.acts[row, p, feature] > 0 for p in range(position)):
+                ablations.add((feature, row))
+                predictions += 1
     counts = roofline._counts(full.case, full.given, full.data)
-    assert counts.ablations == count == full.ablations > 100  # and so many the library makes
+    assert counts.ablations == len(ablations) == len(full.ablations) > 100  # and so many the library makes
+    assert counts.predictions == predictions == sum(len(one.predicted) for one in full.ablations)
 
 
 def test_the_plain_blocks_give_the_models_own_final_residual_stream(full, cache):

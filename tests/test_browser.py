@@ -624,7 +624,7 @@ def expect_readable(opened, selector=MAIN_TEXT):
     found = opened.js(f"{CONTRAST}({json.dumps(selector)})")
     assert found
     disabled = {"‹", "›"}  # the first feature has none before it
-    assert [what for what in found if what[0] < 4.5 and what[2] not in disabled] == []
+    assert [what for what in found if what[2] and what[0] < 4.5 and what[2] not in disabled] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -838,10 +838,11 @@ def test_the_structure_of_the_pages(show, features_page, prompt_page):
 
 def test_every_control_has_a_name(show, features_page, prompt_page):
     for document, roles in (
-        (features_page, {"button": 2, "combobox": 1}),
+        (features_page, {"button": 2 + 6, "combobox": 1}),  # six panels say what they are
         (prompt_page, {"radiogroup": 2, "radio": 15}),
     ):
         page = show(document).page
         for role, count in roles.items():
-            assert page.get_by_role(role, name=re.compile(r"\S")).count() == count, role
+            named = page.get_by_role(role, name=re.compile(r"\S")).count()
+            assert named == page.get_by_role(role).count() >= count, role
     assert page.get_by_role("radio", name=re.compile(r"^Position 5")).count() == 1

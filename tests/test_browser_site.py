@@ -620,3 +620,39 @@ def test_a_single_page_of_1000_features_is_painted_within_a_second_and_a_half(sc
     assert took < 1500
     assert linked < 1500
     assert quickly(following) < 300
+
+
+# --- what else lies in files of its own ------------------------------------------------------------------------------------
+
+
+@SCHEMES
+def test_whole_rows_are_loaded_when_one_is_opened(visit, site, features, scheme):
+    opened = visit(site, scheme=scheme)
+    expect(opened.page.locator(".seq").first).to_be_visible()
+    assert not [name for name in opened.asked if "rows" in name]
+    sequence = features[0].sequences.groups[0].sequences[0]
+    opened.page.locator(".seq").first.press("Enter")
+    expect(opened.page.locator(".whole .t")).to_have_count(len(features.rows[sequence.row]))
+    opened.page.locator(".seq").nth(1).press("Enter")
+    expect(opened.page.locator(".whole .tokens")).to_have_count(2)
+    assert len([name for name in opened.asked if "rows" in name]) == 1
+
+
+def test_a_missing_file_of_rows_is_said_where_the_row_would_be(visit, folder):
+    for file in (folder / "assets").glob("rows*"):
+        file.unlink()
+    opened = visit(folder, complains=True)
+    opened.page.locator(".seq").first.press("Enter")
+    expect(opened.page.locator(".whole")).to_contain_text("is missing or cannot be read")
+    opened.page.keyboard.press("Escape")
+    expect(opened.page.locator(".whole")).to_have_count(0)
+
+
+def test_a_sites_labels_are_known_to_the_reader_and_can_be_changed(visit, site):
+    listen = "globalThis.told = []; document.addEventListener('saevis:labels', event => told.push(event.detail.ids))"
+    opened = visit(site, init=listen)
+    opened.js("new Promise(done => { const look = () => (saeVis.labels ? done() : setTimeout(look, 10)); look(); })")
+    assert opened.js("saeVis.labelOf(5)") == "import statements"
+    assert opened.js("told") == [None, None]  # of the page, and of the file of labels
+    opened.js("saeVis.sayOf(5, { label: 'mine' })")
+    assert opened.js("[saeVis.labelOf(5), saeVis.allLabels()[5], saeVis.isEdited(5)]") == ["mine", "mine", True]

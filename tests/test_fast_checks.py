@@ -213,8 +213,8 @@ def test_whatever_is_read_line_by_line_is_right(data):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        (b'"label":null}', b'"label":null,"surplus":1}', "unknown field surplus"),
-        (b'"label":null}', b'"label":null,"label":null}', "label is there twice"),
+        (b'"label":null,', b'"label":null,"surplus":1,', "unknown field surplus"),
+        (b'"label":null,', b'"label":null,"label":null,', "label is there twice"),
         (b'"vocab_bytes":{', b'"vocab_bytes":{},"vocab_bytes":{', "vocab_bytes is there twice"),
         (b"\n]}\n", b",\n]}\n", "not readable"),
         (b'"n_active":', b'"n_active":-', "n_active"),

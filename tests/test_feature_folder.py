@@ -638,7 +638,7 @@ def swap(values: list) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        (RUN, lambda c: c.update(version=2), "install a newer sae_vis"),
+        (RUN, lambda c: c.update(version=3), "install a newer sae_vis"),
         (RUN, lambda c: c.update(version="1"), "not readable"),
         (RUN, lambda c: c.update(kind="MultiFeatureData"), "a FeatureFolder of sae_vis was expected"),
         (RUN, lambda c: c.update(extra=1), "extra"),

@@ -321,19 +321,20 @@ def test_nothing_is_run_behind_the_last_token_that_is_shown():
     assert [size for size in sizes if size[1] < 24] == [(8, 8)]  # one pass for all, of as few tokens as keep the bits
 
 
-def test_blocks_before_the_hook_point_are_not_run_for_each_feature():
+@pytest.mark.parametrize("hook_point", ["blocks.1.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.0.hook_mlp_out"])
+def test_blocks_before_what_is_changed_are_not_run_for_each_feature(hook_point):
     model, tokens = build("gpt2"), some_tokens()
     first, second = sizes_of_calls(model.blocks[0].attn), sizes_of_calls(model.blocks[1].attn)
-    fetch(model, "blocks.1.hook_resid_pre", tokens, ablation=None)
+    fetch(model, hook_point, tokens, ablation=None)
     without = sum(rows for rows, _ in first)
     first.clear()
     second.clear()
-    data = fetch(model, "blocks.1.hook_resid_pre", tokens)
+    data = fetch(model, hook_point, tokens)
     n_pairs = sum(len({s.row for s in sequences_of(feature)}) for feature in data.values())
     assert n_pairs > 15
     n_shown = len({s.row for feature in data.values() for s in sequences_of(feature)})
-    # The shown rows as they are, and the sample (two rows) for the tails, the short cut and whether the place is read.
-    assert sum(rows for rows, _ in first) <= without + n_shown + 7 * 2
+    # The shown rows as they are, and the sample (two rows) for the tails, the short cuts and whether the place is read.
+    assert sum(rows for rows, _ in first) <= without + n_shown + 10 * 2
     assert sum(rows for rows, _ in second) >= n_pairs
 
 
@@ -349,6 +350,17 @@ def test_a_model_whose_blocks_leave_something_behind_is_run_whole():
     left.clear()
     encoder = random_encoder(16, 3)
     data = fetch(model, hook_point, tokens, encoder, minibatch_size_tokens=1)
+    acts = activations(encoder, hook_values(model, tokens, hook_point))
+    acts[torch.isin(tokens, torch.tensor([0, 1, 2]))] = 0.0
+    check_against_transformer_lens(model, data, tokens, hook_point, acts, encoder)
+
+
+def test_what_its_block_does_behind_the_hook_point_is_done_to_the_change_too():
+    """Half of what the MLP gives reaches the next block: a change there is another one than at the hook point."""
+    model, tokens, hook_point = build("gpt2"), some_tokens(), "blocks.0.hook_mlp_out"
+    model.blocks[0].mlp.register_forward_hook(lambda module, args, out: 0.5 * out)
+    encoder = random_encoder(16, 3)
+    data = fetch(model, hook_point, tokens, encoder)
     acts = activations(encoder, hook_values(model, tokens, hook_point))
     acts[torch.isin(tokens, torch.tensor([0, 1, 2]))] = 0.0
     check_against_transformer_lens(model, data, tokens, hook_point, acts, encoder)

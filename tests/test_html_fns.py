@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from sae_vis import _page, _site, _templates, html_fns
+from sae_vis import _page, _prompt_comparison, _prompt_panels, _site, _templates, html_fns
 from sae_vis._templates import Html
 
 
@@ -178,6 +178,8 @@ def test_every_function_takes_plain_values_only():
 
 
 def test_every_template_is_used():
-    source = "".join(inspect.getsource(module) for module in (html_fns, _page, _site))
+    source = "".join(
+        inspect.getsource(module) for module in (html_fns, _page, _site, _prompt_panels, _prompt_comparison)
+    )
     names = {path.name for path in _templates.folder("html").iterdir()}
     assert names == set(re.findall(r'template\("([a-z_]+\.html)"\)', source))

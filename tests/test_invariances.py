@@ -67,7 +67,10 @@ def differing(a: object, b: object, path: str = "") -> list[str]:
 
 
 def without_feature_table(data: FeatureData) -> FeatureData:
-    return dataclasses.replace(data, feature_tables=dataclasses.replace(data.feature_tables, correlated_features=None))
+    tables = dataclasses.replace(data.feature_tables, correlated_features=None)
+    return dataclasses.replace(
+        data, feature_tables=tables, neighbours=dataclasses.replace(data.neighbours, coactive=None)
+    )
 
 
 # --- how the work is cut up --------------------------------------------------------------------------------------
@@ -126,6 +129,10 @@ PIECES = {
     "_assemble.LOGITS_BYTES": 1,
     "_measure_direct.SHARE_OF_RESIDUALS": 10**12,  # a batch of rows at a time
     "_store.CHUNK": 50,
+    "_neighbours.TILE_BYTES": 1,
+    "_neighbours.PIECE": 200,
+    "_neighbours.MANY": 1,
+    "_near_duplicates.PIECE": 200,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import gzip
 import json
@@ -23,7 +24,7 @@ from conftest import small_feature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_vis import FileFormatError, InputError, MultiFeatureData, MultiPromptData, _json
+from sae_vis import FileFormatError, InputError, MultiFeatureData, MultiPromptData, PromptComparisonData, _json
 from sae_vis._params import Column, Component, FeatureVisParams, Layout
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -88,7 +89,7 @@ def test_one_valid_document_with_one_feature_a_line(kind, path, request):
     data = request.getfixturevalue(kind)
     lines = saved(data, path).decode().rstrip("\n").split("\n")  # a token may hold U+2028
     values = data.feature_data_dict if kind == "feature_data" else data.prompt_data_dict
-    assert lines[0].startswith(f'{{"format": "sae_vis", "kind": "{type(data).__name__}", "version": 1, "header": {{')
+    assert lines[0].startswith(f'{{"format": "sae_vis", "kind": "{type(data).__name__}", "version": 2, "header": {{')
     assert lines[0].endswith('"features": [')
     assert lines[-1] == "]}"
     assert [json.loads(line.rstrip(","))["feature_idx"] for line in lines[1:-1]] == sorted(values)
@@ -477,7 +478,7 @@ def test_either_kind_can_be_asked_for(feature_data, prompt_data, path):
 
 
 def test_other_versions(tree, path):
-    assert "format version 2, but this sae_vis reads up to 1: install a newer" in spoilt(tree | {"version": 2}, path)
+    assert "format version 3, but this sae_vis reads up to 2: install a newer" in spoilt(tree | {"version": 3}, path)
     for version in (0, -1, "1", 1.5, True, None):
         assert "$.version must be a positive int" in spoilt(tree | {"version": version}, path)
 
@@ -545,7 +546,7 @@ def test_what_stands_behind_the_features_is_read_too(feature_data, path):
     data = saved(feature_data, path)
     assert data.endswith(b"\n]}\n")
     assert "surplus" in fault(data.removesuffix(b"}\n") + b', "surplus": 1}\n', path)
-    assert fault(data.removesuffix(b"}\n") + b', "version": 1}\n', path) == "$.version is there twice."
+    assert fault(data.removesuffix(b"}\n") + b', "version": 2}\n', path) == "$.version is there twice."
 
 
 def test_a_key_that_is_there_twice_is_an_error(feature_data, path):
@@ -553,7 +554,7 @@ def test_a_key_that_is_there_twice_is_an_error(feature_data, path):
     for old, new, where in (
         (b'"n_active":4', b'"n_active":4,"n_active":4', "$.features[0].activations.n_active"),
         (b'"5":" the"', b'"5":"x","5":" the"', "$.header.vocab.5"),
-        (b'"version": 1', b'"version": 1, "version": 1', "$.version"),
+        (b'"version": 2', b'"version": 2, "version": 2', "$.version"),
     ):
         assert data.count(old) >= 1
         assert fault(data.replace(old, new, 1), path) == f"{where} is there twice."
@@ -693,57 +694,88 @@ def test_any_json_at_all_gives_only_the_one_error(one_file, a, b, c):
 
 # --- older versions ------------------------------------------------------------------------------------------------
 
+OLD_FILES = {"features_1.json": MultiFeatureData, "prompt_1.json": MultiPromptData}
 
-def from_version_1(document: dict) -> dict:
-    """As if version 1 had called the model "network"."""
+
+@pytest.mark.parametrize("name", OLD_FILES)
+def test_a_file_of_version_1_loads_without_the_parts_that_it_had_not(name, request, path):
+    """These files were written by the code that wrote version 1, from what the fixtures make."""
+    loaded = OLD_FILES[name].load_json(CHECKOUT / "tests" / "old_files" / name)
+    data = request.getfixturevalue("feature_data" if "features" in name else "prompt_data")
+    data.params = dataclasses.replace(data.params, n_tokens=0, n_counterexamples=0, n_position_bins=0)
+    assert loaded == data
+    assert loaded.get_html() == data.get_html()
+    assert saved(loaded, path) == saved(data, path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (b'"version": 1,', b'"version": 1, "version": 1,', "$.version is there twice."),
+        (b'"n_active":4', b'"n_active":4,"n_active":4', "$.features[0].activations.n_active is there twice."),
+        (b'"n_active":4', b'"n_active":4,"surplus":4', "unknown field surplus"),
+        (b'"params":{', b'"parameters":{', "could not be brought to 2"),
+        (b'"header": {', b'"header": null, "other": {', "could not be brought to 2"),
+    ],
+)
+def test_a_file_of_version_1_is_checked_like_any_other(old, new, told, path):
+    data = (CHECKOUT / "tests" / "old_files" / "features_1.json").read_bytes()
+    assert old in data
+    assert told in fault(data.replace(old, new, 1), path)
+
+
+def from_version_2(document: dict) -> dict:
+    """As if version 2 had called the model "network"."""
     provenance = document["header"]["provenance"]
     provenance["model"] = provenance.pop("network")
     return document
 
 
 @pytest.fixture
-def version_2(monkeypatch):
-    monkeypatch.setattr(_json, "VERSION", 2)
-    monkeypatch.setattr(_json, "MIGRATIONS", {1: from_version_1})
+def version_3(monkeypatch):
+    monkeypatch.setattr(_json, "VERSION", 3)
+    monkeypatch.setattr(_json, "MIGRATIONS", _json.MIGRATIONS | {2: from_version_2})
     _json._kind.cache_clear()
     yield
     _json._kind.cache_clear()
 
 
-def test_an_older_version_is_brought_up(feature_data, path, tree, version_2):
+def test_an_older_version_is_brought_up(feature_data, path, tree, version_3):
     provenance = tree["header"]["provenance"]
     provenance["network"] = provenance.pop("model")
     path.write_text(json.dumps(tree), "utf-8")
     assert _json.load(MultiFeatureData, path) == feature_data
-    assert b'"version": 2' in saved(feature_data, path)
+    assert b'"version": 3' in saved(feature_data, path)
     assert _json.load(MultiFeatureData, path) == feature_data
 
 
-def test_a_migrated_file_is_checked_like_any_other(path, tree, version_2):
-    assert "format version 1 could not be brought to 2: KeyError" in spoilt(tree, path)
+def test_a_migrated_file_is_checked_like_any_other(path, tree, version_3):
+    assert "format version 2 could not be brought to 3: KeyError" in spoilt(tree, path)
     provenance = tree["header"]["provenance"]
     provenance["network"] = provenance.pop("model")
     provenance["surplus"] = 1
     assert "unknown field surplus" in spoilt(tree, path)
 
 
-def test_a_step_that_is_missing_is_an_error_of_the_file(path, tree, version_2, monkeypatch):
+def test_a_step_that_is_missing_is_an_error_of_the_file(path, tree, version_3, monkeypatch):
     monkeypatch.setattr(_json, "MIGRATIONS", {})
-    assert "could not be brought to 2" in spoilt(tree, path)
+    assert "could not be brought to 3" in spoilt(tree, path)
 
 
 # --- the schema ----------------------------------------------------------------------------------------------------
 
 
 def test_the_schema_in_docs_is_up_to_date():
-    current = _json.schema(MultiFeatureData, MultiPromptData)
+    current = _json.schema(MultiFeatureData, MultiPromptData, PromptComparisonData)
     assert (CHECKOUT / "docs" / "schema.json").read_bytes() == current, "run `make schema`"
 
 
 @BOTH
 def test_saved_files_fit_the_schema(kind, path, request):
     document = json.loads(saved(request.getfixturevalue(kind), path))
-    validator = jsonschema.Draft202012Validator(json.loads(_json.schema(MultiFeatureData, MultiPromptData)))
+    validator = jsonschema.Draft202012Validator(
+        json.loads(_json.schema(MultiFeatureData, MultiPromptData, PromptComparisonData))
+    )
     validator.check_schema(validator.schema)
     validator.validate(document)
     document["header"]["surplus"] = 1

@@ -63,11 +63,17 @@ BAD_VALUES = {
     "n_bins": [0, -3, 10_001],
     "n_logits": [0, "10"],
     "n_changes": [-1, 1001],
+    "n_tokens": [-1, 10_001, None],
+    "n_counterexamples": [-1, 0.5],
+    "n_position_bins": [-1, 10_001],
     "store_rows": [None, 1],
     "border": [None, 1],
     "seq_width": [0, 39, "420", 10_001],
     "seq_height": [99, "tall"],
     "layout": ["wide", 3, [Column("sequences")]],
+    "prompt_layout": ["wide", 3, Layout((Column("sequences"),))],
+    "near_duplicates": ["hide", None, True],
+    "loss_shares": ["all", None, 1],
     "seed": [-1, 2**63, 0.5],
     "verbose": [None, 1],
     "feature_map": ["tsne", 1, True],
@@ -76,7 +82,7 @@ BAD_VALUES = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in BAD_VALUES.items() for value in bad])
 def test_a_bad_value_is_refused_by_its_name(name: str, value: object) -> None:
-    with pytest.raises(InputError, match=name if name != "layout" else "[Ll]ayout"):
+    with pytest.raises(InputError, match=name if "layout" not in name else "[Ll]ayout|prompt view"):
         FeatureVisParams(**{name: value})
 
 
@@ -140,9 +146,12 @@ def names(layout: Layout) -> list[list[str]]:
 
 
 def test_the_flat_options_make_the_layout() -> None:
-    middle = ["activations_histogram", "logits_tables", "logits_histogram"]
-    assert names(DEFAULTS.feature_layout()) == [["feature_tables"], middle, ["sequences"]]
-    assert names(FeatureVisParams(include_left_tables=False).feature_layout()) == [middle, ["sequences"]]
+    middle = ["activations_histogram", "moments", "positions", "logits_tables", "logits_histogram", "tokens"]
+    left, right = ["feature_tables", "neighbours"], ["sequences", "counterexamples"]
+    assert names(DEFAULTS.feature_layout()) == [left, middle, right]
+    assert names(FeatureVisParams(include_left_tables=False).feature_layout()) == [middle, right]
+    few = FeatureVisParams(n_tokens=0, n_counterexamples=0, n_position_bins=0).feature_layout()
+    assert names(few) == [left, [*middle[:2], *middle[3:5]], ["sequences"]]
     assert FeatureVisParams(seq_width=500, seq_height=700).feature_layout().columns[-1].width == 500
     assert FeatureVisParams(seq_height=700).feature_layout().height == 700
 

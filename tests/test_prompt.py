@@ -190,8 +190,9 @@ def test_at_most_so_many_features_are_ranked_and_they_are_the_best(size):
     whole, some = (prompted(num_top_features=n) for n in (100, size))
     for score_name, rankings in some.scores.items():
         assert rankings == [ranking[:size] for ranking in whole.scores[score_name]]
-    ranked = {f for rankings in some.scores.values() for ranking in rankings for f, _ in ranking}
-    assert set(some.prompt_data_dict) == ranked
+    named = {f for rankings in some.scores.values() for ranking in rankings for f, _ in ranking}
+    named |= {row.feature_idx for rows in some.heat_map.values() for row in rows}
+    assert set(some.prompt_data_dict) == named
     assert some.n_active == whole.n_active
 
 

@@ -697,6 +697,26 @@ def test_what_a_feature_writes_is_what_the_objects_decode_loses_without_it(lens,
         torch.testing.assert_close(written, whole - decoded(without), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("case", CASES)
+@BY_NORMALIZATION
+def test_features_and_bias_are_together_what_the_object_gives(lens, case, normalization):
+    sae = make(lens, case, normalize_activations=normalization)
+    with torch.no_grad():
+        for name in ("W_skip", "b_dec"):
+            if hasattr(sae, name):
+                weight = getattr(sae, name)
+                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(5)))
+    encoder, x = as_encoder(sae), large_and_small(2, 5)
+    with torch.no_grad():
+        expected = sae(x).flatten(2)
+    made = encoder.decoder_bias(x)
+    assert made.dtype == torch.float32
+    rows = encoder.decoder_rows(torch.arange(D_SAE))
+    made = made + encoder.write_scale(x)[..., None] * (encoder.encode(x) @ rows)
+    assert encoder.cannot_reconstruct == ""
+    torch.testing.assert_close(made, expected, rtol=1e-5, atol=3e-5)
+
+
 @pytest.mark.parametrize("case", OBJECTS_ONLY)
 def test_what_only_the_object_can_encode_goes_through_it(lens, case):
     sae = make(lens, case, **OBJECTS_ONLY[case])

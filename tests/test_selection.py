@@ -309,5 +309,8 @@ def test_tokens_before_the_first_do_not_wrap_around_to_the_last():
 def test_whole_rows_that_are_shown_are_stored_once():
     acts = torch.zeros(6, 5, 2)
     acts[1, 2, 0] = acts[1, 4, 1] = acts[4, 0, 1] = 1.0
-    assert fetch_planted(acts).rows == {1: [5, 6, 7, 8, 9], 4: [20, 21, 22, 23, 24]}
+    assert fetch_planted(acts, n_counterexamples=0).rows == {1: [5, 6, 7, 8, 9], 4: [20, 21, 22, 23, 24]}
+    data = fetch_planted(acts, n_counterexamples=1)
+    shown = {one.row for feature in data.values() for one in feature.counterexamples.sequences()}
+    assert data.rows.keys() == {1, 4} | shown
     assert fetch_planted(acts, store_rows=False).rows == {}

@@ -128,7 +128,8 @@ def test_the_tokens_and_the_labels_have_files_of_their_own(features, folder):
     features[1].label = None
     features.save_site(folder)
     assert "labels" not in page_reading.data(index(folder), "site")
-    assert {file.name.partition("-")[0] for file in (folder / "assets").iterdir()} == {"vocab", "overview", "examples0"}
+    kinds = {file.name.partition("-")[0] for file in (folder / "assets").iterdir()}
+    assert kinds == {"vocab", "overview", "examples0", "rows00000"}
 
 
 def test_equal_data_gives_equal_files(features, tmp_path):
@@ -261,7 +262,7 @@ def test_an_older_site_is_replaced_and_what_only_it_used_is_removed(features, fo
         told["vocab"],
         told["labels"],
         *told["assets"].values(),
-        *(file for file, _ in told["shards"]),
+        *(file for file, _ in (*told["shards"], *told["rows"])),
     }
     assert set(files(folder)) == {*used, "CNAME", "features/mine.js"}
     features.save_site(folder)
@@ -301,7 +302,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(features, tmp_path):
             features.save_site(tmp_path / name)
 
 
-@pytest.mark.parametrize("stop_at", ["00002", "vocab", "labels", "index"])
+@pytest.mark.parametrize("stop_at", ["00002", "vocab", "labels", "rows", "index"])
 @pytest.mark.parametrize("older", [True, False])
 def test_a_site_that_is_interrupted_leaves_the_older_one_whole(
     stop_at, older, features, folder, small_shards, monkeypatch
@@ -323,7 +324,7 @@ def test_a_site_that_is_interrupted_leaves_the_older_one_whole(
     assert before.items() <= files(folder).items()
     features.save_site(folder)
     assert list(packed(folder)) == list(features)
-    assert len(files(folder)) == len(shards(folder)) + 5
+    assert len(files(folder)) == len(shards(folder)) + 6  # vocab, labels, rows, overview, examples, index
 
 
 def test_a_full_disk_is_a_clear_error(features, folder, monkeypatch):
@@ -351,7 +352,7 @@ def test_the_command_makes_a_site_of_anything_that_is_saved(kind, tmp_path, caps
     assert main(["site", str(source)]) == 0
     told = capsys.readouterr().out
     assert str(tmp_path / "run_site") in told
-    assert "6 files" in told
+    assert "7 files" in told
     assert main(["site", str(source), "-o", str(tmp_path / "other"), "--processes", "2"]) == 0
     assert files(tmp_path / "run_site") == files(tmp_path / "other") == files(tmp_path / "expected")
 

@@ -1,0 +1,35 @@
+/* What is this: a panel's button opens a short text above the panel, and closes it again, as Escape does. The texts stand once
+   on the page, in the list at its end. */
+(() => {
+  "use strict";
+  document.documentElement.dataset.scripts = "on"; // what needs scripts is hidden without
+
+  const textOf = (button) => [...document.querySelectorAll("[data-about-text]")].find((text) => `About ${text.dataset.aboutText}` === button.ariaLabel);
+
+  const close = (button) => {
+    button.setAttribute("aria-expanded", "false");
+    button.parentElement.querySelector(".what-it-is")?.remove();
+  };
+
+  const open = (button) => {
+    const text = document.createElement("p");
+    text.className = "what-it-is";
+    text.setAttribute("role", "status");
+    button.after(text);
+    text.textContent = textOf(button)?.textContent ?? "";
+    button.setAttribute("aria-expanded", "true");
+  };
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.(".what-is");
+    if (button) (button.getAttribute("aria-expanded") === "true" ? close : open)(button);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.defaultPrevented) return;
+    const part = event.target.closest?.(".part");
+    const opened = part?.querySelector('.what-is[aria-expanded="true"]') ?? document.querySelector('.what-is[aria-expanded="true"]');
+    if (!opened) return;
+    close(opened);
+    if (part) opened.focus();
+  });
+})();

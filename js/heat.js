@@ -1,0 +1,211 @@
+/* The heat map of a prompt: features × tokens for the metric that is chosen, strongest features first. A cell chooses its token
+   and marks its feature's column; one cell is a tab stop, and the arrow keys move from cell to cell. */
+(() => {
+  "use strict";
+  const saeVis = (globalThis.saeVis ??= {});
+  const ABOUT = {
+    act_size: "the features with the largest activation on any token",
+    act_quantile: "the features that are most unusually active on any token",
+    loss_effect: "the features that lower the loss of any token most",
+    loss_effect_full: "the features that lower the loss of any token most when they are taken out at the hook point",
+  };
+  const WHAT = { act_size: "activation", act_quantile: "quantile", loss_effect: "loss", loss_effect_full: "loss" };
+  let panel, data, tokens, state, shown = null; // the cell that is told of
+
+  const start = () => {
+    panel = document.querySelector(".heat");
+    data = saeVis.data("heat");
+    const rankings = saeVis.data("rankings");
+    const strip = document.querySelector("#strip");
+    if (!panel || !data || !rankings || !strip) return;
+    tokens = [...strip.querySelectorAll(".text")].map((text) => text.innerHTML);
+    state = { position: rankings.position, metric: rankings.metric, feature: null };
+    document.addEventListener("sae-vis-prompt", (event) => follow(event.detail));
+    panel.querySelector(".heat-size").addEventListener("change", draw);
+    panel.querySelector(".heat-order").addEventListener("change", draw);
+    const grid = panel.querySelector(".heat-grid");
+    grid.addEventListener("click", (event) => choose(event.target.closest("[data-at], [data-row]")));
+    grid.addEventListener("keydown", keydown);
+    grid.addEventListener("pointerover", (event) => tell(event.target.closest("[data-at]")));
+    grid.addEventListener("pointerleave", () => tell(null));
+    grid.addEventListener("focusin", (event) => tell(event.target.closest("[data-at]")));
+    grid.addEventListener("focusout", () => tell(null));
+    document.addEventListener("scroll", () => shown?.isConnected && place(), { capture: true, passive: true });
+    draw();
+  };
+
+  const follow = (asked) => {
+    const other = asked.metric !== state.metric;
+    state = { ...asked };
+    if (other) draw();
+    else mark();
+  };
+
+  /* --- drawing --- */
+
+  const shownRows = () => {
+    const rows = (data.rows[state.metric] ?? []).slice(0, Number(panel.querySelector(".heat-size").value));
+    const byPlace = panel.querySelector(".heat-order").value === "place";
+    return byPlace ? rows.map((row, rank) => [row, rank]).sort(([a, i], [b, j]) => a[4] - b[4] || i - j).map(([row]) => row) : rows;
+  };
+
+  const element = (name, properties = {}, attributes = {}) => {
+    const made = Object.assign(document.createElement(name), properties);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    return made;
+  };
+
+  const draw = () => {
+    const rows = shownRows();
+    tell(null);
+    const grid = panel.querySelector(".heat-grid");
+    panel.querySelector(".heat-about").textContent = rows.length ? ABOUT[state.metric] : "no feature has a score here";
+    grid.setAttribute("aria-label", `Heat map, ${WHAT[state.metric]}: ${rows.length} features by ${tokens.length} tokens`);
+    const head = element("thead");
+    const top = element("tr", {}, { role: "row" });
+    top.append(element("th", { textContent: "Feature" }, { role: "columnheader", class: "corner" }), ...tokens.map(header));
+    head.append(top);
+    const body = element("tbody");
+    body.append(...rows.map(line));
+    grid.replaceChildren(head, body);
+    drawKey();
+    mark();
+    rove(grid.querySelector(`td[data-at="${state.position}"]`) ?? grid.querySelector("td"));
+  };
+
+  const header = (html, position) => {
+    const cell = element("th", {}, { role: "columnheader", "data-at": position, title: `Position ${position}` });
+    cell.append(element("span", { innerHTML: html })); // escaped already: it is the strip's
+    return cell;
+  };
+
+  const line = ([feature, positions, strengths, texts, peak]) => {
+    const row = element("tr", {}, { role: "row", "data-feature": feature });
+    const name = element("th", {}, { role: "rowheader", scope: "row", "data-row": peak });
+    const label = data.labels[feature] ?? "";
+    name.append(element("b", { textContent: feature }), element("bdi", { textContent: label ? ` ${label}` : "" }));
+    name.title = `Feature ${feature}${label ? `, ${label}` : ""}: show it where it is strongest`;
+    const found = new Map(positions.map((position, place) => [position, place]));
+    row.append(name, ...tokens.map((_, position) => cellAt(position, found.get(position), strengths, texts)));
+    return row;
+  };
+
+  const cellAt = (position, place, strengths, texts) => {
+    const cell = element("td", { tabIndex: -1 }, { role: "gridcell", "data-at": position, "aria-label": spoken(texts[place]) });
+    if (place === undefined) return cell;
+    const strength = strengths[place];
+    cell.dataset.text = texts[place];
+    cell.className = state.metric.startsWith("loss") ? (strength < 0 ? "lowers" : "raises") : "acts";
+    cell.style.setProperty("--s", Math.abs(strength) / 100);
+    return cell;
+  };
+
+  const spoken = (text) => (text ? `${WHAT[state.metric]} ${text}` : state.metric.startsWith("loss") ? "no effect" : "not active");
+
+  const drawKey = () => {
+    const key = panel.querySelector(".heat-key");
+    const steps = state.metric.startsWith("loss") ? [-1, -0.6, -0.25, 0.25, 0.6, 1] : [0.1, 0.325, 0.55, 0.775, 1];
+    const [low, high] = { act_size: ["weak", "strongest here"], act_quantile: ["usual", "99.999 %"] }[state.metric] ?? ["lowers the loss", "raises it"];
+    const swatches = steps.map((step) => {
+      const swatch = element("i", { className: state.metric.startsWith("loss") ? (step < 0 ? "lowers" : "raises") : "acts" });
+      swatch.style.setProperty("--s", Math.abs(step));
+      return swatch;
+    });
+    key.replaceChildren(low, ...swatches, high);
+  };
+
+  /* The chosen token's column, which is brought into view, and the chosen feature's row. */
+  const mark = () => {
+    const grid = panel.querySelector(".heat-grid");
+    for (const cell of grid.querySelectorAll(".at")) cell.classList.remove("at");
+    for (const cell of grid.querySelectorAll(`[data-at="${state.position}"]`)) cell.classList.add("at");
+    for (const row of grid.querySelectorAll("tbody tr")) {
+      row.setAttribute("aria-selected", String(Number(row.dataset.feature) === state.feature));
+    }
+    const scroll = panel.querySelector(".heat-scroll");
+    const chosen = grid.querySelector("thead .at");
+    if (!chosen) return;
+    const names = grid.querySelector(".corner").offsetWidth;
+    const left = chosen.offsetLeft - names;
+    const right = chosen.offsetLeft + chosen.offsetWidth - scroll.clientWidth;
+    if (scroll.scrollLeft > left) scroll.scrollLeft = left;
+    else if (scroll.scrollLeft < right) scroll.scrollLeft = right;
+  };
+
+  /* --- choosing --- */
+
+  const choose = (cell) => {
+    if (!cell) return;
+    const row = cell.closest("tr");
+    const position = Number(cell.dataset.at ?? cell.dataset.row);
+    const feature = row.dataset.feature === undefined ? null : Number(row.dataset.feature);
+    saeVis.goToToken(position, feature);
+  };
+
+  const rove = (cell) => {
+    if (!cell) return;
+    for (const other of panel.querySelectorAll('td[tabindex="0"]')) other.tabIndex = -1;
+    cell.tabIndex = 0;
+  };
+
+  const MOVES = {
+    ArrowLeft: (row, at) => [row, at - 1],
+    ArrowRight: (row, at) => [row, at + 1],
+    ArrowUp: (row, at) => [row - 1, at],
+    ArrowDown: (row, at) => [row + 1, at],
+    PageUp: (row, at) => [row - 10, at],
+    PageDown: (row, at) => [row + 10, at],
+    Home: (row) => [row, 0],
+    End: (row) => [row, Infinity],
+  };
+
+  const keydown = (event) => {
+    const cell = event.target.closest("td");
+    if (!cell || event.metaKey || event.altKey) return;
+    if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      return choose(cell);
+    }
+    if (event.key === "Escape") return tell(null);
+    if (!MOVES[event.key]) return;
+    event.preventDefault();
+    const rows = [...panel.querySelectorAll("tbody tr")];
+    let [row, at] = MOVES[event.key](rows.indexOf(cell.parentElement), Number(cell.dataset.at));
+    if (event.ctrlKey && event.key === "Home") row = 0;
+    if (event.ctrlKey && event.key === "End") row = Infinity;
+    row = Math.max(0, Math.min(rows.length - 1, row));
+    at = Math.max(0, Math.min(tokens.length - 1, at));
+    const next = rows[row].querySelector(`td[data-at="${at}"]`);
+    rove(next);
+    next.focus();
+  };
+
+  /* --- telling: beside the cell, and never outside the window --- */
+
+  const tell = (cell) => {
+    const tip = panel.querySelector(".heat-tip");
+    shown = cell?.tagName === "TD" ? cell : null;
+    tip.hidden = !shown;
+    if (!shown) return;
+    const feature = cell.parentElement.dataset.feature;
+    const label = data.labels[feature];
+    tip.replaceChildren(element("b", { textContent: `Feature ${feature}` }), element("bdi", { textContent: label ? ` ${label}` : "" }));
+    tip.append(" on ", element("span", { className: "text", innerHTML: tokens[cell.dataset.at] }), ` (${cell.dataset.at}): `, spoken(cell.dataset.text));
+    place();
+  };
+
+  /* Below the cell, or above it where there is no room; nowhere when the cell is scrolled out of the map. */
+  const place = () => {
+    const tip = panel.querySelector(".heat-tip");
+    const box = shown.getBoundingClientRect();
+    const map = panel.querySelector(".heat-scroll").getBoundingClientRect();
+    tip.hidden = box.right < map.left || box.left > map.right || box.bottom < map.top || box.top > map.bottom;
+    const { width, height } = tip.getBoundingClientRect();
+    const left = Math.max(8, Math.min(box.left, innerWidth - width - 8));
+    const below = box.bottom + 6;
+    tip.style.left = `${Math.round(left)}px`;
+    tip.style.top = `${Math.round(below + height + 8 <= innerHeight ? below : Math.max(8, box.top - height - 6))}px`;
+  };
+
+  document.addEventListener("DOMContentLoaded", start);
+})();

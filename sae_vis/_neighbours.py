@@ -1,0 +1,175 @@
+"""The directions of the dictionary that lie nearest to a feature's own, by cosine, over every pair and exactly.
+
+Every pair is looked at in float32, in tiles. What could be among the largest then, rounding considered, is computed again
+in float64, so the result does not depend on the tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_vis._statistics import Floats, Ints
+
+COSINE_DECIMALS = 6
+TILE_BYTES = 2**26  # of float32 products that are looked at together
+SHARE_OF_DIRECTIONS = 8  # of the memory budget
+COPIES = 6  # of a float32 direction, while it is worked with
+PIECE = 2**22  # numbers of pairs that are multiplied together in float64
+MANY = 64  # candidates for each row of a table: beyond, as where all directions are orthogonal, whole rows are cheaper
+COARSE = 4e-3  # the error of a product on an accelerator that rounds its inputs to ten bits
+
+Rows = Callable[[Int[Tensor, " k"]], Float[Tensor, "k d"]]
+
+
+class Nearest(NamedTuple):
+    """The features whose directions are nearest to one's own, nearest first."""
+
+    indices: list[int]
+    cosine: list[float]
+
+
+class _Pairs(NamedTuple):
+    """Pairs of a feature (its index among those asked for) and another one (its id), with the cosine."""
+
+    feature: Ints
+    other: Ints
+    cosine: Floats
+
+
+class _Directions(NamedTuple):
+    """Some directions: ids, rows, their lengths in float64, and the rows at length one."""
+
+    ids: Int[Tensor, " k"]
+    rows: Float[Tensor, "k d"]
+    norms: Float[Tensor, " k"]
+    units: Float[Tensor, "k d"]
+
+    @classmethod
+    def of(cls, ids: Int[Tensor, " k"], rows: Float[Tensor, "k d"]) -> _Directions:
+        norms = decoder_norms(rows)
+        tiny = torch.finfo(torch.float64).tiny
+        step = max(1, PIECE // max(1, rows.shape[1]))
+        pieces = zip(torch.split(rows, step), torch.split(norms, step), strict=True)
+        return cls(
+            ids, rows, norms, torch.cat([(part.double() / n.clamp_min(tiny)[:, None]).float() for part, n in pieces])
+        )
+
+    @property
+    def usable(self) -> Tensor:
+        """Which have a direction: a row of zeros has none, nor has one that a broken encoder made infinite."""
+        return torch.isfinite(self.norms) & (self.norms > 0)
+
+    def part(self, start: int, stop: int) -> _Directions:
+        return _Directions(*(values[start:stop] for values in self))
+
+
+def decoder_norms(rows: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
+    """The length of each decoder row, in float64."""
+    pieces = torch.split(rows, max(1, PIECE // max(1, rows.shape[1])))
+    return torch.cat([part.cpu().double().norm(dim=1) for part in pieces]).to(rows.device)
+
+
+def nearest_directions(
+    rows_of: Rows,
+    features: Int[Tensor, " n"],
+    own_rows: Float[Tensor, "n d"],
+    d_hidden: int,
+    size: int,
+    memory_bytes: int = 2**32,
+) -> list[Nearest]:
+    """For each feature, the ``size`` features of the whole dictionary whose directions have the largest cosine with its own.
+
+    The feature itself and rows of zeros are left out; ties (to six decimals) go to the lower index. ``rows_of`` gives the
+    directions of some features, ``own_rows`` are those of ``features``.
+    """
+    x = _Directions.of(features, own_rows)
+    tile = max(64, memory_bytes // SHARE_OF_DIRECTIONS // (4 * COPIES * max(1, own_rows.shape[1])))
+    found: list[_Pairs] = []
+    for ids in torch.split(torch.arange(d_hidden), tile):
+        y = x if torch.equal(ids, features) else _Directions.of(ids, rows_of(ids))
+        step = max(32, TILE_BYTES // (4 * len(ids)))
+        for start in range(0, len(features), step):
+            pairs = _best(x.part(start, start + step), y, size)
+            found.append(pairs._replace(feature=pairs.feature + start))
+    return _ranked(_joined(found), len(features), size)
+
+
+def _joined(parts: list[_Pairs]) -> _Pairs:
+    return _Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def _best(x: _Directions, y: _Directions, size: int) -> _Pairs:
+    """Among these are the ``size`` largest cosines of each x with some y; ``y.ids`` follow each other."""
+    products = _without_itself(x.units @ y.units.T, x, y)
+    least = products.topk(min(size, len(y.ids)), 1).values[:, -1:]
+    candidates = (products >= least - _margin(products, x.units.shape[1])) & torch.isfinite(products)
+    many = candidates.sum(1) > MANY * size
+    feature, other = (candidates & ~many[:, None]).nonzero().unbind(1)
+    parts = [_Pairs(feature.cpu().numpy(), y.ids[other.cpu()].numpy(), _cosines(x, y, feature, other))]
+    parts += [_whole_rows(x, y, rows, size) for rows in torch.split(many.nonzero()[:, 0], 32) if len(rows)]
+    return _joined(parts)
+
+
+def _without_itself(products: Tensor, x: _Directions, y: _Directions) -> Tensor:
+    """Minus infinity where there is no direction, and for a feature with itself."""
+    products[:, ~y.usable] = -torch.inf
+    products[~x.usable] = -torch.inf
+    at = x.ids - y.ids[0]
+    there = ((at >= 0) & (at < len(y.ids))).nonzero()[:, 0]
+    products[there.to(products.device), at[there].to(products.device)] = -torch.inf
+    return products
+
+
+def _margin(products: Tensor, width: int) -> float:
+    """Twice what a float32 product of unit vectors may be off, and the step that cosines are rounded to."""
+    error = max((width + 8) * torch.finfo(torch.float32).eps, COARSE if products.device.type != "cpu" else 0.0)
+    return 2 * error + 2 * 10.0**-COSINE_DECIMALS
+
+
+def _cosines(x: _Directions, y: _Directions, feature: Tensor, other: Tensor) -> Floats:
+    """Of some pairs, in float64."""
+    step = max(1, PIECE // max(1, x.rows.shape[1]))
+    found = [
+        (x.rows[a].double() * y.rows[b].double()).sum(1) / x.norms[a] / y.norms[b]
+        for a, b in zip(torch.split(feature, step), torch.split(other, step), strict=True)
+    ]
+    return _stored(torch.cat(found))
+
+
+def _stored(cosines: Tensor) -> Floats:
+    rounded: Floats = np.round(cosines.clamp(-1.0, 1.0).cpu().numpy(), COSINE_DECIMALS) + 0.0  # no -0.0
+    return rounded
+
+
+def _whole_rows(x: _Directions, y: _Directions, rows: Tensor, size: int) -> _Pairs:
+    """The largest cosines of a few x, all of them computed in float64."""
+    few = _Directions(x.ids[rows.cpu()], x.rows[rows], x.norms[rows], x.units[rows])
+    parts = [
+        few.rows.double() @ part.double().T for part in torch.split(y.rows, max(1, PIECE // max(1, x.rows.shape[1])))
+    ]
+    exact = _without_itself(torch.cat(parts, 1) / few.norms[:, None] / y.norms, few, y)
+    found = []
+    for row, cosines in zip(rows.tolist(), exact, strict=True):
+        values = _stored(cosines)
+        values[~torch.isfinite(cosines).cpu().numpy()] = -np.inf
+        best = np.argsort(-values, kind="stable")[:size]
+        best = best[values[best] > -np.inf]
+        found.append(_Pairs(np.full(len(best), row), y.ids.numpy()[best], values[best]))
+    return _joined(found)
+
+
+def _ranked(pairs: _Pairs, n: int, size: int) -> list[Nearest]:
+    """The first of each feature, by cosine and then by id."""
+    order = np.lexsort((pairs.other, -pairs.cosine, pairs.feature))
+    ends = np.searchsorted(pairs.feature[order], np.arange(n + 1))
+    result = []
+    for start, stop in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+        best = order[start : min(stop, start + size)]
+        result.append(Nearest(pairs.other[best].tolist(), pairs.cosine[best].tolist()))
+    return result

@@ -1,0 +1,115 @@
+"""What lies near a feature, and where its effect is: the dataclasses of these panels, checked and drawn. No computation.
+
+They are parts of ``data_storing_fns.FeatureData`` and of its groups of sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sae_vis import html_fns
+from sae_vis._errors import InputError
+from sae_vis._templates import Html
+from sae_vis.utils_fns import format_fixed, format_signed
+
+
+class Linked(Protocol):
+    """What a table must know of the page: the features that a link can reach."""
+
+    @property
+    def features(self) -> frozenset[int]:
+        """Their ids."""
+
+
+def _check(where: object, told: str, *columns: Sequence[float]) -> None:
+    """The columns have one length, and every number is one of those that ``told`` tells of."""
+    if len({len(column) for column in columns}) > 1:
+        lengths = ", ".join(str(len(column)) for column in columns)
+        raise InputError(f"{type(where).__name__}: lists of one length expected, got {lengths}.")
+    for column in columns:
+        for value in column:
+            if not math.isfinite(value):
+                raise InputError(f"{type(where).__name__}: {told} expected, got {value!r}.")
+
+
+def _indices(indices: Sequence[int], page: Linked | None) -> list[Html | str]:
+    reachable = page.features if page else frozenset[int]()
+    return [html_fns.feature_link(index) if index in reachable else str(index) for index in indices]
+
+
+@dataclass(slots=True)
+class NearestData:
+    """The features of the whole dictionary whose decoder directions have the largest cosine with a feature's own."""
+
+    indices: list[int]
+    cosine: list[float]
+
+    def __post_init__(self) -> None:
+        _check(self, "finite numbers", self.indices, self.cosine)
+
+    def get_html(self, page: Linked | None = None, *, rows: int | None = None) -> Html:
+        """The table, with at most ``rows`` rows."""
+        cosines = [format_signed(value) for value in self.cosine[:rows]]
+        indices = _indices(self.indices[:rows], page)
+        return html_fns.neighbours_table("Nearest directions", ["Index", "Cosine"], indices, cosines, [])
+
+
+@dataclass(slots=True)
+class CoactiveData:
+    """The features that are active together with a feature most: the Jaccard index, and at how many counted positions."""
+
+    indices: list[int]
+    jaccard: list[float]
+    n_both: list[int]
+
+    def __post_init__(self) -> None:
+        _check(self, "finite numbers", self.indices, self.jaccard, self.n_both)
+        if not all(0.0 <= value <= 1.0 for value in self.jaccard):
+            raise InputError("CoactiveData: jaccard must be from 0 to 1.")
+
+    def get_html(self, page: Linked | None = None, *, rows: int | None = None) -> Html:
+        """The table, with at most ``rows`` rows."""
+        return html_fns.neighbours_table(
+            "Active together",
+            ["Index", "Jaccard", "Tokens"],
+            _indices(self.indices[:rows], page),
+            [format_fixed(value, 3) for value in self.jaccard[:rows]],
+            [f"{n:,}" for n in self.n_both[:rows]],
+        )
+
+
+@dataclass(slots=True)
+class NeighboursData:
+    """The features that are nearest to one, by direction and by co-activation (None where that was not counted)."""
+
+    nearest: NearestData
+    coactive: CoactiveData | None = None
+
+    def get_html(self, page: Linked | None = None, *, rows: int | None = None) -> Html:
+        """The tables below each other."""
+        tables = [self.nearest.get_html(page, rows=rows)]
+        if self.coactive is not None:
+            tables.append(self.coactive.get_html(page, rows=rows))
+        return html_fns.neighbours(tables)
+
+
+@dataclass(slots=True)
+class LossShareData:
+    """An interval's share of all that the feature lowers the loss by, and of all that it raises it by (0 to 1 each).
+
+    Estimated from ``n_examples`` random positions of the interval; ``exact`` where every interval's positions were measured.
+    """
+
+    lowered: float
+    raised: float
+    n_examples: int
+    exact: bool
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.lowered <= 1.0 and 0.0 <= self.raised <= 1.0):
+            raise InputError(f"LossShareData: shares must be from 0 to 1, got {self.lowered!r} and {self.raised!r}.")
+        if self.n_examples < 0:
+            raise InputError(f"LossShareData: n_examples must not be negative, got {self.n_examples!r}.")

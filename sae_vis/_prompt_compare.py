@@ -1,0 +1,173 @@
+"""Compare two prompts: align their tokens, and rank the features by how much their scores differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sae_vis._assemble import sequence_data, sequence_token_ids
+from sae_vis._prompt_comparison import ComparedFeature, Pair, PromptComparisonData
+from sae_vis._prompt_scoring import Ranking
+from sae_vis._prompt_view import PromptFetcher
+from sae_vis._run import Run
+from sae_vis._shown import ShownFeature
+from sae_vis._vocabulary import token_texts
+from sae_vis.data_storing_fns import LOSS_SCORES, LogitsData, MultiFeatureData, SequenceData, SequenceGroupData
+from sae_vis.utils_fns import round_significant
+
+DIFFERENCE_DIGITS = 6
+
+
+def aligned(first: Sequence[int], other: Sequence[int]) -> list[Pair]:
+    """The positions of both token sequences side by side, in order.
+
+    The longest common stretches are paired (as ``difflib`` finds them), and so are stretches of equal length that stand in each
+    other's place. Any other token has no counterpart: None.
+    """
+    pairs: list[Pair] = []
+    for kind, a, a_end, b, b_end in difflib.SequenceMatcher(None, first, other, autojunk=False).get_opcodes():
+        if kind == "equal" or a_end - a == b_end - b:
+            pairs += zip(range(a, a_end), range(b, b_end), strict=True)
+        else:
+            pairs += [(at, None) for at in range(a, a_end)]
+            pairs += [(None, at) for at in range(b, b_end)]
+    return pairs
+
+
+def ranked_differences(
+    first: Sequence[Mapping[int, float]], other: Sequence[Mapping[int, float]], pairs: Iterable[Pair]
+) -> tuple[list[Ranking], Ranking]:
+    """Of every pair, and summed over all, ``(feature, other - first)``, the largest in size first, ties to the lower feature.
+
+    A feature without a score has 0; those that do not differ are left out.
+    """
+    of_pairs: list[Ranking] = []
+    sums: dict[int, float] = {}
+    for at, other_at in pairs:
+        if at is None or other_at is None:
+            of_pairs.append([])
+            continue
+        own, others = first[at], other[other_at]
+        found = {feature: others.get(feature, 0.0) - own.get(feature, 0.0) for feature in sorted({*own, *others})}
+        of_pairs.append(_ranked(found))
+        for feature, difference in found.items():
+            sums[feature] = sums.get(feature, 0.0) + difference
+    return of_pairs, _ranked(sums)
+
+
+def _ranked(found: Mapping[int, float]) -> Ranking:
+    rounded = ((feature, round_significant(value, DIFFERENCE_DIGITS)) for feature, value in found.items())
+    return sorted((pair for pair in rounded if abs(pair[1]) > NOISE), key=lambda pair: (-abs(pair[1]), pair[0]))
+
+
+def _scores(fetcher: PromptFetcher) -> dict[str, list[dict[int, float]]]:
+    """By name and position, the score of every feature that has one; of losses those of all that are not zero.
+
+    A full effect may come from far before: in a ranking, where it counts for features active one token earlier, it is left out.
+    """
+    scores = {name: [dict(ranking) for ranking in rankings] for name, rankings in fetcher.all_scores().items()}
+    for name, ablation in zip(("loss_effect", "loss_effect_full"), fetcher.measured, strict=False):
+        losses: list[dict[int, float]] = [{} for _ in range(fetcher.ids.shape[1])]
+        for own, seen in zip(fetcher.acts, fetcher.seen, strict=True):
+            for place, effect in seen.effects[ablation].items():
+                losses[place][own.feature] = effect.loss
+        scores[name] = losses
+    return scores
+
+
+NOISE = 1e-12  # what is left of sums that cancel
+
+
+class Comparer:
+    """Both prompts, each run as for a view of its own, so that every number is the same as there."""
+
+    def __init__(self, run: Run, ids: Tensor, other_ids: Tensor, features: MultiFeatureData, size: int) -> None:
+        self.run, self.features, self.size = run, features, size
+        self.ids: list[list[int]] = [ids[0].tolist(), other_ids[0].tolist()]
+        self.fetchers = [PromptFetcher(run, one, features, size) for one in (ids, other_ids)]
+        self.scores = [_scores(fetcher) for fetcher in self.fetchers]
+        self.seen = [
+            {own.feature: seen for own, seen in zip(fetcher.acts, fetcher.seen, strict=True)}
+            for fetcher in self.fetchers
+        ]
+
+    def data(self) -> PromptComparisonData:
+        """The differences, and the features that they name."""
+        pairs = aligned(*self.ids)
+        differences: dict[Any, list[Ranking]] = {}
+        totals: dict[Any, Ranking] = {}
+        for name in self.scores[0]:
+            usable = [self._usable(pair) for pair in pairs] if name in LOSS_SCORES else pairs
+            of_pairs, total = ranked_differences(self.scores[0][name], self.scores[1][name], usable)
+            differences[name] = [ranking[: self.size] for ranking in of_pairs]
+            totals[name] = total[: self.size]
+        lists = [*totals.values(), *(ranking for of_pairs in differences.values() for ranking in of_pairs)]
+        named = sorted({feature for ranking in lists for feature, _ in ranking})
+        compared = {feature: self._feature(feature) for feature in named}
+        vocab, vocab_bytes = self._vocabulary(compared)
+        return PromptComparisonData(
+            self.ids[0],
+            self.ids[1],
+            pairs,
+            vocab,
+            vocab_bytes,
+            compared,
+            self.run.fvp,
+            self.features.provenance,
+            differences,
+            totals,
+        )
+
+    def _usable(self, pair: Pair) -> Pair:
+        """The pair, if both tokens are predicted; the first token and padding are not."""
+        padding = self.run.model.padding_id()
+        return pair if all(at and ids[at] != padding for at, ids in zip(pair, self.ids, strict=True)) else (None, None)
+
+    def _feature(self, feature: int) -> ComparedFeature:
+        data = self.features[feature]
+        tops = [group for group in data.sequences.groups if group.share is None]
+        top = tops[0] if tops else SequenceGroupData("TOP ACTIVATIONS", 0.0, data.activations.max or 0.0, None, [])
+        return ComparedFeature(
+            feature,
+            self._sequence(0, feature),
+            self._sequence(1, feature),
+            [at.get(feature, 0.0) for at in self.scores[0]["act_quantile"]],
+            [at.get(feature, 0.0) for at in self.scores[1]["act_quantile"]],
+            data.activations,
+            self._logits(data.logits, top),
+            top,
+            data.label,
+        )
+
+    def _sequence(self, which: int, feature: int) -> SequenceData:
+        ids, measured = self.ids[which], self.fetchers[which].measured
+        nowhere = ShownFeature({}, {ablation: {} for ablation in measured})  # not active: its effect is exactly 0
+        seen = self.seen[which].get(feature, nowhere)
+        return sequence_data(0, 0, 0, ids, range(len(ids)), seen, self.run.model.padding_id())
+
+    def _logits(self, stored: LogitsData | None, top: SequenceGroupData) -> LogitsData | None:
+        if stored is None:
+            return None
+        shown = {token: stored.shown_logits[token] for sequence in top.sequences for token in sequence.token_ids}
+        return dataclasses.replace(stored, shown_logits=dict(sorted(shown.items())))
+
+    def _vocabulary(self, compared: Mapping[int, ComparedFeature]) -> tuple[dict[int, str], dict[int, str]]:
+        own, others = {*self.ids[0], *self.ids[1]}, set[int]()
+        for feature in compared.values():
+            for sequence in (feature.sequence, feature.other_sequence):
+                own.update(sequence_token_ids(sequence))
+            for sequence in feature.top_group.sequences:
+                others.update(sequence_token_ids(sequence))
+            if feature.logits is not None:
+                others.update((*feature.logits.top_token_ids, *feature.logits.bottom_token_ids))
+        texts, stored = token_texts(self.run.model.tokenizer, own), self.features
+        rest = others - own
+        known: dict[int, Any] = {i: stored.vocab_bytes[i] for i in rest if i in stored.vocab_bytes}
+        return (
+            dict(sorted((texts.text | {i: stored.vocab[i] for i in rest}).items())),
+            dict(sorted((texts.partial | known).items())),
+        )

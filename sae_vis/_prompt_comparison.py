@@ -1,0 +1,332 @@
+"""The comparison of two prompts: what was fetched, how it is drawn, how it is saved. No computation."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from sae_vis import _json, _page, data_storing_fns, html_fns
+from sae_vis._errors import InputError
+from sae_vis._params import FeatureVisParams
+from sae_vis._templates import Html, join, template
+from sae_vis.data_storing_fns import (
+    LOSS_SCORES,
+    SCORE_NAMES,
+    ActivationsData,
+    LogitsData,
+    PageContext,
+    Provenance,
+    ScoreName,
+    SequenceData,
+    SequenceGroupData,
+)
+from sae_vis.html_fns import NOTHING, TokenPrinter
+from sae_vis.utils_fns import decimals_for, format_general, format_quantile, format_signed
+
+Pair = tuple[int | None, int | None]
+Ranking = list[tuple[int, float]]
+EXAMPLES = 8  # of the top activations that a column shows
+
+
+@dataclass
+class ComparedFeature:
+    """One feature on both prompts: its activations and effects, and the quantile of its activation at each position."""
+
+    feature_idx: int
+    sequence: SequenceData
+    other_sequence: SequenceData
+    quantiles: list[float]
+    other_quantiles: list[float]
+    activations: ActivationsData
+    logits: LogitsData | None
+    top_group: SequenceGroupData
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        for which in ("", "other_"):
+            n_tokens, n = len(getattr(self, f"{which}sequence").token_ids), len(getattr(self, f"{which}quantiles"))
+            if n != n_tokens:
+                raise InputError(f"ComparedFeature: {which}quantiles has {n} items for {n_tokens} tokens.")
+            if not all(0.0 <= share <= 1.0 for share in getattr(self, f"{which}quantiles")):
+                raise InputError(f"ComparedFeature: {which}quantiles must be from 0 to 1.")
+
+    def get_html(
+        self, page: PageContext | None = None, *, rank: str = "", score: str = "", bold: Pair = (None, None)
+    ) -> Html:
+        """The feature's column: both prompts, one under the other, and what tells of the feature itself."""
+        page = page or PageContext()
+        both = [self.sequence, self.other_sequence]
+        page = page.for_feature([*both, *self.top_group.sequences], self.activations, self.logits)
+        link = join([str(self.feature_idx)])
+        if page.feature_url:
+            link = html_fns.outside_link(self.feature_idx, page.feature_url.replace("{feature}", str(self.feature_idx)))
+        drawn = [one.get_html(page, bold_idx=-1 if at is None else at) for one, at in zip(both, bold, strict=True)]
+        tops = self.top_group.get_html(page, examples=EXAMPLES)
+        panels = [
+            template("compared_sequences.html").fill(
+                first=drawn[0], other=drawn[1], hover=data_storing_fns.hover_of(both, page)
+            ),
+            self.activations.get_html(page),
+            self.logits.tables_html(page, rows=5) if self.logits else NOTHING,
+            html_fns.top_sequences(tops, data_storing_fns.hover_of(self.top_group.sequences[:EXAMPLES], page)),
+        ]
+        column = html_fns.column(["has-prompt"], panels, 420)
+        label = html_fns.label(self.label or "")
+        return html_fns.prompt_column(self.feature_idx, link, label, rank, score, [column], page.params.border)
+
+    def token_ids(self) -> set[int]:
+        """Every token that the column may name."""
+        return data_storing_fns.token_ids_of([self.sequence, self.other_sequence, *self.top_group.sequences])
+
+
+@dataclass(repr=False)
+class PromptComparisonData:
+    """Which features differ between two prompts, by aligned token and in all.
+
+    ``pairs`` aligns their tokens in order: positions of the first and the other, None where one has no counterpart.
+    ``differences[score_name][pair]`` lists ``(feature, difference)``, the score on the other prompt less that on the first, the
+    largest in size first; nothing where a token has no counterpart. ``totals[score_name]`` lists the sums over all pairs.
+    A feature that is not active has the score 0. ``compared_dict`` has the features that are listed anywhere.
+    """
+
+    prompt_token_ids: list[int]
+    other_token_ids: list[int]
+    pairs: list[tuple[int | None, int | None]]
+    vocab: dict[int, str]
+    vocab_bytes: dict[int, str]
+    compared_dict: dict[int, ComparedFeature]
+    params: FeatureVisParams
+    provenance: Provenance
+    differences: dict[ScoreName, list[list[tuple[int, float]]]]
+    totals: dict[ScoreName, list[tuple[int, float]]]
+
+    def __post_init__(self) -> None:
+        self.compared_dict = dict(sorted(self.compared_dict.items()))
+        for which, ids in enumerate((self.prompt_token_ids, self.other_token_ids)):
+            places = [pair[which] for pair in self.pairs if pair[which] is not None]
+            if places != list(range(len(ids))):
+                raise InputError(
+                    f"PromptComparisonData: pairs must name each of the {len(ids)} positions once, got {places[:8]}."
+                )
+        if not all(any(place is not None for place in pair) for pair in self.pairs):
+            raise InputError("PromptComparisonData: a pair of nothing and nothing.")
+        if self.differences.keys() != self.totals.keys() or not set(self.totals) <= set(SCORE_NAMES):
+            raise InputError(
+                f"PromptComparisonData: scores {list(self.differences)} and {list(self.totals)}; known: {SCORE_NAMES}."
+            )
+        for name, of_pairs in self.differences.items():
+            if len(of_pairs) != len(self.pairs):
+                raise InputError(
+                    f"PromptComparisonData: differences[{name!r}] has {len(of_pairs)} pairs, expected {len(self.pairs)}."
+                )
+            for ranked in (*of_pairs, self.totals[name]):
+                absent = next((feature for feature, _ in ranked if feature not in self.compared_dict), None)
+                if absent is not None:
+                    raise InputError(f"PromptComparisonData: differences name feature {absent}, which has no data.")
+                data_storing_fns.check_finite(self, differences=[difference for _, difference in ranked])
+        for feature, data in self.compared_dict.items():
+            if feature != data.feature_idx:
+                raise InputError(f"PromptComparisonData: key {feature} holds feature {data.feature_idx}.")
+            shown = (len(data.sequence.token_ids), len(data.other_sequence.token_ids))
+            if shown != (len(self.prompt_token_ids), len(self.other_token_ids)):
+                raise InputError(f"PromptComparisonData: feature {feature} shows prompts of {shown} tokens.")
+        data_storing_fns.check_hex(self, self.vocab_bytes)
+
+    def __repr__(self) -> str:
+        lengths = f"{len(self.prompt_token_ids)} and {len(self.other_token_ids)} tokens"
+        return f"PromptComparisonData({lengths}, {len(self.compared_dict)} features of {self.provenance.model})"
+
+    def get_html(
+        self,
+        page: PageContext | None = None,
+        *,
+        pair: int | None = None,
+        score_name: ScoreName | None = None,
+        feature_url: str | None = None,
+    ) -> Html:
+        """The whole page as one document: every metric and every pair of tokens, the chosen ones shown at the start.
+
+        Args:
+            page: what is known of the page; None: this data's own.
+            pair: an index of ``pairs``; None: the totals over all of them.
+            score_name: one of the scores of ``totals``; None: the first.
+            feature_url: where a feature's own page is, e.g. ``"features.html#feature={feature}"``.
+
+        Raises:
+            InputError: if there is no such pair or score, or the address could run a script.
+        """
+        name = next(iter(self.totals), "act_size") if score_name is None else score_name
+        if name not in self.totals:
+            raise InputError(f"There is no score {name!r} in this data. There is: {', '.join(self.totals)}.")
+        if pair is not None and (
+            not isinstance(pair, int) or isinstance(pair, bool) or not 0 <= pair < len(self.pairs)
+        ):
+            raise InputError(f"pair must be an index of the aligned tokens, 0 to {len(self.pairs) - 1}, got {pair!r}.")
+        page = dataclasses.replace(
+            page or PageContext(TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance),
+            score_name=name,
+            feature_url=data_storing_fns.checked_url(feature_url),
+        )
+        return _document(self, page, 0 if pair is None else pair + 1)
+
+    def save_html(
+        self,
+        path: str | os.PathLike[str],
+        pair: int | None = None,
+        score_name: ScoreName | None = None,
+        feature_url: str | None = None,
+    ) -> None:
+        """Write the whole page to one file, which opens from disk with no network; the arguments are ``get_html``'s."""
+        document = self.get_html(pair=pair, score_name=score_name, feature_url=feature_url)
+        _json.write_atomic(path, document.encode())
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which the page can be drawn again."""
+        _json.save(self, path)
+
+    @classmethod
+    def load_json(cls, path: str | os.PathLike[str], *, max_bytes: int = _json.MAX_BYTES) -> PromptComparisonData:
+        """Read what ``save_json`` wrote; neither the model nor torch is needed.
+
+        Raises:
+            FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
+        """
+        return _json.load(cls, path, max_bytes=max_bytes)
+
+    def _repr_html_(self) -> str:
+        document = self.get_html()
+        if len(document) > _page.NOTEBOOK_BYTES:
+            return html_fns.empty(
+                f"{self!r} is too large to show here: write it to a file with .save_html('two.html')."
+            )
+        return _page.notebook_frame(document, repr(self), 900)
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+_ABOUT = {
+    "act_size": "activation",
+    "act_quantile": "quantile",
+    "loss_effect": "loss effect",
+    "loss_effect_full": "full loss effect",
+}
+_NONE = "No feature to show: none differs here, or the token has no counterpart in the other prompt."
+
+
+def _document(data: PromptComparisonData, page: PageContext, position: int) -> Html:
+    """The page. Position 0 of its strip stands for all tokens, the others for the pairs."""
+    name = page.score_name
+    ranked = _ranked(data, name)[position]
+    bold = data.pairs[position - 1] if position else (None, None)
+    columns = [
+        data.compared_dict[feature].get_html(
+            page, rank=f"#{rank}", score=_text(data, name, position, feature, score), bold=bold
+        )
+        for rank, (feature, score) in enumerate(ranked, 1)
+    ]
+    shown = {feature for feature, _ in ranked}
+    packed = [
+        _page.packed(feature, _page.pack(one.get_html(page)))
+        for feature, one in data.compared_dict.items()
+        if feature not in shown
+    ]
+    body = template("comparison_page.html").fill(
+        subtitle=data_storing_fns.subtitle_of(page.provenance),
+        notes=data_storing_fns.notes_of(page),
+        strip=join(_strip(data, page, position)),
+        metrics=join(html_fns.prompt_metric(one, data_storing_fns.METRICS[one][0], one == name) for one in data.totals),
+        about=_about(name),
+        legend=html_fns.legend("the feature’s maximum", data_storing_fns.loss_key_of(page)),
+        columns=join(columns),
+        none=_NONE,
+        none_hidden=Html(" hidden") if columns else NOTHING,
+        footer=data_storing_fns.footer_of(page),
+        hovertext=html_fns.hovertext(),
+    )
+    ids = {*data.prompt_token_ids, *data.other_token_ids}.union(*(f.token_ids() for f in data.compared_dict.values()))
+    state: dict[str, Any] = {
+        "position": position,
+        "metric": name,
+        "about": {one: _about(one) for one in data.totals},
+        "none": dict.fromkeys(data.totals, _NONE),
+        "places": [[None, None], *data.pairs],
+        "scores": {
+            one: [
+                [[feature, _text(data, one, place, feature, score)] for feature, score in at]
+                for place, at in enumerate(_ranked(data, one))
+            ]
+            for one in data.totals
+        },
+    }
+    elements = [data_storing_fns.vocab_element(page, ids), _page.data("rankings", state), *packed]
+    return _page.document(f"Two prompts · {data_storing_fns.subtitle_of(page.provenance)}", body, elements)
+
+
+def _ranked(data: PromptComparisonData, name: ScoreName) -> list[Ranking]:
+    return [data.totals[name], *data.differences[name]]
+
+
+def _about(name: ScoreName) -> str:
+    return (
+        f"The {_ABOUT[name]} on the second prompt less that on the first, largest differences first; for all tokens, the "
+        "sum over the aligned ones."
+    )
+
+
+def _text(data: PromptComparisonData, name: ScoreName, position: int, feature: int, difference: float) -> str:
+    """The difference, behind the two scores where it is that of a pair."""
+    what = "quantile" if name == "act_quantile" else "loss" if name in LOSS_SCORES else "activation"
+    decimals = min(6, max(3, decimals_for(difference, 2)))
+    if name == "act_quantile":
+        difference, decimals = 100.0 * difference, min(4, max(2, decimals_for(100.0 * difference, 2)))
+    unit = " %" if name == "act_quantile" else ""
+    told = f"{format_signed(difference, decimals)}{unit}"
+    if not position:
+        return f"{what} {told}"
+    pair, one = data.pairs[position - 1], data.compared_dict[feature]
+    first, other = (_score(one, name, which, at or 0) for which, at in enumerate(pair))
+    if name in LOSS_SCORES:
+        return f"{what} {format_signed(first, decimals)} → {format_signed(other, decimals)} ({told})"
+    if name == "act_quantile":
+        return f"{what} {format_quantile(first)} → {format_quantile(other)} ({told})"
+    return f"{what} {format_general(first)} → {format_general(other)} ({told})"
+
+
+def _score(one: ComparedFeature, name: ScoreName, which: int, at: int) -> float:
+    if name == "act_quantile":
+        return (one.other_quantiles if which else one.quantiles)[at]
+    sequence = one.other_sequence if which else one.sequence
+    if name == "act_size":
+        return sequence.feat_acts[at]
+    losses = sequence.full_losses() if name == "loss_effect_full" else sequence.loss_contribution
+    return losses[at] or 0.0
+
+
+def _strip(data: PromptComparisonData, page: PageContext, chosen: int) -> list[Html]:
+    """A button for all tokens, and one for each pair with both tokens, one under the other."""
+    texts = [page.printer.sequence(ids) for ids in (data.prompt_token_ids, data.other_token_ids)]
+    ids = (data.prompt_token_ids, data.other_token_ids)
+    buttons = [_button("All tokens", NOTHING, NOTHING, "all", is_chosen=not chosen)]
+    for index, pair in enumerate(data.pairs, 1):
+        first, other = (_GAP if at is None else texts[which][at] for which, at in enumerate(pair))
+        tokens = [None if at is None else ids[which][at] for which, at in enumerate(pair)]
+        kind = "gap" if None in pair else "same" if tokens[0] == tokens[1] else "other"
+        told = " and ".join("nothing" if at is None else f"position {at}" for at in pair)
+        buttons.append(_button(f"Pair {index - 1}: {told}", first, other, kind, is_chosen=index == chosen))
+    return buttons
+
+
+_GAP = Html("<s>—</s>")
+
+
+def _button(label: str, first: Html, other: Html, kind: str, *, is_chosen: bool) -> Html:
+    return template("comparison_pair.html").fill(
+        label=label,
+        first=first if kind != "all" else Html("All"),
+        other=other if kind != "all" else Html("tokens"),
+        kind=kind,
+        checked="true" if is_chosen else "false",
+        tab=0 if is_chosen else -1,
+    )

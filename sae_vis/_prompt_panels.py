@@ -1,0 +1,269 @@
+"""What the prompt-centric view shows of the whole prompt: a heat map of features × tokens, and how well it is reconstructed.
+
+The numbers only, with their checks, and how they become panels; what computes them is above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sae_vis._errors import InputError
+from sae_vis._templates import Html, join, template
+from sae_vis.html_fns import NOTHING
+from sae_vis.utils_fns import decimals_for, format_fixed, format_percent, largest, level
+
+HEAT_ROWS = 50  # of each score; a page offers to show fewer
+HEAT_SHOWN = 20
+QUANTILE_NINES = 5  # of a quantile with as many nines (0.99999), a cell is as strong as can be
+LEAST_GAP = 0.01  # nats between the ablated model and the model, for their quotient to mean anything
+
+# --- the heat map --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class HeatRow:
+    """A feature's scores on the prompt, at the rising positions at which it has one."""
+
+    feature_idx: int
+    positions: list[int]
+    scores: list[float]
+
+    def __post_init__(self) -> None:
+        if len(self.positions) != len(self.scores) or not self.positions:
+            raise InputError(
+                f"HeatRow: as many positions as scores expected, and one at least, got {len(self.positions)} and "
+                f"{len(self.scores)}."
+            )
+        if self.positions[0] < 0 or any(b <= a for a, b in zip(self.positions, self.positions[1:], strict=False)):
+            raise InputError(f"HeatRow: positions must rise from 0 on, got {self.positions[:8]}.")
+        _check_finite(self, scores=self.scores)
+
+
+def heat_rows(ranked: Sequence[Sequence[tuple[int, float]]], size: int, *, largest_first: bool) -> list[HeatRow]:
+    """The ``size`` features with the best score anywhere, the best first; ties go to the lower feature.
+
+    ``ranked[position]`` lists ``(feature, score)``. The best score of a feature is its largest one, or its lowest.
+    """
+    found: dict[int, tuple[list[int], list[float]]] = {}
+    for position, at in enumerate(ranked):
+        for feature, score in at:
+            positions, scores = found.setdefault(feature, ([], []))
+            positions.append(position)
+            scores.append(score)
+    best = {f: -max(scores) if largest_first else min(scores) for f, (_, scores) in found.items()}
+    order = sorted(found, key=lambda feature: (best[feature], feature))
+    return [HeatRow(feature, *found[feature]) for feature in order[:size]]
+
+
+def heat_data(
+    rows: Mapping[str, Sequence[HeatRow]],
+    labels: Mapping[int, str | None],
+    columns: set[int],
+    is_loss: Callable[[str], bool],
+    text: Callable[[str, float], str],
+) -> dict[str, Any]:
+    """What ``js/heat.js`` draws the heat map from: for each score its rows, the cells as strengths (−100 to 100) and texts.
+
+    ``columns`` are the features that the page has a column of.
+    """
+    features = sorted({row.feature_idx for of_score in rows.values() for row in of_score})
+    return {
+        "labels": {feature: labels[feature] for feature in features if labels.get(feature)},
+        "columns": [feature for feature in features if feature in columns],
+        "rows": {
+            name: [
+                [
+                    row.feature_idx,
+                    row.positions,
+                    [_strength(name, score, scale, is_loss=is_loss(name)) for score in row.scores],
+                    [text(name, score) for score in row.scores],
+                    _peak(row, lowest=is_loss(name)),
+                ]
+                for row in of_score
+            ]
+            for name, of_score in rows.items()
+            for scale in [largest(score for row in of_score for score in row.scores)]
+        },
+    }
+
+
+def _peak(row: HeatRow, *, lowest: bool) -> int:
+    """The position of the best score, the first of them."""
+    best = min(row.scores) if lowest else max(row.scores)
+    return row.positions[row.scores.index(best)]
+
+
+def _strength(name: str, score: float, scale: float, *, is_loss: bool) -> int:
+    """How strong a cell's colour is: of a quantile by its nines, else as a share of the largest score of the map.
+
+    Of that share, losses take the square root: beside a strong effect stand many that are a hundred times weaker.
+    """
+    if name == "act_quantile":
+        nines = -math.log10(max(10.0**-QUANTILE_NINES, 1.0 - score))
+        return max(1, round(100 * nines / QUANTILE_NINES))
+    share = level(score, scale)
+    return round(100 * (math.copysign(math.sqrt(abs(share)), share) if is_loss else share))
+
+
+def heat_html() -> Html:
+    """The panel that the script fills."""
+    return template("prompt_heat.html").fill(
+        options=join(_option(size, size == HEAT_SHOWN) for size in (10, HEAT_SHOWN, HEAT_ROWS))
+    )
+
+
+def _option(size: int, chosen: bool) -> Html:
+    return template("heat_option.html").fill(size=size, chosen=Html(" selected") if chosen else NOTHING)
+
+
+# --- the reconstruction ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ReconstructionData:
+    """How well the autoencoder reconstructs a prompt, by token, and what that costs the model.
+
+    ``error``: squared distance of the reconstruction from what stands at the hook point, as a share of that of the mean over
+    the prompt's counted tokens; ``l0``: how many features of the whole dictionary are not zero. Both None at ignored tokens.
+    The losses of predicting each token, in nats (None where there is none): of the model, with the reconstruction in the
+    place of what stands at the hook point, with the reconstruction by the ``n_chosen`` features asked for alone, and with
+    zeros there. Ignored tokens keep what stands there. ``fvu`` and ``fvu_chosen``: the share of the variance that the
+    reconstructions leave out, over all counted tokens. Where there is a ``reason`` there are no numbers.
+    """
+
+    error: list[float | None] = field(default_factory=list)
+    l0: list[int | None] = field(default_factory=list)
+    loss: list[float | None] = field(default_factory=list)
+    loss_spliced: list[float | None] = field(default_factory=list)
+    loss_chosen: list[float | None] = field(default_factory=list)
+    loss_ablated: list[float | None] = field(default_factory=list)
+    fvu: float | None = None
+    fvu_chosen: float | None = None
+    n_chosen: int = 0
+    ablation: Literal["zero"] = "zero"
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        lists = {name: getattr(self, name) for name in (*_LOSSES, "error", "l0")}
+        lengths = {name: len(values) for name, values in lists.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise InputError(f"ReconstructionData: lists of one length expected, but {told}.")
+        if self.reason and self.error:
+            raise InputError("ReconstructionData: numbers, and a reason why there are none.")
+        _check_finite(self, **lists, fvu=[self.fvu, self.fvu_chosen])
+
+    def recovered(self, position: int) -> float | None:
+        """The share of the loss that the reconstruction recovers at one token, None where ablation costs next to nothing."""
+        loss, spliced, ablated = self.loss[position], self.loss_spliced[position], self.loss_ablated[position]
+        if loss is None or spliced is None or ablated is None:
+            return None
+        return _recovered(loss, spliced, ablated)
+
+    def total(self, name: Literal["loss", "loss_spliced", "loss_chosen", "loss_ablated"]) -> float | None:
+        """The mean of one of the losses over the tokens that have one."""
+        values: list[float] = [value for value in getattr(self, name) if value is not None]
+        return sum(values) / len(values) if values else None
+
+    def total_recovered(self, name: Literal["loss_spliced", "loss_chosen"] = "loss_spliced") -> float | None:
+        """The share of the loss that is recovered over the whole prompt, from the means of the losses."""
+        loss, spliced, ablated = self.total("loss"), self.total(name), self.total("loss_ablated")
+        if loss is None or spliced is None or ablated is None:
+            return None
+        return _recovered(loss, spliced, ablated)
+
+    def get_html(self, tokens: Sequence[Html], ignored: Sequence[bool], d_hidden: int) -> Html:
+        """The panel: the totals in words, and a row for each of the prompt's tokens."""
+        if self.reason:
+            return template("reconstruction_missing.html").fill(reason=self.reason)
+        few = self.n_chosen < d_hidden
+        losses = [name for name in _LOSSES if few or name != "loss_chosen"]
+        scale = largest(value for name in losses for value in getattr(self, name))
+        heads = [_HEADS[name].format(n=f"{self.n_chosen:,}") for name in losses]
+        rows = [
+            template("reconstruction_row.html").fill(
+                position=position,
+                token=token,
+                style=Html(' class="x"') if ignored[position] else NOTHING,
+                cells=join(self._cells(position, losses, scale)),
+            )
+            for position, token in enumerate(tokens)
+        ]
+        return template("reconstruction.html").fill(
+            summary=self.summary(few=few),
+            heads=join(template("reconstruction_head.html").fill(text=text) for text in heads),
+            rows=join(rows),
+        )
+
+    def _cells(self, position: int, losses: Sequence[str], scale: float) -> list[Html]:
+        l0, error, share = self.l0[position], self.error[position], self.recovered(position)
+        cells = [
+            _cell("" if l0 is None else f"{l0:,}", None, 0.0),
+            _cell("" if error is None else format_percent(error), error, 1.0, "miss"),
+        ]
+        decimals = min(3, decimals_for(scale))
+        for name in losses:
+            value = getattr(self, name)[position]
+            cells.append(_cell("" if value is None else format_fixed(value, decimals), value, scale))
+        return [*cells, _cell("" if share is None else format_percent(share), None, 0.0)]
+
+    def summary(self, *, few: bool) -> str:
+        """The totals in words."""
+        parts = []
+        counted = [n for n in self.l0 if n is not None]
+        if counted:
+            parts.append(f"{sum(counted) / len(counted):.1f} features are active on a token, on average.")
+        if self.fvu is not None:
+            parts.append(f"The reconstruction leaves out {format_percent(self.fvu)} of the variance.")
+        loss, spliced, ablated = self.total("loss"), self.total("loss_spliced"), self.total("loss_ablated")
+        if loss is not None and spliced is not None and ablated is not None:
+            parts.append(
+                f"The mean loss is {loss:.3f} nats, {spliced:.3f} with the reconstruction in place and {ablated:.3f} with zeros"
+                f"{self._told('loss_spliced')}."
+            )
+        if few:
+            left = "" if self.fvu_chosen is None else f" leave out {format_percent(self.fvu_chosen)} of the variance"
+            chosen = self.total("loss_chosen")
+            mean = "" if chosen is None else f"{' and' if left else ''} give a loss of {chosen:.3f}"
+            parts.append(
+                f"The {self.n_chosen:,} features asked for alone{left}{mean}{self._told('loss_chosen')}."
+                if left or mean
+                else ""
+            )
+        return " ".join(filter(None, parts))
+
+    def _told(self, name: Literal["loss_spliced", "loss_chosen"]) -> str:
+        share = self.total_recovered(name)
+        return "" if share is None else f": {format_percent(share)} of the loss is recovered"
+
+
+_LOSSES = ("loss", "loss_spliced", "loss_chosen", "loss_ablated")
+_HEADS = {
+    "loss": "Loss",
+    "loss_spliced": "with SAE",
+    "loss_chosen": "with {n} features",
+    "loss_ablated": "with zeros",
+}
+
+
+def _recovered(loss: float, spliced: float, ablated: float) -> float | None:
+    """The quotient, where ablation costs enough for it to mean something."""
+    return (ablated - spliced) / (ablated - loss) if ablated - loss >= LEAST_GAP else None
+
+
+def _cell(text: str, value: float | None, scale: float, kind: str = "") -> Html:
+    """A number with a bar for it behind."""
+    attributes = (f' class="{kind}"' if kind else "") + (
+        f' style="--v:{level(value, scale):g}"' if value and value > 0 else ""
+    )
+    return template("reconstruction_cell.html").fill(text=text, attributes=Html(attributes))
+
+
+def _check_finite(where: object, **lists: Sequence[float | None]) -> None:
+    for name, values in lists.items():
+        for index, value in enumerate(values):
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"{type(where).__name__}: {name}[{index}] is {value!r}, a finite number was expected.")

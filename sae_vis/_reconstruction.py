@@ -1,0 +1,171 @@
+"""How well an autoencoder reconstructs a prompt, and what the model predicts with the reconstruction in place.
+
+What the autoencoder writes at a position is ``bias + scale * sum(a * decoder_row)``, over all its features or some of them.
+It is put where the model has its own activations, at every counted position; ignored ones (BOS above all, which autoencoders
+are not trained on) keep what stands there. The zeros that this is compared with are put at the same positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_vis._activations import check_finite, decoder_rows, encode
+from sae_vis._errors import ModelError
+from sae_vis._full_ablation import passes_the_mlp
+from sae_vis.model_fns import Change, Encoder, HookPoint, LanguageModel, check_tensor
+
+FEATURES_AT_A_TIME = 8192  # fixed, so that no sum depends on the memory budget
+POSITIONS_AT_A_TIME = 64  # whose log-probabilities are there together
+
+
+class Decoded(NamedTuple):
+    """What the autoencoder writes, in float64: with all features, with the chosen ones; and how many are not zero."""
+
+    whole: Float[Tensor, "seq d"]
+    chosen: Float[Tensor, "seq d"]
+    l0: Int[Tensor, " seq"]
+
+
+class Reconstruction(NamedTuple):
+    """The numbers of ``ReconstructionData``: a None where there is none."""
+
+    error: list[float | None]
+    l0: list[int | None]
+    loss: list[float | None]
+    loss_spliced: list[float | None]
+    loss_chosen: list[float | None]
+    loss_ablated: list[float | None]
+    fvu: float | None
+    fvu_chosen: float | None
+
+
+def missing_because(encoder: Encoder) -> str:
+    """Why the encoder cannot be put in the model's place; empty where it can."""
+    if not callable(getattr(encoder, "decoder_bias", None)):
+        return (
+            "the encoder does not say what it writes where no feature is active. Give it decoder_bias(x), as the Encoder "
+            "protocol has it."
+        )
+    told = getattr(encoder, "cannot_reconstruct", None)
+    return str(told) if told else ""
+
+
+def decoded(encoder: Encoder, x: Float[Tensor, "1 seq *d"], chosen: Int[Tensor, " n"]) -> Decoded:
+    """What the autoencoder makes of ``x``, added up in float64.
+
+    Raises:
+        ModelError: if it gives NaN or infinity, or arrays of other shapes.
+    """
+    seq_len = x.shape[1]
+    bias = encoder.decoder_bias(x)  # type: ignore[attr-defined]  # optional
+    check_tensor(bias, "The encoder's decoder_bias", (1, seq_len, None))
+    whole = bias.detach().flatten(2)[0].cpu().double()
+    part, l0 = whole.clone(), torch.zeros(seq_len, dtype=torch.int64)
+    scale = torch.ones(seq_len, dtype=torch.float64)
+    if getattr(encoder, "write_scale", None) is not None:
+        given = encoder.write_scale(x)  # type: ignore[attr-defined]
+        check_tensor(given, "The encoder's write_scale", (1, seq_len))
+        scale = given.detach()[0].cpu().double()
+    for first in range(0, encoder.d_hidden, FEATURES_AT_A_TIME):
+        features = torch.arange(first, min(encoder.d_hidden, first + FEATURES_AT_A_TIME))
+        acts = encode(encoder, x, features).detach()[0].cpu()
+        check_finite(acts[None], "The encoder's activations", 0)
+        active = acts.any(0).nonzero()[:, 0]
+        if not len(active):
+            continue
+        rows = decoder_rows(encoder, features[active]).cpu().double()
+        if rows.shape[1] != whole.shape[1]:
+            raise ModelError(
+                f"The encoder's decoder_bias writes vectors of width {whole.shape[1]}, its decoder_rows of {rows.shape[1]}."
+            )
+        written = scale[:, None] * acts[:, active].double()
+        mine = torch.isin(features[active], chosen)
+        whole = whole + written @ rows
+        part = part + written[:, mine] @ rows[mine]
+        l0 += (acts != 0).sum(1)
+    check_finite(whole[None], "What the encoder writes", 0)
+    check_finite(part[None], "What the encoder writes", 0)
+    return Decoded(whole, part, l0)
+
+
+class Splicer:
+    """Forward passes with something else at the hook point, at some positions of one row."""
+
+    def __init__(self, model: LanguageModel, hook_point: HookPoint, tokens: Int[Tensor, "1 seq"]) -> None:
+        self.model, self.hook_point, self.tokens = model, hook_point, tokens
+        self.own = model.activations(tokens, hook_point.name)
+        # TransformerBridge's hook_resid_mid is what the MLP's norm reads: what goes around the MLP is changed behind it.
+        self.behind = hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, tokens)
+
+    def losses(self, put: Float[Tensor, "seq d"] | None, places: Int[Tensor, " k"]) -> list[float | None]:
+        """The loss of predicting each token, with ``put`` at some places; None: the model as it is."""
+        changes: dict[str, Change] = {}
+        if put is not None:
+            new = put[places].reshape(len(places), *self.own.shape[2:])
+            changes[self.hook_point.name] = _placing(new, places)
+            if self.behind:
+                difference = new - self.own[0, places].to(new)
+                changes[f"blocks.{self.hook_point.block}.hook_resid_post"] = _adding(difference, places)
+        logits = self.model.logits(self.tokens, changes)[0]
+        return _losses(logits, self.tokens[0], self.model.padding_id())
+
+
+def _placing(new: Tensor, places: Tensor) -> Change:
+    def change(value: Tensor) -> Tensor:
+        changed = value.clone()
+        changed[:, places.to(value.device)] = new.to(value)
+        return changed
+
+    return change
+
+
+def _adding(difference: Tensor, places: Tensor) -> Change:
+    def change(value: Tensor) -> Tensor:
+        changed = value.clone()
+        changed[:, places.to(value.device)] += difference.to(value)
+        return changed
+
+    return change
+
+
+def _losses(logits: Float[Tensor, "seq d_vocab"], ids: Int[Tensor, " seq"], padding: int | None) -> list[float | None]:
+    """``-logp`` of each token but the first and padding, predicted one position earlier."""
+    losses: list[float | None] = [None]
+    for first in range(0, len(ids) - 1, POSITIONS_AT_A_TIME):
+        some = logits[first : min(len(ids) - 1, first + POSITIONS_AT_A_TIME)].cpu().double()
+        next_ids = ids[first + 1 : first + 1 + len(some)]
+        losses += (-torch.log_softmax(some, -1).gather(1, next_ids[:, None])[:, 0]).tolist()
+    return [None if token == padding else loss for loss, token in zip(losses, ids.tolist(), strict=True)]
+
+
+def reconstruct(
+    splicer: Splicer, encoder: Encoder, x: Float[Tensor, "1 seq *d"], chosen: Tensor, counted: Bool[Tensor, " seq"]
+) -> Reconstruction:
+    """All the numbers of one prompt, unrounded; ``x`` is what the encoder reads."""
+    places = counted.nonzero()[:, 0]
+    own = splicer.own.flatten(2)[0].cpu().double()
+    made = decoded(encoder, x, chosen)
+    if made.whole.shape != own.shape:
+        raise ModelError(
+            f"The encoder writes vectors of width {made.whole.shape[1]}, but {splicer.hook_point.name!r} takes "
+            f"{own.shape[1]}."
+        )
+    spread = (own - own[places].mean(0)).square().sum(1) if len(places) else own.new_zeros(len(own))
+    off, off_chosen = ((own - one).square().sum(1) for one in (made.whole, made.chosen))
+    has_spread = counted & (spread > 0)
+    error = [float(off[p] / spread[p]) if has_spread[p] else None for p in range(len(own))]
+    total = float(spread[places].sum())
+    return Reconstruction(
+        error,
+        [int(n) if is_counted else None for n, is_counted in zip(made.l0, counted, strict=True)],
+        splicer.losses(None, places),
+        splicer.losses(made.whole, places),
+        splicer.losses(made.chosen, places),
+        splicer.losses(torch.zeros_like(own), places),
+        float(off[places].sum()) / total if total > 0 else None,
+        float(off_chosen[places].sum()) / total if total > 0 else None,
+    )

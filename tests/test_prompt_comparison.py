@@ -1,0 +1,274 @@
+"""Two prompts: how their tokens are aligned, every difference against two views of one prompt, and the page."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from typing import Any
+
+import browser
+import pytest
+from hf_models import BOS, PAD, shared
+from test_prompt import encoder_for, fetched, prompted
+
+from sae_vis import MultiPromptData, PromptComparisonData, compare_prompts
+from sae_vis.__main__ import main
+from sae_vis._errors import FileFormatError, InputError
+from sae_vis._prompt_compare import aligned, ranked_differences
+
+if browser.sync_playwright:
+    from playwright.sync_api import expect
+
+in_browser = pytest.mark.browser
+
+FIRST = [7, 21, 33, 7, 45, 12, 30]
+OTHER = [7, 21, 40, 7, 45, 9, 9, 12, 30]
+PAIRS = [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (None, 6), (None, 7), (6, 8), (7, 9)]
+
+
+@functools.cache
+def compared(first: tuple[int, ...] = tuple(FIRST), other: tuple[int, ...] = tuple(OTHER), **changed: Any) -> Any:
+    size = changed.pop("num_top_features", 100)
+    features = fetched("gpt2", **changed)
+    return compare_prompts(
+        encoder_for("gpt2"), shared("gpt2"), list(first), list(other), features, num_top_features=size
+    )
+
+
+# --- the numbers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "pairs"),
+    [
+        ([1, 2, 3], [1, 2, 3], [(0, 0), (1, 1), (2, 2)]),
+        ([1, 2, 3], [1, 9, 3], [(0, 0), (1, 1), (2, 2)]),
+        ([1, 2, 3], [1, 3], [(0, 0), (1, None), (2, 1)]),
+        ([1, 3], [1, 2, 3], [(0, 0), (None, 1), (1, 2)]),
+        ([1, 2, 3], [1, 8, 9, 3], [(0, 0), (1, None), (None, 1), (None, 2), (2, 3)]),
+        ([1, 2], [3, 4], [(0, 0), (1, 1)]),
+        # A token that is everywhere is no junk.
+        ([5, *[1] * 300], [6, 7, *[1] * 300], [(0, None), (None, 0), (None, 1), *((i, i + 1) for i in range(1, 301))]),
+    ],
+)
+def test_equal_tokens_are_paired_and_stretches_that_replace_each_other(first, other, pairs):
+    assert aligned(first, other) == pairs
+
+
+def test_differences_are_ranked_by_size_and_summed_over_pairs():
+    first = [{1: 2.0, 2: 1.0}, {1: 1.0, 7: 5.0}, {9: 4.0}]
+    other = [{1: 2.0, 3: 1.0}, {1: 4.0}, {9: 9.0}]
+    of_pairs, total = ranked_differences(first, other, [(0, 0), (1, 1), (2, None), (None, 2)])
+    assert of_pairs == [[(2, -1.0), (3, 1.0)], [(7, -5.0), (1, 3.0)], [], []]
+    assert total == [(7, -5.0), (1, 3.0), (2, -1.0), (3, 1.0)]
+
+
+def score(data: MultiPromptData, name: str, position: int, feature: int) -> float:
+    """A feature's score on one prompt, as its own view has it; 0 where it has none."""
+    if name == "act_quantile":
+        return dict(data.scores[name][position]).get(feature, 0.0)
+    if feature not in data.prompt_data_dict:
+        return 0.0
+    sequence = data.prompt_data_dict[feature].sequence
+    if name == "act_size":
+        return sequence.feat_acts[position]
+    losses = sequence.full_losses() if name == "loss_effect_full" else sequence.loss_contribution
+    return losses[position] or 0.0
+
+
+@pytest.mark.parametrize("ablation", ["direct", ("direct", "full")])
+def test_every_difference_is_that_of_the_views_of_both_prompts(ablation):
+    data = compared(ablation=ablation)
+    features = fetched("gpt2", ablation=ablation)
+    views = [prompted(prompt, features=features, num_top_features=100) for prompt in (FIRST, OTHER)]
+    assert data.pairs == PAIRS
+    assert [data.prompt_token_ids, data.other_token_ids] == [view.prompt_token_ids for view in views]
+    assert list(data.totals) == list(views[0].scores)
+    for name in data.totals:
+        sums = dict.fromkeys(range(8), 0.0)
+        for (at, other_at), ranked in zip(data.pairs, data.differences[name], strict=True):
+            unpaired = at is None or other_at is None or (name.startswith("loss") and not at * other_at)
+            expected = {}
+            for feature in range(8) if not unpaired else ():
+                difference = score(views[1], name, other_at, feature) - score(views[0], name, at, feature)
+                sums[feature] += difference
+                if abs(difference) > 1e-12:
+                    expected[feature] = difference
+            assert dict(ranked) == pytest.approx(expected, rel=1e-5)
+            sizes = [(-abs(difference), feature) for feature, difference in ranked]
+            assert sizes == sorted(sizes)
+        assert dict(data.totals[name]) == pytest.approx({f: d for f, d in sums.items() if abs(d) > 1e-12}, rel=1e-4)
+
+
+def test_a_feature_that_is_active_in_one_prompt_only_has_its_numbers_on_both():
+    data = compared()
+    views = [prompted(prompt, num_top_features=100) for prompt in (FIRST, OTHER)]
+    for feature, one in data.compared_dict.items():
+        for view, sequence, quantiles in (
+            (views[0], one.sequence, one.quantiles),
+            (views[1], one.other_sequence, one.other_quantiles),
+        ):
+            column = view.prompt_data_dict.get(feature)
+            if column is not None:
+                assert sequence == column.sequence
+            else:
+                assert not any(sequence.feat_acts)
+            assert quantiles == [dict(at).get(feature, 0.0) for at in view.scores["act_quantile"]]
+
+
+def test_one_prompt_twice_differs_nowhere():
+    data = compared(tuple(FIRST), tuple(FIRST))
+    assert data.compared_dict == {}
+    assert not any(any(of_pairs) for of_pairs in data.differences.values())
+    assert "None differs" not in data.get_html()
+    assert "No feature to show" in data.get_html()
+
+
+def test_the_other_way_round_every_difference_has_the_other_sign():
+    data, turned = compared(), compared(tuple(OTHER), tuple(FIRST))
+    for name, total in data.totals.items():
+        assert dict(turned.totals[name]) == pytest.approx({f: -d for f, d in total})
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_at_most_so_many_are_listed_and_they_are_the_largest(size):
+    whole, some = compared(), compared(num_top_features=size)
+    for name in whole.totals:
+        assert some.totals[name] == whole.totals[name][:size]
+        assert some.differences[name] == [ranked[:size] for ranked in whole.differences[name]]
+
+
+def test_the_numbers_do_not_depend_on_batches_or_memory():
+    assert compared(minibatch_size_tokens=3, memory_budget="1MB").differences == compared().differences
+
+
+def test_padding_and_the_first_token_have_no_difference_of_loss():
+    data = compared((7, PAD, 21, 12), (9, PAD, 33, 12))
+    assert data.prompt_token_ids[0] == BOS
+    assert [bool(ranked) for ranked in data.differences["loss_effect"]] == [False, False, False, False, True]
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["two.json", "two.json.gz"])
+def test_it_is_saved_loaded_and_drawn_by_the_command_line(tmp_path, name, capsys):
+    data = compared()
+    data.save_json(tmp_path / name)
+    assert PromptComparisonData.load_json(tmp_path / name) == data
+    assert main(["html", str(tmp_path / name)]) == 0
+    assert (tmp_path / "two.html").read_text("utf-8") == data.get_html()
+    assert main(["info", str(tmp_path / name)]) == 0
+    told = capsys.readouterr().out
+    assert "PromptComparisonData" in told
+    assert "other prompt" in told
+    assert main(["site", str(tmp_path / name)]) == 2
+    with pytest.raises(FileFormatError, match="it holds a PromptComparisonData"):
+        MultiPromptData.load_json(tmp_path / name)
+    assert "<iframe" in data._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pairs": PAIRS[:-1]}, "each of the 8 positions once"),
+        ({"pairs": [*PAIRS, (None, None)]}, "nothing and nothing"),
+        ({"totals": {}}, "scores"),
+        (
+            {"totals": {"act_size": [(99, 1.0)]}, "differences": {"act_size": [[]] * 10}},
+            "feature 99, which has no data",
+        ),
+        ({"totals": {"act_size": []}, "differences": {"act_size": [[]]}}, "1 pairs, expected 10"),
+        ({"prompt_token_ids": [1]}, "each of the 1 positions once"),
+        ({"vocab_bytes": {3: "xyz"}}, "hexadecimal"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(compared(), **change)
+
+
+def test_quantiles_that_cannot_be_are_refused():
+    one = next(iter(compared().compared_dict.values()))
+    with pytest.raises(InputError, match="other_quantiles has 1 items for 10 tokens"):
+        dataclasses.replace(one, other_quantiles=[0.5])
+    with pytest.raises(InputError, match="quantiles must be from 0 to 1"):
+        dataclasses.replace(one, quantiles=[2.0] * 8)
+
+
+@pytest.mark.parametrize("asked", [{"pair": 10}, {"pair": -1}, {"pair": True}, {"score_name": "loss_effect_full"}])
+def test_what_is_not_there_cannot_be_shown(asked):
+    with pytest.raises(InputError, match=r"There is no score|pair must be"):
+        compared().get_html(**asked)
+
+
+def test_options_are_checked():
+    for wrong in ({"num_top_features": 0}, {"prepend_bos": "yes"}):
+        with pytest.raises(InputError, match="must be"):
+            compare_prompts(encoder_for("gpt2"), shared("gpt2"), FIRST, OTHER, fetched("gpt2"), **wrong)
+    with pytest.raises(InputError, match="empty"):
+        compare_prompts(encoder_for("gpt2"), shared("gpt2"), FIRST, [], fetched("gpt2"))
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def expect_columns(opened, data, metric, position):
+    ranked = [data.totals[metric], *data.differences[metric]][position]
+    expect(opened.page.locator("#strip button").nth(position)).to_have_attribute("aria-checked", "true")
+    expect(opened.page.locator("#columns > article")).to_have_count(len(ranked))
+    shown = opened.js("[...document.querySelectorAll('#columns > article')].map(a => Number(a.dataset.feature))")
+    assert shown == [feature for feature, _ in ranked]
+    for text, (_, difference) in zip(opened.texts("[data-slot=score]"), ranked, strict=True):
+        number = text.rpartition("(")[2].strip(")").replace("\u2212", "-").replace("%", "").split()[-1]
+        scale = 100 if metric == "act_quantile" else 1
+        assert float(number) == pytest.approx(scale * difference, rel=0.06, abs=6e-3)
+    bold = opened.js(
+        "[...document.querySelectorAll('#columns > article:first-child .compared .seq')]"
+        ".map(s => [...s.children].findIndex(t => t.matches('.b')))"
+    )
+    pair = data.pairs[position - 1] if position else (None, None)
+    if ranked:
+        assert bold == [-1 if at is None else at for at in pair]
+
+
+@in_browser
+def test_pairs_and_metrics_are_chosen(show):
+    data = copy.deepcopy(compared())
+    next(iter(data.compared_dict.values())).label = "<script>alert(1)</script>"
+    opened = show(data.get_html(pair=2, score_name="act_size"))
+    expect_columns(opened, data, "act_size", 3)
+    for metric in data.totals:
+        opened.page.locator(f"#metrics [data-metric={metric}]").click()
+        for position in (0, 5, 7, 9):
+            opened.page.locator("#strip button").nth(position).click()
+            expect_columns(opened, data, metric, position)
+    assert opened.hash == "#pos=9&metric=loss_effect"
+    opened.page.locator("#strip button").nth(9).focus()
+    opened.page.keyboard.press("Home")
+    expect_columns(opened, data, "loss_effect", 0)
+    opened.page.locator("#strip button").nth(7).click()
+    expect(opened.page.locator("#none")).to_be_visible()  # a token without a counterpart
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_narrow_window_and_tells_of_tokens_of_both_prompts(show, scheme):
+    from test_browser import expect_readable
+
+    data = compared()
+    opened = show(data.get_html(score_name="act_size"), size=(400, 800), color_scheme=scheme)
+    expect_readable(opened)
+    assert opened.js("document.documentElement.scrollWidth") == 400
+    kinds = opened.js("[...document.querySelectorAll('#strip button')].map(b => b.className)")
+    assert kinds == ["all", "same", "same", "same", "other", "same", "same", "gap", "gap", "same", "same"]
+    feature, _ = data.totals["act_size"][0]
+    for which, sequence in enumerate(
+        (data.compared_dict[feature].sequence, data.compared_dict[feature].other_sequence)
+    ):
+        place = max(range(len(sequence.feat_acts)), key=sequence.feat_acts.__getitem__)
+        opened.page.locator("article").first.locator(".compared .seq").nth(which).locator("> *").nth(place).hover()
+        expect(opened.page.locator("#hovertext")).to_be_visible()
+        told = opened.texts("#hovertext [data-slot=activation]")[0]
+        assert float(told) == pytest.approx(sequence.feat_acts[place], abs=6e-3)
