@@ -48,7 +48,8 @@ def compared(first: tuple[int, ...] = tuple(FIRST), other: tuple[int, ...] = tup
         ([1, 3], [1, 2, 3], [(0, 0), (None, 1), (1, 2)]),
         ([1, 2, 3], [1, 8, 9, 3], [(0, 0), (1, None), (None, 1), (None, 2), (2, 3)]),
         ([1, 2], [3, 4], [(0, 0), (1, 1)]),
-        ([1] * 300, [1] * 301, [*((i, i) for i in range(300)), (None, 300)]),  # a token that is everywhere is no junk
+        # A token that is everywhere is no junk.
+        ([5, *[1] * 300], [6, 7, *[1] * 300], [(0, None), (None, 0), (None, 1), *((i, i + 1) for i in range(1, 301))]),
     ],
 )
 def test_equal_tokens_are_paired_and_stretches_that_replace_each_other(first, other, pairs):
