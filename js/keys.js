@@ -82,6 +82,9 @@
       button.addEventListener("click", openHelp);
       saeVis.tools().append(button);
     });
+    if (document.querySelector('[role="radiogroup"]')) {
+      saeVis.key({ keys: ["ArrowLeft", "ArrowRight"], description: "Choose the one before or after", view: "In a row of choices" });
+    }
     if (document.querySelector(".seq, script[data-packed]")) {
       const view = "In an example";
       saeVis.key({ keys: ["Tab"], description: "Go to the next example", view });

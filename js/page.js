@@ -87,6 +87,11 @@
     saeVis.key({ keys: ["ArrowLeft", "ArrowRight"], description: "Previous and next feature", view }); // arrowKeys has them
     saeVis.key({ keys: ["/"], description: "Search", view, run: search });
     saeVis.key({ keys: ["s"], description: "Star, or take the star away", view, run: star });
+    if (saeVis.overview) {
+      const table = "In the overview";
+      saeVis.key({ keys: ["ArrowUp", "ArrowDown"], description: "Go from row to row", view: table }); // js/overview_table.js has them
+      saeVis.key({ keys: ["Enter"], description: "Open the feature", view: table });
+    }
     if (saeVis.overview) saeVis.key({ keys: ["o"], description: "Overview", view, run: () => void (location.hash = "#overview") });
   };
 

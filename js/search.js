@@ -370,11 +370,9 @@
 
   const open = () => {
     hits.hidden = false;
-    box.ariaExpanded = "true";
   };
   const close = () => {
     hits.hidden = true;
-    box.ariaExpanded = "false";
   };
 
   const step = (event, by) => {

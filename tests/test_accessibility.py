@@ -125,22 +125,36 @@ def test_axe_finds_nothing_wrong_with_a_site(visit, features, tmp_path, theme): 
 
 
 @pytest.fixture(scope="module")
-def real_page():
-    """Three features of the bundled model with every panel that there is."""
-    from sae_vis import FeatureVisParams, get_feature_data, load_demo
+def real_pages():
+    """Three features of the bundled model with every panel that there is, a prompt and a comparison of two."""
+    from sae_vis import FeatureVisParams, compare_prompts, get_feature_data, get_prompt_data, load_demo
+    from sae_vis._demo import PROMPT
 
     demo = load_demo()
     fvp = FeatureVisParams(
         hook_point=demo.hook_point, features=(0, 1, 2), ablation=("direct", "full"), n_groups=3, verbose=False
     )
     data = get_feature_data(demo.encoder, demo.model, demo.tokens[:48], fvp, demo.encoder_B)
-    return data.get_html(feature=next(i for i, feature in data.items() if feature.activations.n_active > 50))
+    first = next(i for i, feature in data.items() if feature.activations.n_active > 50)
+    return {
+        "features": data.get_html(feature=first),
+        "prompt": get_prompt_data(demo.encoder, demo.model, PROMPT, data).get_html(),
+        "comparison": compare_prompts(demo.encoder, demo.model, PROMPT, PROMPT.replace("_", " "), data).get_html(),
+    }
 
 
 @THEMES
-def test_axe_finds_nothing_wrong_with_what_can_be_opened(show, real_page, theme):
+@pytest.mark.parametrize(("name", "fragment"), [("features", "#overview"), ("prompt", ""), ("comparison", "")])
+def test_axe_finds_nothing_wrong_with_other_views_of_real_data(show, real_pages, theme, name, fragment):
+    opened = show(real_pages[name], fragment, color_scheme=theme)
+    expect(opened.page.locator("main:visible, [role=main]:visible").first).to_be_visible()
+    assert axe.violations(opened) == []
+
+
+@THEMES
+def test_axe_finds_nothing_wrong_with_what_can_be_opened(show, real_pages, theme):
     """Every panel of a real feature, and one after the other what opens over it."""
-    opened = show(real_page, color_scheme=theme)
+    opened = show(real_pages["features"], color_scheme=theme)
     assert axe.violations(opened) == []
     page, first = opened.page, opened.page.locator(".seq").first
     first.press("Enter")
@@ -251,7 +265,9 @@ def test_what_helps_is_told_from_what_hurts_by_everyone(show, features_page, the
     for one in (helps, hurts):
         assert min(colours.contrast(one, ground) for ground in (paper, raised)) >= 4.5
         for level in LEVELS:  # the tables of logit weights
-            assert colours.contrast(text, colours.over(one, 0.45 * level, paper)) >= 4.5
+            ground = colours.over(one, 0.45 * level, paper)
+            assert colours.contrast(text, ground) >= 4.5
+            assert colours.contrast(colours.over(text, 0.88, ground), ground) >= 4.5  # the marks there
 
 
 def test_the_simulation_tells_apart_what_it_should():
@@ -482,8 +498,12 @@ def test_what_a_screen_reader_finds(show, features_page):
 # --- paper, and windows of every size ----------------------------------------------------------------------------
 
 A4 = (703, 1030)  # px, without margins
-CUT_OFF = """((width) => [...document.querySelectorAll("main *")].filter((e) => e.getClientRects().length &&
-  !e.closest("svg, .unseen") && e.getBoundingClientRect().right > width + 1).map((e) => e.outerHTML.slice(0, 80)))"""
+# What does not fit, but for what can be scrolled.
+CUT_OFF = """((width) => {
+  const scrolls = (e) => e && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  return [...document.querySelectorAll("main *")].filter((e) => e.getClientRects().length && !e.closest("svg, .unseen") &&
+    e.getBoundingClientRect().right > width + 1 && !scrolls(e.parentElement)).map((e) => e.outerHTML.slice(0, 80));
+})"""
 
 
 def test_a_feature_prints_on_white_with_its_colours_and_without_controls(show, features_page):
