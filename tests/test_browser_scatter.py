@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
-from types import SimpleNamespace
 
 import pytest
 from conftest import small_feature, small_provenance
 
 from sae_vis import FeatureVisParams, MultiFeatureData
+from sae_vis._neighbours_data import NearestData, NeighboursData
 from sae_vis.data_storing_fns import ActivationsData, DirectionData, FeatureData, HistogramData
 
 pytestmark = pytest.mark.browser
@@ -35,9 +35,9 @@ def feature(index: int, rng: random.Random) -> FeatureData:
     made = dataclasses.replace(made, activations=acts, logits=logits, direction=place)
     made.label = "<b>rare</b>" if index == 30 else None
     if index in TWINS:
-        made.neighbours = SimpleNamespace(nearest=SimpleNamespace(indices=[TWINS[index], 3], cosine=[0.97, 0.5]))
+        made.neighbours = NeighboursData(NearestData([TWINS[index], 3], [0.97, 0.5]))
     elif index < N:
-        made.neighbours = SimpleNamespace(nearest=SimpleNamespace(indices=[3], cosine=[0.95]))
+        made.neighbours = NeighboursData(NearestData([3], [0.95]))
     return made
 
 
@@ -45,7 +45,6 @@ def feature(index: int, rng: random.Random) -> FeatureData:
 def page() -> str:
     rng = random.Random(0)
     made = {index: feature(index, rng) for index in range(N)}
-    # What test code alone puts beside a feature would not survive another process.
     return str(_data(made).get_html())
 
 
