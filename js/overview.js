@@ -65,8 +65,9 @@
   };
 
   overview.row = (id) => rowOf.get(id) ?? -1;
-  overview.label = (id) => saeVis.labels?.[id] ?? packedLabels[id] ?? "";
-  overview.hasLabels = () => Object.keys(saeVis.labels ?? packedLabels).length > 0;
+  /* The reader's own label, or else that of the data. */
+  overview.label = (id) => (saeVis.isEdited?.(id) ? saeVis.labelOf(id) : (saeVis.labels?.[id] ?? packedLabels[id] ?? ""));
+  overview.hasLabels = () => [saeVis.labels, packedLabels, saeVis.allLabels?.()].some((labels) => Object.values(labels ?? {}).some(Boolean));
 
   /* The vocabulary of the page; of a site, once it is loaded. */
   overview.vocabulary = () => {
@@ -143,6 +144,7 @@
     return listener("show")(callback);
   };
   overview.labelsChanged = () => tell("labels");
+  document.addEventListener("saevis:labels", () => packedLabels && overview.labelsChanged());
 
   overview.hover = (row) => {
     if (row === hovered) return;

@@ -263,7 +263,9 @@ class Overview:
         known = {name: NUMBERS.get(name, Number(name, lambda _: None)) for name in columns}
         numbers = {name: [_shortened(value, known[name].digits) for value in columns[name]] for name in columns}
         kept = [name for name in numbers if any(value is not None for value in numbers[name])]
-        told = {name: {"label": known[name].label, "log": known[name].log} for name in kept}
+        told = {
+            name: {"label": known[name].label, "log": known[name].log, "digits": known[name].digits} for name in kept
+        }
         given: Any = self._meta.get("numbers", {})
         return {
             "ids": list(self._ids),

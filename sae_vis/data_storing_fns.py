@@ -606,7 +606,12 @@ class SequenceGroupData:
             about = "" if loss.exact else "≈ "
             bars += [("low", "loss lowered", loss.lowered, about), ("high", "raised", loss.raised, about)]
         kinds, names, shares, signs = zip(*bars, strict=True)
-        texts = [f"{sign}{format_percent(share, 2)}" for sign, share in zip(signs, shares, strict=True)]
+        # Whole numbers: estimates of a few examples have no more digits, and pages stay small.
+        texts = [
+            f"{sign}{share:.0%}" if share >= 0.005 or not share else "< 1%"
+            for sign, share in zip(signs, shares, strict=True)
+        ]
+        texts = [text.replace("%", " %") for text in texts]
         return html_fns.shares(kinds, names, [level(share, 1.0) for share in shares], texts)
 
 

@@ -114,6 +114,16 @@ def test_stars_are_a_set_and_each_change_is_told(show, page):
     assert opened.js("[...saeVis.stars]") == [0]
 
 
+def test_the_overview_shows_the_readers_labels(show, page):
+    opened = show(page, "#overview")
+    row = opened.page.locator('[role="row"]:has([role="gridcell"] a[href="#feature=2"])')
+    expect(row).to_be_visible()
+    opened.js("saeVis.sayOf(2, { label: 'of the reader' })")
+    expect(row).to_contain_text("of the reader")
+    opened.js("saeVis.sayOf(2, { label: '' })")
+    expect(row).not_to_contain_text("of the reader")
+
+
 def test_keys_in_the_form_are_its_own(show, page):
     opened = show(page)
     opened.page.locator(".said .edit").focus()

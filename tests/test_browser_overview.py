@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import random
 import time
@@ -542,9 +541,9 @@ def fastest(opened, action, times=12):
 def test_a_whole_dictionary_is_fast(show, whole_dictionary, record_property):
     opened = ready(show(whole_dictionary, ""))
     expect(opened.page.locator(ROW).first).to_be_visible()
-    key = """async (i) => {
+    key = """async () => {
       const box = document.querySelector(".search-box");
-      box.value = ["na", "e", "the", "name"][i % 4]; box.dispatchEvent(new Event("input"));
+      box.value = "TYPED"; box.dispatchEvent(new Event("input"));
       await new Promise((resolve) => setTimeout(resolve));
     }"""
     opened.page.locator(".search-box").focus()
@@ -560,11 +559,11 @@ def test_a_whole_dictionary_is_fast(show, whole_dictionary, record_property):
         }""",
         ),
         "filter": fastest(opened, "(i) => saeVis.overview.setFilter('a', (row) => row % (i + 2) === 0)"),
-        "search": fastest(opened, key),
+        **{f"search {typed}": fastest(opened, key.replace("TYPED", typed)) for typed in ("e", "na", "name")},
     }
     for name, ms in took.items():
         record_property(name, ms)
     print(json.dumps(took))
     assert max(took.values()) < MOST_MS, took
     assert opened.js(f"document.querySelectorAll({ROW!r}).length") < 80
-    assert len(list(itertools.islice(opened.texts(".hit-group"), 3))) == 3
+    assert opened.texts(".hit-group h3")[:3] == ["fires on", "promotes", "suppresses"]

@@ -398,6 +398,8 @@ def test_copied_latex_and_html_show_the_tokens_in_their_colours(show, features, 
 def test_everything_works_in_a_notebooks_frame(show, features):
     opened = show(f"<!doctype html><title>Notebook</title>{features._repr_html_() * 2}", init=NO_CLIPBOARD)
     one, other = (opened.page.frame_locator("iframe").nth(place) for place in range(2))
+    for frame in (one, other):
+        frame.locator('[role="gridcell"] a[href="#feature=0"]').click()  # from the overview
     one.locator(".seq").nth(1).click(position={"x": 20, "y": 8})
     expect(one.locator(".whole .t")).to_have_count(16)
     one.locator(".seq").first.press("m")

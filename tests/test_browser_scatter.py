@@ -22,10 +22,9 @@ DEAD, DENSE, TWINS = 7, 11, {20: 21, 21: 20}
 def feature(index: int, rng: random.Random) -> FeatureData:
     """Density and maximum rise with the index, so that a test knows where a point is."""
     made = small_feature(index)
-    density = 0.3 if index == DENSE else 1e-4 * 10 ** (2 * (index % 1000) / 1000 * 8 % 2)
-    if index < N:
-        density = 0.3 if index == DENSE else 1e-4 * 10 ** (2 * index / N)
-    largest = 0.1 * 10 ** (2 * index / N) if index < N else rng.uniform(0.1, 10)
+    share = index / N if index < N else rng.random()  # of the way from the lowest to the highest
+    density = 0.3 if index == DENSE else 1e-4 * 10 ** (2 * share)
+    largest = 0.1 * 10 ** (2 * share) if index < N else rng.uniform(0.1, 10)
     acts = ActivationsData(
         density, max(1, round(density * 1e6)), largest, density, 0.1, 3.0, 20.0, made.activations.histogram
     )

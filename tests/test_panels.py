@@ -92,6 +92,14 @@ def test_an_interval_says_what_it_holds_of_activation_and_of_the_effect(features
     assert lines == ["activation 50 % loss lowered ≈ 25 % raised ≈ 0 %"] * 2
 
 
+def test_a_small_share_is_not_written_as_none():
+    group = make_features(1, dead=(), **SMALL)[0].sequences.groups[1]
+    group.share_of_activation = 0.004
+    assert "&lt; 1 %" in group.get_html()
+    group.share_of_activation = 0.0
+    assert "</i> 0 %" in group.get_html()
+
+
 def test_near_duplicates_are_marked_and_counted(features):
     tree = parse(features.get_html(feature=0))
     assert len([e for e in tree.iter("div") if e.get("class") == "dup"]) == 3
