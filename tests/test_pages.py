@@ -164,7 +164,7 @@ def test_one_feature_is_plain_and_the_others_are_packed(features):
 def test_a_packed_feature_is_the_same_as_a_plain_one(features):
     plain = features.get_html(feature=2)
     fragment = packed(features.get_html(feature=0))[2]
-    assert f'<main id="feature">{fragment}</main>' in plain
+    assert f'<main class="shown-feature">{fragment}</main>' in plain
 
 
 def test_every_panel_is_there(features):
