@@ -121,7 +121,7 @@
   /* Put a text on the clipboard, or show it to be copied by hand. */
   saeVis.copy = async (text, what, { html = false, back = null } = {}) => {
     if (await put(text, html)) {
-      const spoken = document.getElementById("spoken");
+      const spoken = document.querySelector(".spoken");
       if (spoken) spoken.textContent = `${what}: copied.`;
       return true;
     }

@@ -16,7 +16,7 @@
     panel = document.querySelector(".heat");
     data = saeVis.data("heat");
     const rankings = saeVis.data("rankings");
-    const strip = document.querySelector("#strip");
+    const strip = document.querySelector(".strip");
     if (!panel || !data || !rankings || !strip) return;
     tokens = [...strip.querySelectorAll(".text")].map((text) => text.innerHTML);
     state = { position: rankings.position, metric: rankings.metric, feature: null };

@@ -22,7 +22,7 @@
   };
 
   saeVis.say = (text) => {
-    const message = document.getElementById("message");
+    const message = document.querySelector(".message");
     message.textContent = text;
     message.hidden = !text;
   };

@@ -236,7 +236,7 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     index = saeVis.data("index") ?? saeVis.data("rankings");
-    if (!index?.key || !document.querySelector("#columns, main .feature")) return (index = undefined);
+    if (!index?.key || !document.querySelector(".prompt-columns, main .feature")) return (index = undefined);
     starred = new Set(index.stars);
     read();
     saeVis.onShown(() => {

@@ -5,7 +5,7 @@
   const saeVis = (globalThis.saeVis ??= {});
   const root = [...document.querySelectorAll(".overview")].at(-1); // scripts stand behind all that shows text
   if (!root) return;
-  const feature = document.getElementById("feature");
+  const feature = document.querySelector(".shown-feature");
   const filters = new Map(); // name -> {passes, label, onClear}
   const callbacks = { change: new Set(), hover: new Set(), show: new Set(), labels: new Set() };
   const rowOf = new Map(); // id -> row
@@ -193,7 +193,7 @@
   let busy = false;
   const isBusy = ({ key, target }) =>
     Boolean(target.closest?.("input, textarea, select, [contenteditable]") || document.querySelector("dialog[open], :popover-open")) ||
-    (key === "Escape" && document.getElementById("hovertext")?.hidden === false);
+    (key === "Escape" && document.querySelector(".hovertext")?.hidden === false);
   document.addEventListener("keydown", (event) => (busy = isBusy(event)), true);
   window.addEventListener("keydown", (event) => {
     const plain = !event.defaultPrevented && !event.ctrlKey && !event.metaKey && !event.altKey;

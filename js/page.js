@@ -9,7 +9,7 @@
   const start = () => {
     index = saeVis.data("index");
     index.ids ??= index.ranges.flatMap(([low, high]) => Array.from({ length: high - low + 1 }, (_, more) => low + more));
-    place = document.getElementById("feature");
+    place = document.querySelector(".shown-feature");
     const first = place.querySelector(".feature");
     if (!first) return;
     shown = Number(first.dataset.feature);
@@ -18,9 +18,9 @@
     if (index.ids.length < 2) return;
     document.addEventListener("keydown", arrowKeys);
     addKeys();
-    document.getElementById("previous").addEventListener("click", () => step(-1));
-    document.getElementById("next").addEventListener("click", () => step(1));
-    const choose = document.getElementById("choose");
+    document.querySelector(".previous").addEventListener("click", () => step(-1));
+    document.querySelector(".next").addEventListener("click", () => step(1));
+    const choose = document.querySelector(".choose");
     choose.addEventListener("focus", () => choose.select());
     choose.addEventListener("input", offerChoices);
     choose.addEventListener("change", () => ask(choose.value));
@@ -119,7 +119,7 @@
 
   /* The list holds only what fits the text, so that 20,000 features cost nothing. */
   const offerChoices = () => {
-    const text = document.getElementById("choose").value.trim().toLowerCase();
+    const text = document.querySelector(".choose").value.trim().toLowerCase();
     const choices = [];
     for (const id of index.ids) {
       const label = labels()[id] ?? "";
@@ -180,7 +180,7 @@
 
   const announce = (at) => {
     const label = labels()[shown];
-    const spoken = document.getElementById("spoken");
+    const spoken = document.querySelector(".spoken");
     if (spoken) spoken.textContent = `Feature ${shown}${label ? ` · ${label}` : ""}, ${at + 1} of ${index.ids.length}`;
   };
 
@@ -202,12 +202,12 @@
 
   const update = () => {
     document.title = `Feature ${shown} · ${index.title}`;
-    const choose = document.getElementById("choose");
+    const choose = document.querySelector(".choose");
     if (!choose) return;
     choose.value = shown;
     const at = index.ids.indexOf(shown);
-    document.getElementById("previous").disabled = at <= 0;
-    document.getElementById("next").disabled = at >= index.ids.length - 1;
+    document.querySelector(".previous").disabled = at <= 0;
+    document.querySelector(".next").disabled = at >= index.ids.length - 1;
     document.querySelector(".count").textContent = `${(at + 1).toLocaleString("en")} of ${index.ids.length.toLocaleString("en")}`;
   };
 

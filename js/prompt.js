@@ -8,11 +8,11 @@
 
   const start = () => {
     rankings = saeVis.data("rankings");
-    strip = document.getElementById("strip");
-    metrics = document.getElementById("metrics");
+    strip = document.querySelector(".strip");
+    metrics = document.querySelector(".metrics");
     if (!rankings || !strip) return;
     state = { position: rankings.position, metric: rankings.metric, feature: null };
-    for (const column of document.querySelectorAll("#columns > .feature")) {
+    for (const column of document.querySelectorAll(".prompt-columns > .feature")) {
       columns.set(Number(column.dataset.feature), column.outerHTML);
     }
     saeVis.radioGroup(strip, (button, place) => go({ metric: state.metric, position: place }));
@@ -70,11 +70,11 @@
     saeVis.hideHover?.();
     saeVis.check(strip, (button, place) => place === state.position);
     saeVis.check(metrics, (button) => button.dataset.metric === state.metric);
-    document.getElementById("about").textContent = rankings.about[state.metric];
-    const none = document.getElementById("none");
+    document.querySelector(".about-ranking").textContent = rankings.about[state.metric];
+    const none = document.querySelector(".none-ranked");
     none.textContent = rankings.none[state.metric];
     none.hidden = ranked.length > 0;
-    const place = document.getElementById("columns");
+    const place = document.querySelector(".prompt-columns");
     if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
     saeVis.replaceContent(place, listed.map(([feature]) => columns.get(feature)).join(""));
     listed.forEach(([, score], at) => finish(place.children[at], at < ranked.length ? `#${at + 1}` : "not ranked here:", score));

@@ -60,7 +60,7 @@
   };
 
   const start = () => {
-    if (!document.querySelector("#columns, main .feature")) return;
+    if (!document.querySelector(".prompt-columns, main .feature")) return;
     const dressAll = (name) => (value) => {
       wanted(name, value);
       panels().forEach(dress);

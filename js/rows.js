@@ -79,7 +79,7 @@
   };
 
   const say = (text) => {
-    const spoken = document.getElementById("spoken");
+    const spoken = document.querySelector(".spoken");
     if (spoken) spoken.textContent = text;
   };
 

@@ -209,7 +209,7 @@
 
   const speak = () => {
     const loss = tip.querySelector('[data-part="loss"]').hidden ? "" : `, loss contribution ${slot("loss").textContent}`;
-    document.getElementById("spoken").textContent =
+    document.querySelector(".spoken").textContent =
       `${current.textContent}, ${slot("where").textContent}, activation ${slot("activation").textContent}${loss}`;
   };
 
@@ -236,7 +236,7 @@
   };
 
   const start = () => {
-    tip = document.getElementById("hovertext");
+    tip = document.querySelector(".hovertext");
     if (!tip) return;
     const tokenOf = (target) => target.closest?.(".seq > *");
     document.addEventListener("pointerover", (event) => {

@@ -1859,8 +1859,8 @@ MUTANTS: list[Mutant] = [
         (
             "site-index-first",
             "the page is written last",
-            "    _make(path)\n    ids: list[int] = []",
-            '    _make(path)\n    _json.write_atomic(path / INDEX, b"")\n    ids: list[int] = []',
+            "    _make(path)\n    noted = _Noted()",
+            '    _make(path)\n    _json.write_atomic(path / INDEX, b"")\n    noted = _Noted()',
         ),
     ),
     # --- files ----------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def expect_feature(page, feature):
     expect(page.locator("article.feature")).to_have_count(1)
     expect(page.locator("article.feature")).to_have_attribute("data-feature", str(feature))
     expect(page.locator("article h2 b")).to_have_text(str(feature))
-    expect(page.locator("#choose")).to_have_value(str(feature))
+    expect(page.locator(".choose")).to_have_value(str(feature))
 
 
 # --- the feature page: moving between features -------------------------------------------------------------------
@@ -87,8 +87,8 @@ def test_the_first_feature_is_there_at_once(show, features, features_page):
     expect_feature(opened.page, 0)
     assert opened.js("document.title") == "Feature 0 · blocks.0.mlp.hook_post · gelu-1l-code"
     assert opened.texts(".selector .count") == ["1 of 12"]
-    expect(opened.page.locator("#previous")).to_be_disabled()
-    expect(opened.page.locator("#message")).to_be_hidden()
+    expect(opened.page.locator(".previous")).to_be_disabled()
+    expect(opened.page.locator(".message")).to_be_hidden()
     assert len(opened.boxes(".plot")) == 2
 
 
@@ -98,7 +98,7 @@ def test_buttons_step_through_the_features(show, features_page):
     expect_feature(page, 10)
     page.get_by_role("button", name="Next feature").click()
     expect_feature(page, 11)
-    expect(page.locator("#next")).to_be_disabled()
+    expect(page.locator(".next")).to_be_disabled()
     assert opened.hash == "#feature=11"
     page.get_by_role("button", name="Previous feature").click()
     expect_feature(page, 10)
@@ -131,7 +131,7 @@ def test_the_field_takes_a_number_or_a_label(show, features_page, typed, feature
 
 def test_the_field_offers_what_fits(show, features_page):
     opened = show(features_page)
-    field = opened.page.locator("#choose")
+    field = opened.page.locator(".choose")
     field.click()
     field.fill("1")
     assert opened.js("[...document.querySelectorAll('#choices option')].map(o => o.value)") == ["1", "10", "11"]
@@ -166,21 +166,21 @@ def test_links_in_the_tables_lead_to_their_features(show, features_page):
 @pytest.mark.parametrize("asked", ["99", "-1", "1e1", "abc", "%3Cimg src=x onerror=alert(1)%3E", "%", "__proto__", ""])
 def test_an_unknown_feature_gives_a_message_and_the_page_still_works(show, features_page, asked):
     opened = show(features_page, f"#feature={asked}")
-    message = opened.page.locator("#message")
+    message = opened.page.locator(".message")
     expect(message).to_be_visible()
     expect(message).to_contain_text("There is no feature")
     expect(message).to_contain_text("holds 12, from 0 to 11")
     expect_feature(opened.page, 0)
-    opened.page.locator("#next").click()
+    opened.page.locator(".next").click()
     expect_feature(opened.page, 1)
     expect(message).to_be_hidden()
 
 
 def test_text_that_fits_no_feature_gives_a_message(show, features_page):
     page = show(features_page).page
-    page.locator("#choose").fill("<b>no such")
+    page.locator(".choose").fill("<b>no such")
     page.keyboard.press("Enter")
-    expect(page.locator("#message")).to_contain_text("There is no feature “<b>no such” in this page")
+    expect(page.locator(".message")).to_contain_text("There is no feature “<b>no such” in this page")
 
 
 @pytest.mark.parametrize("feature", [1, 5, 11])
@@ -214,7 +214,7 @@ def test_the_last_of_a_thousand_features(show):
     many = {index: dataclasses.replace(one, feature_idx=index) for index in range(1000)}
     opened = show(dataclasses.replace(features, feature_data_dict=many).get_html())
     assert opened.texts(".selector .count") == ["1 of 1,000"]
-    opened.page.locator("#choose").fill("999")
+    opened.page.locator(".choose").fill("999")
     opened.page.keyboard.press("Enter")
     expect_feature(opened.page, 999)
     assert opened.texts(".selector .count") == ["1,000 of 1,000"]
@@ -226,7 +226,7 @@ def test_the_last_of_a_thousand_features(show):
 def hovered(opened):
     """What the hover text says, every part that is shown by its name."""
     return opened.js("""(() => {
-      const tip = document.getElementById("hovertext");
+      const tip = document.querySelector(".hovertext");
       const shown = (e) => e.getClientRects().length > 0;
       const texts = [...tip.querySelectorAll("[data-slot]")].filter((e) => e.tagName !== "TBODY");
       const rows = (name) => [...tip.querySelectorAll(`[data-slot="${name}"] tr`)]
@@ -302,7 +302,7 @@ def test_hovering_tells_the_numbers_of_the_data(show, features, features_page):
         expect(opened.page.get_by_role("tooltip")).to_be_visible()
         check_hovered(opened, features, features[1], sequences_of(features[1])[which], place)
         opened.page.mouse.move(1, 1)
-        expect(opened.page.locator("#hovertext")).to_be_hidden()
+        expect(opened.page.locator(".hovertext")).to_be_hidden()
         assert lines(opened) == []
         assert not opened.texts(".seq .on")
 
@@ -311,16 +311,16 @@ def test_the_hover_text_is_gone_with_its_feature(show, features_page):
     opened = show(features_page, "#feature=1")
     expect_feature(opened.page, 1)
     opened.page.locator(".seq > .b").first.hover()
-    expect(opened.page.locator("#hovertext")).to_be_visible()
+    expect(opened.page.locator(".hovertext")).to_be_visible()
     opened.page.mouse.move(1, 1)
     opened.page.locator(".left-tables a").last.focus()
     opened.page.keyboard.press("Tab")
     while opened.js("document.activeElement.className") != "seq":
         opened.page.keyboard.press("Tab")
-    expect(opened.page.locator("#hovertext")).to_be_visible()
+    expect(opened.page.locator(".hovertext")).to_be_visible()
     opened.go("#feature=2")
     expect_feature(opened.page, 2)
-    expect(opened.page.locator("#hovertext")).to_be_hidden()
+    expect(opened.page.locator(".hovertext")).to_be_hidden()
     opened.go("#feature=1")
     expect_feature(opened.page, 1)
     assert lines(opened) == []
@@ -333,10 +333,10 @@ def test_escape_and_scrolling_hide_the_hover_text(show, features_page):
         opened.page.mouse.move(1, 1)
         opened.page.locator(".seq > .b").first.hover()  # which scrolls there, without hiding it
         settle(opened)
-        expect(opened.page.locator("#hovertext")).to_be_visible()
+        expect(opened.page.locator(".hovertext")).to_be_visible()
         opened.js("document.querySelector('article').style.paddingBottom = '4000px'")
         leave()
-        expect(opened.page.locator("#hovertext")).to_be_hidden()
+        expect(opened.page.locator(".hovertext")).to_be_hidden()
         assert lines(opened) == []
 
 
@@ -355,7 +355,7 @@ def test_a_sequence_that_is_out_of_sight_shows_its_hover_text_on_focus(show, fea
     assert opened.js("scrollY") > 0
     sequence = sequences_of(features[1])[5]
     check_hovered(opened, features, features[1], sequence, sequence.bold_idx)
-    expect(opened.page.locator("#hovertext")).to_be_visible()
+    expect(opened.page.locator(".hovertext")).to_be_visible()
 
 
 def test_the_keyboard_shows_the_same_as_the_mouse(show, features, features_page):
@@ -367,12 +367,12 @@ def test_the_keyboard_shows_the_same_as_the_mouse(show, features, features_page)
         page.keyboard.press("Tab")
         if opened.js("document.activeElement.className") == "seq":
             break
-    expect(page.locator("#hovertext")).to_be_visible()
+    expect(page.locator(".hovertext")).to_be_visible()
     check_hovered(opened, features, features[1], first, first.bold_idx)
     page.keyboard.press("Home")
     for place in range(3):
         check_hovered(opened, features, features[1], first, place)
-        spoken = opened.texts("#spoken")[0]
+        spoken = opened.texts(".spoken")[0]
         assert f"row {first.row}, position {first.start + place}" in spoken
         assert "activation" in spoken
         page.keyboard.press("ArrowRight")
@@ -385,7 +385,7 @@ def test_the_keyboard_shows_the_same_as_the_mouse(show, features, features_page)
     page.keyboard.press("Tab")  # one stop a sequence
     check_hovered(opened, features, features[1], second, second.bold_idx)
     page.keyboard.press("Escape")
-    expect(page.locator("#hovertext")).to_be_hidden()
+    expect(page.locator(".hovertext")).to_be_hidden()
 
 
 @pytest.mark.parametrize("size", [(1440, 900), (360, 480)])
@@ -403,8 +403,8 @@ def test_the_hover_text_stays_in_the_window(show, features, size):
         }})()""")
         opened.page.mouse.move(width / 2, height / 2)
         opened.page.mouse.move(left + 3, top + 4)
-        expect(opened.page.locator("#hovertext")).to_be_visible()
-        (box,) = opened.boxes("#hovertext")
+        expect(opened.page.locator(".hovertext")).to_be_visible()
+        (box,) = opened.boxes(".hovertext")
         assert box["left"] >= 0
         assert box["top"] >= 0
         assert box["right"] <= width
@@ -417,7 +417,7 @@ def test_touching_a_token_shows_its_hover_text(show, features, features_page):
     expect_feature(opened.page, 1)
     opened.page.locator(".seq > .b").first.scroll_into_view_if_needed()
     opened.page.locator(".seq > .b").first.tap()
-    expect(opened.page.locator("#hovertext")).to_be_visible()
+    expect(opened.page.locator(".hovertext")).to_be_visible()
     sequence = sequences_of(features[1])[0]
     check_hovered(opened, features, features[1], sequence, sequence.bold_idx)
 
@@ -429,14 +429,14 @@ def expect_prompt(opened, prompt, metric, position):
     """The columns are those of the data for a metric and a position, with their scores, bold tokens and lines."""
     ranked = prompt.scores[metric][position]
     page = opened.page
-    expect(page.locator(f"#metrics [data-metric={metric}]")).to_have_attribute("aria-checked", "true")
-    expect(page.locator("#strip button").nth(position)).to_have_attribute("aria-checked", "true")
-    expect(page.locator("#columns > article")).to_have_count(len(ranked))
-    for group in ("#metrics", "#strip"):
+    expect(page.locator(f".metrics [data-metric={metric}]")).to_have_attribute("aria-checked", "true")
+    expect(page.locator(".strip button").nth(position)).to_have_attribute("aria-checked", "true")
+    expect(page.locator(".prompt-columns > article")).to_have_count(len(ranked))
+    for group in (".metrics", ".strip"):
         chosen = opened.js(f"[...document.querySelector('{group}').children].map(b => [b.ariaChecked, b.tabIndex])")
         assert sorted(chosen)[:-1] == [["false", -1]] * (len(chosen) - 1)
         assert max(chosen) == ["true", 0]
-    shown = opened.js("[...document.querySelectorAll('#columns > article')].map(a => Number(a.dataset.feature))")
+    shown = opened.js("[...document.querySelectorAll('.prompt-columns > article')].map(a => Number(a.dataset.feature))")
     assert shown == [feature for feature, _ in ranked]
     assert opened.texts("[data-slot=rank]") == [f"#{rank}" for rank in range(1, len(ranked) + 1)]
     for text, (_, score) in zip(opened.texts("[data-slot=score]"), ranked, strict=True):
@@ -446,7 +446,7 @@ def expect_prompt(opened, prompt, metric, position):
     on_loss = metric == "loss_effect"
     for rank, (feature, _) in enumerate(ranked, 1):
         data = prompt.prompt_data_dict[feature]
-        article = f"#columns > article:nth-child({rank})"
+        article = f".prompt-columns > article:nth-child({rank})"
         bold = opened.js(f"[...document.querySelector('{article} .prompt .seq').children].map(t => t.matches('.b'))")
         assert [place for place, is_bold in enumerate(bold) if is_bold] == [position]
         drawn = {line[0]: line for line in lines(opened, "pin", article)}
@@ -455,7 +455,7 @@ def expect_prompt(opened, prompt, metric, position):
         if on_loss:
             token_id = prompt.prompt_token_ids[position]
             expect_line(drawn["logits"], data.logits.histogram, data.logits.shown_logits[token_id])
-    expect(page.locator("#none")).to_be_visible(visible=not ranked)
+    expect(page.locator(".none-ranked")).to_be_visible(visible=not ranked)
 
 
 def test_the_prompt_page_shows_what_it_was_saved_with(show, prompt, prompt_page):
@@ -467,10 +467,10 @@ def test_the_prompt_page_shows_what_it_was_saved_with(show, prompt, prompt_page)
 def test_clicks_choose_metric_and_token(show, prompt, prompt_page):
     opened = show(prompt_page)
     for metric in prompt.scores:
-        opened.page.locator(f"#metrics [data-metric={metric}]").click()
+        opened.page.locator(f".metrics [data-metric={metric}]").click()
         expect_prompt(opened, prompt, metric, 5)
     for position in (2, 8, 11):
-        opened.page.locator("#strip button").nth(position).click()
+        opened.page.locator(".strip button").nth(position).click()
         expect_prompt(opened, prompt, "loss_effect", position)
     assert opened.hash == "#pos=11&metric=loss_effect"
     opened.page.go_back()
@@ -480,11 +480,11 @@ def test_clicks_choose_metric_and_token(show, prompt, prompt_page):
 def test_arrow_keys_choose_metric_and_token(show, prompt, prompt_page):
     opened = show(prompt_page)
     page, names = opened.page, list(prompt.scores)
-    page.locator("#strip [aria-checked=true]").focus()
+    page.locator(".strip [aria-checked=true]").focus()
     for key, position in (("ArrowRight", 6), ("ArrowLeft", 5), ("ArrowLeft", 4), ("Home", 0), ("ArrowLeft", 11)):
         page.keyboard.press(key)
         expect_prompt(opened, prompt, "act_size", position)
-        assert opened.js("document.activeElement === document.querySelector('#strip [aria-checked=true]')")
+        assert opened.js("document.activeElement === document.querySelector('.strip [aria-checked=true]')")
     page.keyboard.press("Tab")
     for metric in (*names[1:], names[0]):
         page.keyboard.press("ArrowRight")
@@ -496,25 +496,25 @@ def test_the_column_that_was_packed_is_the_one_that_would_be_plain(show, prompt,
     opened = show(prompt_page)
     plain = show(prompt.get_html(seq_pos=8, score_name="loss_effect", feature_url=URL))
     opened.page.locator("[data-metric=loss_effect]").click()
-    opened.page.locator("#strip button").nth(8).click()
+    opened.page.locator(".strip button").nth(8).click()
     expect_prompt(opened, prompt, "loss_effect", 8)
-    tokens = """[...document.querySelectorAll("#columns .seq > *")].map((token) => [
+    tokens = """[...document.querySelectorAll(".prompt-columns .seq > *")].map((token) => [
       token.className, token.style.cssText, token.innerHTML])"""
     assert opened.js(tokens) == plain.js(tokens)
-    assert lines(opened, "pin", "#columns") == [
-        [kind, pytest.approx(x, abs=0.3), text] for kind, x, text in lines(plain, "pin", "#columns")
+    assert lines(opened, "pin", ".prompt-columns") == [
+        [kind, pytest.approx(x, abs=0.3), text] for kind, x, text in lines(plain, "pin", ".prompt-columns")
     ]
 
 
 def test_no_active_feature_is_a_sentence(show, prompt, prompt_page):
     opened = show(prompt_page)
-    opened.page.locator("#strip button").nth(10).click()
+    opened.page.locator(".strip button").nth(10).click()
     expect_prompt(opened, prompt, "act_size", 10)
-    expect(opened.page.locator("#none")).to_contain_text("is active on this token")
+    expect(opened.page.locator(".none-ranked")).to_contain_text("is active on this token")
     opened.page.locator("[data-metric=loss_effect]").click()
-    opened.page.locator("#strip button").first.click()
+    opened.page.locator(".strip button").first.click()
     expect_prompt(opened, prompt, "loss_effect", 0)
-    expect(opened.page.locator("#none")).to_contain_text("the token before it")
+    expect(opened.page.locator(".none-ranked")).to_contain_text("the token before it")
 
 
 def test_the_address_keeps_metric_and_token(show, prompt, prompt_page):
@@ -530,18 +530,18 @@ def test_the_address_keeps_metric_and_token(show, prompt, prompt_page):
         ("metric=__proto__", "metric “__proto__”"),
     ):
         opened.js(f"location.hash = '#{wrong}'")
-        expect(opened.page.locator("#message")).to_contain_text(f"There is no {told}")
+        expect(opened.page.locator(".message")).to_contain_text(f"There is no {told}")
         expect_prompt(opened, prompt, "act_quantile", 3)
-    opened.page.locator("#strip button").nth(4).click()
+    opened.page.locator(".strip button").nth(4).click()
     expect_prompt(opened, prompt, "act_quantile", 4)
-    expect(opened.page.locator("#message")).to_be_hidden()
+    expect(opened.page.locator(".message")).to_be_hidden()
 
 
 def test_columns_link_to_the_pages_of_their_features(show, prompt, prompt_page):
     opened = show(prompt_page)
-    opened.page.locator("#strip button").nth(8).click()
+    opened.page.locator(".strip button").nth(8).click()
     expect_prompt(opened, prompt, "act_size", 8)
-    hrefs = opened.js("[...document.querySelectorAll('#columns h2 a')].map(a => a.getAttribute('href'))")
+    hrefs = opened.js("[...document.querySelectorAll('.prompt-columns h2 a')].map(a => a.getAttribute('href'))")
     assert hrefs == [f"features.html#feature={feature}" for feature, _ in prompt.scores["act_size"][8]]
 
 
@@ -570,20 +570,20 @@ def test_pages_in_a_notebook_are_independent(show, features, prompt):
     one, middle, two = (opened.page.frame_locator("iframe").nth(place) for place in range(3))
     for frame in (one, two):
         expect(frame.locator("article")).to_have_attribute("data-feature", "0")
-    one.locator("#next").click()
+    one.locator(".next").click()
     expect_feature(one, 1)
     one.locator("a[data-go='8']").first.click()  # a link inside does not unload the frame
     expect_feature(one, 8)
     expect_feature(two, 0)
-    two.locator("#choose").fill("5")
-    two.locator("#choose").press("Enter")
+    two.locator(".choose").fill("5")
+    two.locator(".choose").press("Enter")
     expect_feature(two, 5)
     expect_feature(one, 8)
     one.locator(".seq > .b").first.hover()
-    expect(one.locator("#hovertext")).to_be_visible()
-    expect(two.locator("#hovertext")).to_be_hidden()
+    expect(one.locator(".hovertext")).to_be_visible()
+    expect(two.locator(".hovertext")).to_be_hidden()
     middle.locator("[data-metric=act_size]").click()
-    middle.locator("#strip button").nth(4).click()
+    middle.locator(".strip button").nth(4).click()
     expect(middle.locator("article")).to_have_count(len(prompt.scores["act_size"][4]))
     expect(middle.locator("article").first).to_have_attribute("data-feature", str(prompt.scores["act_size"][4][0][0]))
     expect_feature(one, 8)
@@ -671,14 +671,14 @@ def test_without_scripts_the_prompt_is_readable(show, prompt, prompt_page):
 def test_a_browser_that_cannot_inflate_is_told(show, features, prompt_page):
     init = "delete globalThis.DecompressionStream"
     opened = show(features.get_html(), init=init)
-    expect(opened.page.locator("#message")).to_be_visible()
-    expect(opened.page.locator("#message")).to_contain_text("cannot unpack the other features")
-    opened.page.locator("#next").click()
-    expect(opened.page.locator("#message")).to_be_visible()
+    expect(opened.page.locator(".message")).to_be_visible()
+    expect(opened.page.locator(".message")).to_contain_text("cannot unpack the other features")
+    opened.page.locator(".next").click()
+    expect(opened.page.locator(".message")).to_be_visible()
     expect(opened.page.locator("article")).to_have_attribute("data-feature", "0")
     opened = show(prompt_page, "#pos=8&metric=loss_effect", init=init)
-    expect(opened.page.locator("#message")).to_contain_text("cannot unpack the other features")
-    assert show(features[1].get_html(), init=init).texts("#message") == [""]  # there is nothing to unpack
+    expect(opened.page.locator(".message")).to_contain_text("cannot unpack the other features")
+    assert show(features[1].get_html(), init=init).texts(".message") == [""]  # there is nothing to unpack
 
 
 # --- hostile text ------------------------------------------------------------------------------------------------
@@ -726,7 +726,7 @@ def test_hostile_tokens_and_labels_are_inert_in_a_browser(show):
         opened.js(f"location.hash = '#feature={index}'")
         expect(opened.page.locator("article")).to_have_attribute("data-feature", str(index))
         opened.js(f"{bold}.dispatchEvent(new PointerEvent('pointerover', {{ bubbles: true }}))")
-        assert opened.js("!document.getElementById('hovertext').hidden")
+        assert opened.js("!document.querySelector('.hovertext').hidden")
         assert opened.js(LOADED) == before
         if shown_as_it_is(text):
             assert opened.js(f"{bold}.textContent") == text
@@ -747,11 +747,11 @@ def test_hostile_prompts_are_inert_in_a_browser(show):
     opened = show(prompt.get_html(seq_pos=3, score_name="act_size"), size=(800, 600), init=RAN)
     before = opened.js(LOADED)
     for position in range(0, len(TEXTS) - 2, 5):
-        opened.page.locator("#strip button").nth(position).click()
-        expect(opened.page.locator("#strip button").nth(position)).to_have_attribute("aria-checked", "true")
+        opened.page.locator(".strip button").nth(position).click()
+        expect(opened.page.locator(".strip button").nth(position)).to_have_attribute("aria-checked", "true")
         assert opened.js(LOADED) == before
         assert opened.js("document.documentElement.scrollWidth") <= 800
-    for text, shown in zip(TEXTS, opened.texts("#strip .text"), strict=True):
+    for text, shown in zip(TEXTS, opened.texts(".strip .text"), strict=True):
         assert shown == text or not shown_as_it_is(text)
 
 
@@ -762,16 +762,16 @@ def test_hostile_names_and_notes_are_inert_in_a_browser(show, name):
     features, _, prompt = with_text(text)
     opened = show(features, size=(800, 600), init=RAN)
     before = opened.js(LOADED)
-    opened.page.locator("#next").click()
+    opened.page.locator(".next").click()
     expect_feature(opened.page, 1)
-    opened.page.locator("#choose").fill(text)
-    opened.page.locator("#choose").press("Enter")
+    opened.page.locator(".choose").fill(text)
+    opened.page.locator(".choose").press("Enter")
     expect(opened.page.locator("article")).to_have_count(1)
     assert opened.js(LOADED) == before
     assert opened.js("document.documentElement.scrollWidth") <= 800
     opened = show(prompt, size=(800, 600), init=RAN)
-    opened.page.locator("#strip button").nth(1).click()
-    expect(opened.page.locator("#strip button").nth(1)).to_have_attribute("aria-checked", "true")
+    opened.page.locator(".strip button").nth(1).click()
+    expect(opened.page.locator(".strip button").nth(1)).to_have_attribute("aria-checked", "true")
     assert opened.js("document.documentElement.scrollWidth") <= 800
 
 
@@ -803,13 +803,13 @@ def test_other_pages_work(show, name):
     opened = show(other_pages()[name])
     if name != "no features":
         expect(opened.page.locator("article h2")).to_be_visible()
-    if opened.page.locator("#next").count():
-        opened.page.locator("#next").click()
-        expect(opened.page.locator("#previous")).to_be_enabled()
+    if opened.page.locator(".next").count():
+        opened.page.locator(".next").click()
+        expect(opened.page.locator(".previous")).to_be_enabled()
     tokens = opened.page.locator(".seq > .b")
     if tokens.count():
         tokens.first.hover()
-        expect(opened.page.locator("#hovertext")).to_be_visible()
+        expect(opened.page.locator(".hovertext")).to_be_visible()
         told = hovered(opened)
         assert ("loss" in told) == (name != "no ablation")
         assert ("logit" in told) == (name != "no logits" or opened.hash != "")

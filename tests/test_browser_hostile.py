@@ -76,20 +76,20 @@ def test_every_vector_as_token_label_title_and_address(show):
             opened.js(f"location.hash = '#feature={index}'")
         expect(opened.page.locator("article")).to_have_attribute("data-feature", str(index))
         opened.js(f"{tokens}.forEach((t) => t.dispatchEvent(new PointerEvent('pointerover', {{ bubbles: true }})))")
-        assert opened.js("!document.getElementById('hovertext').hidden")
+        assert opened.js("!document.querySelector('.hovertext').hidden")
         without_harm(opened, before)
         if text.isprintable() and text.isascii() and 0 < len(text) <= 48 and text == text.strip() and "  " not in text:
             assert opened.js("document.querySelector('.seq > .b').textContent") == text
             assert opened.texts(".label") == [text]
-    opened.page.locator("#previous").click()
+    opened.page.locator(".previous").click()
     expect_feature(opened.page, len(TEXTS) - 2)
     go_to_all(opened, "#feature=")
     opened.js("location.hash = '#feature=%'")
-    expect(opened.page.locator("#message")).to_contain_text("There is no feature “%”")
+    expect(opened.page.locator(".message")).to_contain_text("There is no feature “%”")
     without_harm(opened, before)
     for text in TEXTS[::15]:
-        opened.page.locator("#choose").fill(HALF_PAIR.sub("", text)[:500])
-        opened.page.locator("#choose").press("Enter")
+        opened.page.locator(".choose").fill(HALF_PAIR.sub("", text)[:500])
+        opened.page.locator(".choose").press("Enter")
         without_harm(opened, before)
     opened.js("location.hash = '#feature=3'")
     expect_feature(opened.page, 3)
@@ -105,21 +105,21 @@ def test_every_vector_on_the_prompt_page(show):
         data.sequence.token_ids[:] = ids
     opened = show(prompt.get_html(seq_pos=3, score_name="act_size"), size=(800, 600), init=RAN)
     before = opened.js(LOADED)
-    opened.page.locator("#strip button").nth(3).focus()
+    opened.page.locator(".strip button").nth(3).focus()
     for position in range(4, 14):
         opened.page.keyboard.press("ArrowRight")
-        expect(opened.page.locator("#strip button").nth(position)).to_have_attribute("aria-checked", "true")
+        expect(opened.page.locator(".strip button").nth(position)).to_have_attribute("aria-checked", "true")
     for metric in prompt.scores:
-        opened.page.locator(f"#metrics [data-metric={metric}]").click()
-        expect(opened.page.locator(f"#metrics [data-metric={metric}]")).to_have_attribute("aria-checked", "true")
+        opened.page.locator(f".metrics [data-metric={metric}]").click()
+        expect(opened.page.locator(f".metrics [data-metric={metric}]")).to_have_attribute("aria-checked", "true")
         opened.js("""[...document.querySelectorAll('.seq > *')].forEach((token) =>
           token.dispatchEvent(new PointerEvent('pointerover', { bubbles: true })))""")
-        assert opened.js("!document.getElementById('hovertext').hidden")
+        assert opened.js("!document.querySelector('.hovertext').hidden")
         without_harm(opened, before)
     go_to_all(opened, "#pos=", "#metric=", "#pos=1&metric=")
     without_harm(opened, before)
     opened.js("location.hash = '#pos=2&metric=act_size'")
-    expect(opened.page.locator("#strip button").nth(2)).to_have_attribute("aria-checked", "true")
+    expect(opened.page.locator(".strip button").nth(2)).to_have_attribute("aria-checked", "true")
 
 
 SHORT = [text for text in VECTORS if len(text) < 1000]
@@ -142,14 +142,14 @@ def test_vectors_as_names_notes_and_versions(show, part):
         features[1].label = text
         opened = show(features.get_html(), size=(800, 600), init=RAN)
         before = opened.js(LOADED)
-        opened.page.locator("#next").click()
+        opened.page.locator(".next").click()
         expect_feature(opened.page, 1)
         without_harm(opened, before)
         prompt = dataclasses.replace(make_prompt(2, 4, **TINY), provenance=provenance)
         opened = show(prompt.get_html(feature_url="f.html#feature={feature}"), size=(800, 600), init=RAN)
         before = opened.js(LOADED)
-        opened.page.locator("#strip button").nth(1).click()
-        expect(opened.page.locator("#strip button").nth(1)).to_have_attribute("aria-checked", "true")
+        opened.page.locator(".strip button").nth(1).click()
+        expect(opened.page.locator(".strip button").nth(1)).to_have_attribute("aria-checked", "true")
         without_harm(opened, before)
 
 
@@ -174,7 +174,7 @@ def test_an_address_of_features_is_refused_or_stays_in_its_attribute(show):
     for url, document in kept:
         found = opened.js(f"""(() => {{
           const page = new DOMParser().parseFromString({json.dumps(str(document))}, "text/html");
-          const links = [...page.querySelectorAll("#columns h2 a")];
+          const links = [...page.querySelectorAll(".prompt-columns h2 a")];
           return links.map((a) => [a.getAttribute("href"), [...a.attributes].map((one) => one.name), new URL(a.href, "https://own.example/").protocol]);
         }})()""")
         for href, attributes, protocol in found:
@@ -275,10 +275,10 @@ def test_the_policy_is_in_force_on_both_pages(show):
 def test_a_page_that_was_attacked_still_works(show):
     opened = watched(show(make_features(3, dead=(), **TINY).get_html(), init=WATCH))
     planted_everywhere(opened, "globalThis")
-    opened.js("document.getElementById('next').click()")  # Playwright's own click waits for what was refused to load
+    opened.js("document.querySelector('.next').click()")  # Playwright's own click waits for what was refused to load
     expect_feature(opened.page, 1)
     opened.js("document.querySelector('.seq > .b').dispatchEvent(new PointerEvent('pointerover', { bubbles: true }))")
-    expect(opened.page.locator("#hovertext")).to_be_visible()
+    expect(opened.page.locator(".hovertext")).to_be_visible()
 
 
 @pytest.mark.parametrize("kind", ["features", "prompt"])
@@ -291,7 +291,7 @@ def test_the_policy_is_in_force_in_a_notebook(show, kind):
     planted_everywhere(opened, FRAME)
     assert opened.js("globalThis.ran ?? null") is None
     if kind == "features":
-        frame.locator("#next").click()
+        frame.locator(".next").click()
         expect_feature(frame, 1)
 
 

@@ -76,7 +76,7 @@ def test_a_label_set_in_the_browser_is_shown_everywhere_and_stays(show, page):
     assert opened.texts("h2 .label") == ["Django model fields"]
     assert opened.texts("h2 .edited") == []
     assert opened.js("document.querySelector('a[data-go=\"0\"]').title").startswith("commas")
-    field = opened.page.locator("#choose")
+    field = opened.page.locator(".choose")
     field.fill("commas")
     assert opened.js("[...document.querySelectorAll('#choices option')].map(o => o.value)") == ["0"]
     field.press("Enter")
@@ -179,7 +179,7 @@ def test_the_prompt_page_shows_and_keeps_what_is_said(show):
     feature = int(first.get_attribute("data-feature"))
     first.locator(".star").click()
     assert opened.js("[...saeVis.stars]") == [feature]
-    opened.page.locator("#metrics button").nth(1).click()
+    opened.page.locator(".metrics button").nth(1).click()
     expect(opened.page.locator(f'article[data-feature="{feature}"] .star[aria-pressed="true"]')).to_have_count(1)
 
 
@@ -201,7 +201,7 @@ def test_what_a_browser_exports_python_reads_and_the_other_way_round(show, featu
     with fresh.page.expect_file_chooser() as chooser:
         fresh.page.get_by_role("button", name="Import").click()
     chooser.value.set_files(tmp_path / "labels.json")
-    expect(fresh.page.locator("#message")).to_contain_text("Taken over for 3 features.")
+    expect(fresh.page.locator(".message")).to_contain_text("Taken over for 3 features.")
     assert fresh.js("[saeVis.labelOf(0), saeVis.noteOf(0), saeVis.labelOf(2), [...saeVis.stars]]") == [
         *("of the browser", "a note", "of Python", [0]),
     ]
@@ -219,7 +219,7 @@ def test_of_two_changes_the_later_one_wins(show, features, page, init):
     }
     take_in(opened, entry(features, said))
     assert opened.js("[0, 1, 2, 3].map(saeVis.labelOf)") == ["now", "Django model fields", "two", "three"]
-    assert "1 stay" in opened.texts("#message")[0]
+    assert "1 stay" in opened.texts(".message")[0]
     take_in(
         opened,
         entry(features, {"0": {"label": "later", "changed": "2999-01-01T00:00:00.000Z"}, "2": {"label": "no time"}}),
@@ -240,7 +240,7 @@ def test_of_two_changes_the_later_one_wins(show, features, page, init):
 def test_a_foreign_file_changes_nothing_and_is_said(show, page, content, message):
     opened = show(page)
     take_in(opened, content)
-    assert message in opened.texts("#message")[0]
+    assert message in opened.texts(".message")[0]
     assert opened.js("saeVis.labelOf(0)") == ""
 
 

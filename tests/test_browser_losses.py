@@ -75,7 +75,7 @@ def test_the_switch_changes_underlines_and_hover_text_for_every_feature(show, fe
         assert loss_on_hover(opened, which, at) == format_signed(direct, 4)
         assert underline(opened, which, at) == strengths(direct, most_direct)
         opened.page.get_by_role("radio", name="full ablation").click()
-        browser.expect(opened.page.locator("#hovertext")).to_be_hidden()
+        browser.expect(opened.page.locator(".hovertext")).to_be_hidden()
         assert loss_on_hover(opened, which, at) == format_signed(full, 4)
         assert underline(opened, which, at) == strengths(full, most_full)
     opened.go("#feature=1")  # which was not there when the choice was made
@@ -112,8 +112,8 @@ def test_a_metric_of_a_prompt_brings_its_underlines(show, prompt):
     opened_at_it = show(prompt.get_html(seq_pos=position, score_name="loss_effect_full"))
     browser.expect(opened_at_it.page.get_by_role("radio", name="full ablation")).to_be_checked()
     for metric, chosen in (("loss_effect_full", "full ablation"), ("loss_effect", "direct path")):
-        opened.page.locator(f"#metrics [data-metric={metric}]").click()
+        opened.page.locator(f".metrics [data-metric={metric}]").click()
         browser.expect(opened.page.get_by_role("radio", name=chosen)).to_be_checked()
         ranked = prompt.scores[metric][position]
-        titles = opened.texts("#columns [data-slot=score]")
+        titles = opened.texts(".prompt-columns [data-slot=score]")
         assert titles == [f"loss {format_signed(score, 3)}" for _, score in ranked]

@@ -116,9 +116,9 @@ def test_a_key_returns_to_the_overview(key, show, document):
 def test_escape_closes_the_hover_text_first(show, document):
     opened = show(document)
     opened.page.locator(".seq .b").first.hover()
-    expect(opened.page.locator("#hovertext")).to_be_visible()
+    expect(opened.page.locator(".hovertext")).to_be_visible()
     opened.page.keyboard.press("Escape")
-    expect(opened.page.locator("#hovertext")).to_be_hidden()
+    expect(opened.page.locator(".hovertext")).to_be_hidden()
     expect(opened.page.locator("article.feature")).to_be_visible()
     opened.page.keyboard.press("Escape")
     expect_overview(opened.page)

@@ -150,8 +150,8 @@ def test_every_feature_is_the_one_of_the_single_page(scheme, visit, show, site, 
         for page in (opened, single):
             page.js(f"location.hash = '#feature={feature}'")
             expect_feature(page.page, feature)
-        assert opened.js("document.getElementById('feature').innerHTML") == single.js(
-            "document.getElementById('feature').innerHTML"
+        assert opened.js("document.querySelector('.shown-feature').innerHTML") == single.js(
+            "document.querySelector('.shown-feature').innerHTML"
         )
     assert opened.js("document.title") == single.js("document.title")
     assert opened.js("document.querySelectorAll('head script').length") == 0
@@ -170,11 +170,11 @@ def test_buttons_keys_links_and_back(scheme, visit, site):
     expect_feature(page, 9)
     page.go_back()
     expect_feature(page, 8)
-    page.locator("#choose").fill("11")
+    page.locator(".choose").fill("11")
     page.keyboard.press("Enter")
     expect_feature(page, 11)
-    expect(page.locator("#next")).to_be_disabled()
-    expect(page.locator("#message")).to_be_hidden()
+    expect(page.locator(".next")).to_be_disabled()
+    expect(page.locator(".message")).to_be_hidden()
 
 
 @SCHEMES
@@ -191,7 +191,7 @@ def test_features_are_chosen_by_label(visit, site):
     opened = visit(site)
     page = opened.page
     wait_for(opened, "Boolean(saeVis.labels)")
-    page.locator("#choose").fill("import")
+    page.locator(".choose").fill("import")
     assert opened.js("[...document.querySelectorAll('#choices option')].map(o => o.label)") == ["5 import statements"]
     page.keyboard.press("Enter")
     expect_feature(page, 5)
@@ -204,8 +204,8 @@ def test_hover_text_names_tokens(visit, show, site, features):
         expect_feature(opened.page, 7)
         wait_for(opened, "saeVis.data('vocab') !== null")
         opened.page.locator(".seq .b").first.hover()
-        expect(opened.page.locator("#hovertext")).to_be_visible()
-        texts.append(opened.page.locator("#hovertext").inner_text())
+        expect(opened.page.locator(".hovertext")).to_be_visible()
+        texts.append(opened.page.locator(".hovertext").inner_text())
     assert texts[0] == texts[1]
     assert "id " in texts[0]
 
@@ -214,12 +214,12 @@ def test_hovering_before_the_tokens_are_loaded_is_no_harm(visit, site):
     """The file of the tokens never comes, since nothing is loaded after the first feature."""
     opened = visit(site, init="globalThis.requestAnimationFrame = () => 0")
     opened.page.locator(".seq .b").first.hover()
-    expect(opened.page.locator("#hovertext")).to_contain_text("id ")
+    expect(opened.page.locator(".hovertext")).to_contain_text("id ")
     assert not [name for name in opened.asked if "vocab" in name]
     opened.js(f"document.head.append(Object.assign(document.createElement('script'), {{src: '{vocab_file(site)}'}}))")
     opened.page.mouse.move(0, 0)
     opened.page.locator(".seq .b").nth(1).hover()
-    expect(opened.page.locator("#hovertext [data-slot=token] samp")).to_have_count(0)
+    expect(opened.page.locator(".hovertext [data-slot=token] samp")).to_have_count(0)
 
 
 def vocab_file(site: Path) -> str:
@@ -304,7 +304,7 @@ def test_a_slow_host_is_told_of_as_long_as_the_reader_waits(visit, site, monkeyp
     held = threading.Event()
     monkeypatch.setattr(Quiet, "held", held)
     opened = visit(site, scheme="http")
-    message = opened.page.locator("#message")
+    message = opened.page.locator(".message")
     opened.js("location.hash = '#feature=10'")
     expect(message).to_have_text(f"Loading features/{shard_of(site, 10).name} …")
     opened.js("location.hash = '#feature=0'")
@@ -330,7 +330,7 @@ def test_a_shard_that_is_missing_is_told_by_its_name(scheme, visit, folder):
     lost.unlink()
     opened = visit(folder, scheme=scheme, complains=True)
     opened.js("location.hash = '#feature=10'")
-    message = opened.page.locator("#message")
+    message = opened.page.locator(".message")
     expect(message).to_contain_text(f"features/{lost.name} of this site is missing")
     expect(opened.page.locator("article.feature")).to_have_attribute("data-feature", "0")
     opened.js("location.hash = '#feature=1'")
@@ -355,7 +355,7 @@ def test_a_shard_that_is_damaged_is_told(content, complains, visit, folder):
     first = shard_of(folder, 1)
     first.write_text(content, encoding="ascii")
     opened = visit(folder, "#feature=1", complains=complains)
-    expect(opened.page.locator("#message")).to_contain_text(first.name)
+    expect(opened.page.locator(".message")).to_contain_text(first.name)
     expect(opened.page.locator("article.feature")).to_have_attribute("data-feature", "0")
 
 
@@ -363,31 +363,31 @@ def test_a_fragment_that_is_damaged_is_told(visit, folder):
     first = shard_of(folder, 1)
     first.write_text('saeVis.receive("00000",{"1":"eJw!"});', encoding="ascii")
     opened = visit(folder, "#feature=1")
-    expect(opened.page.locator("#message")).to_contain_text("Feature 1 cannot be unpacked")
+    expect(opened.page.locator(".message")).to_contain_text("Feature 1 cannot be unpacked")
 
 
 def test_tokens_that_are_missing_are_told(visit, folder):
     (folder / vocab_file(folder)).unlink()
     opened = visit(folder, complains=True)
-    expect(opened.page.locator("#message")).to_contain_text("assets/vocab-")
+    expect(opened.page.locator(".message")).to_contain_text("assets/vocab-")
 
 
 @pytest.mark.parametrize("asked", ["12", "-1", "1.5", "x", "99999999999", "%3Cb%3E", "__proto__", "constructor"])
 def test_a_feature_that_is_not_there_is_told(asked, visit, site):
     opened = visit(site, f"#feature={asked}")
-    expect(opened.page.locator("#message")).to_contain_text("There is no feature")
-    expect(opened.page.locator("#message")).to_contain_text("holds 12, from 0 to 11")
+    expect(opened.page.locator(".message")).to_contain_text("There is no feature")
+    expect(opened.page.locator(".message")).to_contain_text("holds 12, from 0 to 11")
     expect_feature(opened.page, 0)
 
 
 def test_a_browser_that_cannot_inflate_is_told(visit, site):
     opened = visit(site, init="delete globalThis.DecompressionStream")
-    expect(opened.page.locator("#message")).to_contain_text("cannot unpack the other features")
-    opened.page.locator("#next").click()
-    expect(opened.page.locator("#message")).to_be_visible()
+    expect(opened.page.locator(".message")).to_contain_text("cannot unpack the other features")
+    opened.page.locator(".next").click()
+    expect(opened.page.locator(".message")).to_be_visible()
     expect_feature_at_first(opened.page)
     opened.page.locator(".seq .b").first.hover()
-    expect(opened.page.locator("#hovertext")).to_be_visible()
+    expect(opened.page.locator(".hovertext")).to_be_visible()
 
 
 def expect_feature_at_first(page) -> None:
@@ -431,7 +431,7 @@ def test_hostile_text_runs_nothing(visit, tmp_path):
     expect(opened.page.locator("article.feature")).to_have_attribute("data-feature", "1")
     for place in range(opened.page.locator(".seq > *").count()):
         opened.page.locator(".seq > *").nth(place).hover()
-    opened.page.locator("#choose").fill("script")
+    opened.page.locator(".choose").fill("script")
 
 
 def test_a_script_that_text_could_add_is_not_run(visit, folder):
@@ -455,7 +455,7 @@ def test_the_policies_are_in_force(scheme, visit, site):
     wait_for(opened, "Boolean(saeVis.labels)")
     assert opened.js("violations") == []
     planted_everywhere(opened, "globalThis")
-    opened.js("document.getElementById('next').click()")
+    opened.js("document.querySelector('.next').click()")
     expect_feature(opened.page, 1)
     opened.js("location.hash = '#feature=11'")
     expect_feature(opened.page, 11)
@@ -473,7 +473,7 @@ def test_the_list_of_files_cannot_be_replaced(visit, folder):
     expect_feature(opened.page, 11)
     page.write_text(document.replace('["features/00000-', '["https://x.example/00000-'), encoding="utf-8")
     opened = visit(folder, "#feature=1")
-    expect(opened.page.locator("#message")).to_contain_text("none of a site")
+    expect(opened.page.locator(".message")).to_contain_text("none of a site")
 
 
 # --- speed -------------------------------------------------------------------------------------------------------------------
@@ -484,7 +484,7 @@ PAINTED = """
 (() => {
   const wanted = /feature=(\\d+)/.exec(location.hash)?.[1];
   const look = () => {
-    const sequence = document.querySelector("#feature .feature .seq");
+    const sequence = document.querySelector(".shown-feature .feature .seq");
     const there = sequence && sequence.getBoundingClientRect().height > 0;
     if (!there || (wanted && !document.title.startsWith(`Feature ${wanted} `))) return requestAnimationFrame(look);
     requestAnimationFrame(() => setTimeout(() => { globalThis.paintedAt = performance.now(); }));
@@ -577,7 +577,7 @@ def test_the_next_feature_of_16384_is_shown_within_100_milliseconds(scheme, visi
         opened.js(f"location.hash = '#feature={near}'")
         wait_for(opened, f"document.title.startsWith('Feature {near} ')")
         opened.page.wait_for_timeout(300)
-        click = "document.getElementById('next').click()"
+        click = "document.querySelector('.next').click()"
         following = [
             time_to_show(opened, i, click) for i in range(near + 1, near + 10)
         ]  # the fourth is in the next shard
@@ -615,7 +615,7 @@ def test_a_single_page_of_1000_features_is_painted_within_a_second_and_a_half(sc
     took = first_paint(lambda: visit(tmp_path, scheme=scheme, init=PAINTED))
     linked = first_paint(lambda: visit(tmp_path, "#feature=900", scheme=scheme, init=PAINTED))
     opened = visit(tmp_path, scheme=scheme)
-    following = [time_to_show(opened, i, "document.getElementById('next').click()") for i in range(1, 8)]
+    following = [time_to_show(opened, i, "document.querySelector('.next').click()") for i in range(1, 8)]
     print(f"{scheme}: first paint {took:.0f} ms, linked {linked:.0f} ms, next {[round(ms) for ms in following]} ms")
     assert took < 1500
     assert linked < 1500

@@ -452,7 +452,7 @@ def test_position_zero_has_no_loss_effect_and_position_one_has_that_of_the_first
     _, prompt = prompted(rand(3, 6, 2), acts)
     assert [[f for f, _ in ranking] for ranking in prompt.scores["loss_effect"]] == [[], [0], [], []]
     check_drawn(prompt, tmp_path, seq_pos=0, score_name="loss_effect")
-    none = parse(prompt.get_html(seq_pos=0, score_name="loss_effect")).find(".//p[@id='none']")
+    none = parse(prompt.get_html(seq_pos=0, score_name="loss_effect")).find(".//p[@class='none-ranked empty']")
     assert "token before" in text_of(none)
     loss = prompt.prompt_data_dict[0].sequence.loss_contribution
     assert loss[0] is None

@@ -117,7 +117,7 @@ def drawn(opened):
 def test_rows_of_every_metric_are_drawn_in_both_orders_and_sizes(show, prompt, page):
     opened = show(page)
     for metric, rows in prompt.heat_map.items():
-        opened.page.locator(f"#metrics [data-metric={metric}]").click()
+        opened.page.locator(f".metrics [data-metric={metric}]").click()
         expect(opened.page.locator(".heat tbody tr")).to_have_count(min(20, len(rows)))
         shown = drawn(opened)
         assert [feature for feature, _ in shown] == [row.feature_idx for row in rows[:20]]
@@ -138,7 +138,7 @@ def test_a_cell_chooses_its_token_and_marks_its_features_column(show, prompt, pa
     row = prompt.heat_map["act_size"][2]
     position = row.positions[-1]
     opened.page.locator(f'.heat tr[data-feature="{row.feature_idx}"] td[data-at="{position}"]').click()
-    expect(opened.page.locator("#strip button").nth(position)).to_have_attribute("aria-checked", "true")
+    expect(opened.page.locator(".strip button").nth(position)).to_have_attribute("aria-checked", "true")
     expect(opened.page.locator(".prompt-column.marked")).to_have_count(1)
     assert opened.hash == f"#pos={position}&metric=act_size&feature={row.feature_idx}"
     assert opened.js("Number(document.querySelector('.marked').dataset.feature)") == row.feature_idx
@@ -151,9 +151,9 @@ def test_a_cell_chooses_its_token_and_marks_its_features_column(show, prompt, pa
     expect(opened.page.locator(f'.prompt-column.marked[data-feature="{other}"] [data-slot=rank]')).to_have_text(
         "not ranked here:"
     )
-    expect(opened.page.locator("#columns > article")).to_have_count(len(ranked) + 1)
+    expect(opened.page.locator(".prompt-columns > article")).to_have_count(len(ranked) + 1)
     # The strip chooses a token without a feature.
-    opened.page.locator("#strip button").nth(3).click()
+    opened.page.locator(".strip button").nth(3).click()
     expect(opened.page.locator(".marked")).to_have_count(0)
     assert opened.hash == "#pos=3&metric=act_size"
 
@@ -219,10 +219,10 @@ def test_a_long_prompt_scrolls_inside_with_its_names_in_view(show):
 @in_browser
 def test_a_page_that_begins_with_no_column_can_draw_the_others(show, prompt):
     opened = show(prompt.get_html(seq_pos=12, score_name="act_size"))  # where no feature is active
-    expect(opened.page.locator("#none")).to_be_visible()
-    opened.page.locator("#metrics [data-metric=loss_effect]").click()
-    opened.page.locator("#strip button").nth(5).click()
-    expect(opened.page.locator("#columns > article")).to_have_count(len(prompt.scores["loss_effect"][5]))
+    expect(opened.page.locator(".none-ranked")).to_be_visible()
+    opened.page.locator(".metrics [data-metric=loss_effect]").click()
+    opened.page.locator(".strip button").nth(5).click()
+    expect(opened.page.locator(".prompt-columns > article")).to_have_count(len(prompt.scores["loss_effect"][5]))
     opened.page.locator("article .prompt .seq > *").nth(3).hover()
-    expect(opened.page.locator("#hovertext")).to_be_visible()
+    expect(opened.page.locator(".hovertext")).to_be_visible()
     assert opened.js("getComputedStyle(document.querySelector('article .plot')).display") == "block"

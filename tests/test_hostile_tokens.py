@@ -140,7 +140,7 @@ def tags(tree):
 def test_hostile_text_is_shown_as_it_is(text):
     features, alone, prompt = with_text(text)
     assert text in text_of(parse(alone).find(".//div[@class='seq']"))
-    assert text in text_of(parse(prompt).find(".//div[@id='strip']"))
+    assert text in text_of(parse(prompt).find(".//div[@class='strip']"))
     for table in parse(features).iter("table"):
         if "logits" in table.get("class", ""):
             assert all(text_of(row[0]) == text for row in table.iter("tr"))

@@ -164,7 +164,7 @@ def test_one_feature_is_plain_and_the_others_are_packed(features):
 def test_a_packed_feature_is_the_same_as_a_plain_one(features):
     plain = features.get_html(feature=2)
     fragment = packed(features.get_html(feature=0))[2]
-    assert f'<main id="feature">{fragment}</main>' in plain
+    assert f'<main class="shown-feature">{fragment}</main>' in plain
 
 
 def test_every_panel_is_there(features):
@@ -583,7 +583,7 @@ def test_the_chosen_token_is_bold_and_its_lines_are_drawn(prompt):
 
 def test_the_strip_counts_the_active_features(prompt):
     tree = parse(prompt.get_html(seq_pos=5))
-    buttons = list(tree.find(".//div[@id='strip']"))
+    buttons = list(tree.find(".//div[@class='strip']"))
     assert [int(text_of(button.find("b"))) for button in buttons] == prompt.n_active
     assert [button.get("aria-checked") for button in buttons].index("true") == 5
     assert [button.get("tabindex") for button in buttons].count("0") == 1
@@ -593,11 +593,11 @@ def test_nothing_active_is_a_sentence(prompt):
     position = len(prompt.prompt_token_ids) - 2
     tree = check_page(prompt.get_html(seq_pos=position, score_name="act_size"))
     assert not list(tree.iter("article"))
-    none = tree.find(".//p[@id='none']")
+    none = tree.find(".//p[@class='none-ranked empty']")
     assert none.get("hidden") is None
     assert "none of those asked for is active on this token" in text_of(none)
     assert "token before" in text_of(
-        parse(prompt.get_html(seq_pos=0, score_name="loss_effect")).find(".//p[@id='none']")
+        parse(prompt.get_html(seq_pos=0, score_name="loss_effect")).find(".//p[@class='none-ranked empty']")
     )
 
 

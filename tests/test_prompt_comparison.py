@@ -216,16 +216,16 @@ def test_options_are_checked():
 
 def expect_columns(opened, data, metric, position):
     ranked = [data.totals[metric], *data.differences[metric]][position]
-    expect(opened.page.locator("#strip button").nth(position)).to_have_attribute("aria-checked", "true")
-    expect(opened.page.locator("#columns > article")).to_have_count(len(ranked))
-    shown = opened.js("[...document.querySelectorAll('#columns > article')].map(a => Number(a.dataset.feature))")
+    expect(opened.page.locator(".strip button").nth(position)).to_have_attribute("aria-checked", "true")
+    expect(opened.page.locator(".prompt-columns > article")).to_have_count(len(ranked))
+    shown = opened.js("[...document.querySelectorAll('.prompt-columns > article')].map(a => Number(a.dataset.feature))")
     assert shown == [feature for feature, _ in ranked]
     for text, (_, difference) in zip(opened.texts("[data-slot=score]"), ranked, strict=True):
         number = text.rpartition("(")[2].strip(")").replace("\u2212", "-").replace("%", "").split()[-1]
         scale = 100 if metric == "act_quantile" else 1
         assert float(number) == pytest.approx(scale * difference, rel=0.06, abs=6e-3)
     bold = opened.js(
-        "[...document.querySelectorAll('#columns > article:first-child .compared .seq')]"
+        "[...document.querySelectorAll('.prompt-columns > article:first-child .compared .seq')]"
         ".map(s => [...s.children].findIndex(t => t.matches('.b')))"
     )
     pair = data.pairs[position - 1] if position else (None, None)
@@ -240,16 +240,16 @@ def test_pairs_and_metrics_are_chosen(show):
     opened = show(data.get_html(pair=2, score_name="act_size"))
     expect_columns(opened, data, "act_size", 3)
     for metric in data.totals:
-        opened.page.locator(f"#metrics [data-metric={metric}]").click()
+        opened.page.locator(f".metrics [data-metric={metric}]").click()
         for position in (0, 5, 7, 9):
-            opened.page.locator("#strip button").nth(position).click()
+            opened.page.locator(".strip button").nth(position).click()
             expect_columns(opened, data, metric, position)
     assert opened.hash == "#pos=9&metric=loss_effect"
-    opened.page.locator("#strip button").nth(9).focus()
+    opened.page.locator(".strip button").nth(9).focus()
     opened.page.keyboard.press("Home")
     expect_columns(opened, data, "loss_effect", 0)
-    opened.page.locator("#strip button").nth(7).click()
-    expect(opened.page.locator("#none")).to_be_visible()  # a token without a counterpart
+    opened.page.locator(".strip button").nth(7).click()
+    expect(opened.page.locator(".none-ranked")).to_be_visible()  # a token without a counterpart
 
 
 @in_browser
@@ -261,7 +261,7 @@ def test_it_fits_a_narrow_window_and_tells_of_tokens_of_both_prompts(show, schem
     opened = show(data.get_html(score_name="act_size"), size=(400, 800), color_scheme=scheme)
     expect_readable(opened)
     assert opened.js("document.documentElement.scrollWidth") == 400
-    kinds = opened.js("[...document.querySelectorAll('#strip button')].map(b => b.className)")
+    kinds = opened.js("[...document.querySelectorAll('.strip button')].map(b => b.className)")
     assert kinds == ["all", "same", "same", "same", "other", "same", "same", "gap", "gap", "same", "same"]
     feature, _ = data.totals["act_size"][0]
     for which, sequence in enumerate(
@@ -269,6 +269,6 @@ def test_it_fits_a_narrow_window_and_tells_of_tokens_of_both_prompts(show, schem
     ):
         place = max(range(len(sequence.feat_acts)), key=sequence.feat_acts.__getitem__)
         opened.page.locator("article").first.locator(".compared .seq").nth(which).locator("> *").nth(place).hover()
-        expect(opened.page.locator("#hovertext")).to_be_visible()
-        told = opened.texts("#hovertext [data-slot=activation]")[0]
+        expect(opened.page.locator(".hovertext")).to_be_visible()
+        told = opened.texts(".hovertext [data-slot=activation]")[0]
         assert float(told) == pytest.approx(sequence.feat_acts[place], abs=6e-3)

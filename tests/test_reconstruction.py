@@ -321,7 +321,7 @@ def test_the_panel_tells_the_totals_and_every_token_and_a_row_chooses_its_token(
     opened.page.locator(".recon summary").click()
     expect(opened.page.locator(".recon tbody tr")).to_have_count(len(PROMPT))
     opened.page.locator(".recon tbody tr").nth(4).locator("td").first.click()
-    expect(opened.page.locator("#strip button").nth(4)).to_have_attribute("aria-checked", "true")
+    expect(opened.page.locator(".strip button").nth(4)).to_have_attribute("aria-checked", "true")
     rows = opened.js("[...document.querySelectorAll('.recon tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
     for position, (_, active, _, loss, _, chosen, ablated, _) in enumerate(rows):
         assert active == ("" if found.l0[position] is None else str(found.l0[position]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 
 from sae_vis import _templates
 from sae_vis._errors import TemplateError
-from sae_vis._templates import Html, Template, asset, escape, join, template
+from sae_vis._templates import Html, Template, asset, escape, folder, join, template
 
 
 def fill(text, **values):
@@ -129,3 +130,13 @@ def test_an_asset_that_would_end_its_element_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(_templates, "folder", lambda kind: tmp_path)
     with pytest.raises(TemplateError, match="would end or confuse"):
         asset("js/bad.js")
+
+
+def test_no_element_has_an_id_but_data_and_what_another_names():
+    """Several pages may be in one document; classes do not meet there."""
+    named = {
+        (file.name, found)
+        for file in folder("html").iterdir()
+        for found in re.findall(r'\bid="([^"]*)"', file.read_text("utf-8"))
+    }
+    assert named == {("data.html", "{{ id }}"), ("site.html", "site"), ("feature_selector.html", "choices")}
