@@ -29,7 +29,7 @@ from benchmarks.cases import Case
 from benchmarks.material import Material
 from benchmarks.peers.loading import EPS, load_shape
 from sae_vis import MultiFeatureData
-from sae_vis.data_storing_fns import FeatureData
+from sae_vis.data_storing_fns import FeatureData, SequenceData
 from sae_vis.model_fns import LanguageModel
 
 # Of what is timed at most; a whole number of chunks. Sizes of chunks that were fast where this was written.
@@ -61,12 +61,17 @@ class Piece(NamedTuple):
 # --- counting -----------------------------------------------------------------------------------------------------
 
 
+def shown_sequences(feature: FeatureData) -> list[SequenceData]:
+    """All examples of a feature, those where it does not fire too."""
+    against = feature.counterexamples.sequences() if feature.counterexamples else []
+    return [*(sequence for group in feature.sequences.groups for sequence in group.sequences), *against]
+
+
 def effects_of(feature: FeatureData, seq_len: int) -> set[int]:
     """The places (``row * seq_len + position``) of the predictions that the feature is shown to change."""
     return {
         sequence.row * seq_len + sequence.start + effect.at - 1
-        for group in feature.sequences.groups
-        for sequence in group.sequences
+        for sequence in shown_sequences(feature)
         for effect in sequence.effects
     }
 
@@ -90,9 +95,8 @@ def count_ablations(features: Iterable[FeatureData], acts: Callable[[int, list[i
     ablations = predictions = 0
     for feature in features:
         tokens: dict[int, set[int]] = {}
-        for group in feature.sequences.groups:
-            for one in group.sequences:
-                tokens.setdefault(one.row, set()).update(range(one.start, one.start + len(one.token_ids)))
+        for one in shown_sequences(feature):
+            tokens.setdefault(one.row, set()).update(range(one.start, one.start + len(one.token_ids)))
         rows = sorted(tokens)
         active = acts(feature.feature_idx, rows) > 0 if rows else ()
         for row, own in zip(rows, active, strict=True):

@@ -22,6 +22,7 @@ from typing import Any
 
 from sae_vis import _page
 
+MOST_ID = 2**31 - 1
 MOST_TOKENS = 20  # of a feature's top tokens that are kept
 BLOCK_BYTES = 32_000  # of a block before it is deflated, about
 FILE_BYTES = 2_000_000  # of blocks in one file of a site, at most about
@@ -135,8 +136,9 @@ class _Lists:
         self.ids = array("q")
 
     def add(self, ids: Sequence[int]) -> None:
-        self.lengths.append(len(ids))
-        self.ids.extend(ids)
+        known = [token for token in ids if 0 <= token <= MOST_ID]  # a file may name what no vocabulary can hold
+        self.lengths.append(len(known))
+        self.ids.extend(known)
 
 
 class _Postings:

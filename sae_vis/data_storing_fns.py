@@ -1716,7 +1716,9 @@ class MultiPromptData:
                 self,
                 f"scores[{name!r}] has {len(positions)} positions, expected {n_tokens}.",
             )
-            for ranked in positions:
+            for position, ranked in enumerate(positions):
+                distinct = len({feature for feature, _ in ranked})
+                _check(distinct == len(ranked), self, f"scores[{name!r}][{position}] names a feature twice.")
                 for feature, score in ranked:
                     _check(feature in self.prompt_data_dict, self, f"scores name feature {feature}, which has no data.")
                     _check_finite(self, scores=score)

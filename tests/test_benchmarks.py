@@ -121,8 +121,8 @@ def shown_tokens(feature) -> set[tuple[int, int]]:
     """Row and position of every token that the feature's examples show."""
     return {
         (one.row, one.start + i)
-        for group in feature.sequences.groups
-        for one in group.sequences
+        for examples in [*(group.sequences for group in feature.sequences.groups), feature.counterexamples.sequences()]
+        for one in examples
         for i in range(len(one.token_ids))
     }
 

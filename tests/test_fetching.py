@@ -341,8 +341,9 @@ def test_only_tokens_that_occur_are_in_the_vocabulary():
     acts = torch.zeros(40, 4, 1)
     acts[3, 2] = 1.0
     data = fetch_planted(acts)
-    logits = data[0].logits
-    expected = {12, 13, 14, 15, *logits.top_token_ids, *logits.bottom_token_ids}
+    logits, against = data[0].logits, data[0].counterexamples.sequences()
+    shown_rows = {token for sequence in against for token in range(4 * sequence.row, 4 * sequence.row + 4)}
+    expected = {12, 13, 14, 15, *shown_rows, *logits.top_token_ids, *logits.bottom_token_ids}
     assert set(data.vocab) == expected
     assert len(expected) < 40 * 4
 

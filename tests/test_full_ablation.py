@@ -312,7 +312,7 @@ def test_nothing_is_run_behind_the_last_token_that_is_shown():
     tokens = some_tokens(8, 24, bos=False)
     tokens[tokens == 9] = 10
     tokens[:, 2] = 9
-    options = {"buffer": (1, 2), "n_groups": 0, "first_group_size": 20, "ignore_tokens": ()}
+    options = {"buffer": (1, 2), "n_groups": 0, "first_group_size": 20, "n_counterexamples": 0, "ignore_tokens": ()}
     encoder = firing_on(model, 9, 2)
     sizes = sizes_of_calls(model.blocks[1].attn)
     data = fetch(model, "blocks.0.hook_resid_pre", tokens, encoder, **options)

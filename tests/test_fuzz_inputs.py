@@ -127,7 +127,7 @@ def check_canonical(params):
         assert "Raising" not in repr(getattr(params, name))
     assert msgspec.json.decode(msgspec.json.encode(params), type=FeatureVisParams) == params
     assert dataclasses.replace(params) == params
-    assert hash(params) is not None if params.layout is None else True
+    assert hash(params) is not None if params.layout is params.prompt_layout is None else True
     assert params.memory_budget_bytes >= 1
     params.feature_layout().check_view("feature")
 
@@ -163,7 +163,7 @@ def test_any_options_are_refused_or_kept_in_their_canonical_form():
         return "kept"
 
     answers = survey("options", 15_000, case, check)
-    assert answers["kept"] > 500
+    assert answers["kept"] > 450
     assert answers["refused"] > 5000
 
 

@@ -17,6 +17,7 @@ from sae_vis import (
     Interrupted,
     MultiFeatureData,
     _feature_view,
+    _prompt_view,
     get_feature_data,
     get_prompt_data,
 )
@@ -171,6 +172,7 @@ def test_tokens_beyond_the_corpus_are_never_asked_for(model, encoder, tmp_path):
 
 
 def test_a_prompt_reads_only_the_features_that_are_active_on_it(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(_prompt_view, "HEAT_ROWS", 2)
     encoder = encoder_for(16, 40, density=0.1, size=2.0)
     in_memory = get_feature_data(encoder, model, some_tokens(), PARAMS)
     in_folder = run(encoder, model, tmp_path / "out")
