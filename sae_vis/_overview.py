@@ -54,7 +54,8 @@ def logit_kurtosis(feature: Any) -> float | None:
     total = sum(heights)
     if not total:
         return None
-    middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+    low, span = edges[0], edges[-1] - edges[0]  # the kurtosis has no unit: in one of the edges' own, nothing overflows
+    middles = [((left - low) / span + (right - low) / span) / 2 for left, right in itertools.pairwise(edges)]
     mean = sum(n * middle for n, middle in zip(heights, middles, strict=True)) / total
     squares = [(middle - mean) ** 2 for middle in middles]
     variance = sum(n * square for n, square in zip(heights, squares, strict=True)) / total
