@@ -22,6 +22,7 @@ from sae_vis._ranking import stable_order
 from sae_vis._statistics import Ints
 
 CORRELATION_DECIMALS = 6
+LEAST_BYTES = 2**12  # that products take, however small the budget: less would be a call for every number
 SHARE_OF_PRODUCTS = 8  # of the memory budget
 BYTES_PER_PRODUCT = 8 + 8 + 8 + 8  # the product, sparse and dense, and what is made of it
 BYTES_PER_COUNT = 8 + 8 + 8  # how often both are active, and what is made of it
@@ -185,12 +186,12 @@ def co_moments_by_tile(
     Both columns stand at the same positions. The products are of sparse matrices: zeros of either are skipped. With
     ``counting``, the same matrices with ones in them also say how often both are not zero.
     """
-    share = memory_bytes // SHARE_OF_PRODUCTS
+    share = max(LEAST_BYTES, memory_bytes // SHARE_OF_PRODUCTS)
     moments_y = _moments_by_piece(y)
     shift_y = moments_y.low  # zero but for columns that are active everywhere, whose mean would drown the rest
     bytes_each = BYTES_PER_PRODUCT + counting * BYTES_PER_COUNT
     tile = tile or max(1, share // (bytes_each * max(1, len(y))))
-    chunks = max(1, -(-len(y.rows) * BYTES_PER_SORTED // max(1, share)))
+    chunks = max(1, min(y.n_rows, -(-len(y.rows) * BYTES_PER_SORTED // share)))  # one position at least
     chunked_x, chunked_y = _Chunked.of(x, chunks), _Chunked.of(y, chunks)
     whole = chunked_y.by_position(0, shift_y) if chunks == 1 else None
     exact = torch.float32 if y.n_places < FLOAT32_WHOLE else torch.float64  # for counts

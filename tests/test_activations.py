@@ -389,6 +389,7 @@ def test_co_moments_of_any_tiles_and_chunks_are_those_of_the_whole(seed, tile, b
     x, y = (torch.randn(30, n, generator=generator).clamp(min=0) for n in (5, 7))
     y[:, 3] += 1000.0  # active everywhere, with a large mean
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_correlations, "LEAST_BYTES", 1)
         if not mkl:
             patch.setattr(_correlations, "_has_mkl", lambda: False)
         parts = list(co_moments_by_tile(SparseColumns.of(x), SparseColumns.of(y), budget, tile))
