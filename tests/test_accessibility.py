@@ -377,13 +377,17 @@ def test_keys_of_somebody_else_are_left_alone(show, features_page, pressed):
 
 def test_what_is_typed_is_no_key(show, features_page):
     page = show(features_page).page
+    search = page.get_by_role("searchbox", name="Search the features")
     page.keyboard.press("/")
-    field = page.get_by_role("combobox", name="Feature")
-    expect(field).to_be_focused()
-    page.keyboard.type("jk/?")
-    expect(field).to_have_value("jk/?")
-    expect(page.get_by_role("dialog")).to_have_count(0)
-    expect(page.locator("article.feature")).to_have_attribute("data-feature", "0")
+    expect(search).to_be_focused()
+    for field in (search, page.get_by_role("combobox", name="Feature")):
+        field.focus()
+        page.keyboard.type("jkos/?")
+        expect(field).to_have_value("jkos/?")
+        expect(field).to_be_focused()
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        expect(page.locator("article.feature")).to_be_visible()  # nor the overview
+        expect(page.locator("article.feature")).to_have_attribute("data-feature", "0")
 
 
 def test_the_help_lists_the_keys_and_gives_the_focus_back(show, features_page):

@@ -90,9 +90,18 @@ def test_the_menu_is_used_by_keyboard_and_gives_the_focus_back(show, page):
     button.focus()
     opened.page.keyboard.press("Enter")
     expect(opened.page.get_by_role("dialog", name="View")).to_be_visible()
-    expect(opened.page.get_by_role("radio", name="joined")).to_be_focused()
+    rows = opened.page.locator(".view-panel [role=radiogroup]:visible")
+    expect(rows.first.get_by_role("radio", checked=True)).to_be_focused()
+    for place in range(1, rows.count()):  # one stop in each row
+        opened.page.keyboard.press("Tab")
+        expect(rows.nth(place).get_by_role("radio", checked=True)).to_be_focused()
+    for _ in range(rows.count()):
+        if opened.js("document.activeElement.dataset.value") == "joined":
+            break
+        opened.page.keyboard.press("Shift+Tab")
     opened.page.keyboard.press("ArrowRight")
     expect(opened.page.get_by_role("radio", name="raw")).to_have_attribute("aria-checked", "true")
+    expect(opened.page.get_by_role("radio", name="raw")).to_be_focused()
     opened.page.keyboard.press("Escape")
     expect(opened.page.get_by_role("dialog", name="View")).to_be_hidden()
     expect(button).to_be_focused()
