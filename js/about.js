@@ -29,6 +29,7 @@
     const part = event.target.closest?.(".part");
     const opened = part?.querySelector('.what-is[aria-expanded="true"]') ?? document.querySelector('.what-is[aria-expanded="true"]');
     if (!opened) return;
+    event.preventDefault(); // this Escape is used: it does not lead to the overview too
     close(opened);
     if (part) opened.focus();
   });

@@ -18,6 +18,7 @@ from sae_vis import (
     CoactiveData,
     Column,
     Component,
+    CounterexamplesData,
     FeatureVisParams,
     FileFormatError,
     Html,
@@ -28,7 +29,9 @@ from sae_vis import (
     MultiPromptData,
     NearestData,
     NeighboursData,
+    PositionsData,
     TemplateError,
+    TokensData,
     _params,
     _templates,
     register_component,
@@ -46,6 +49,10 @@ def with_evidence() -> MultiFeatureData:
     for feature in data.values():
         feature.neighbours = NeighboursData(NearestData([2, 999], [0.75, -0.125]), CoactiveData([1], [0.25], [1234]))
         feature.decoder_norm = 1.25
+        if feature.sequences.groups:
+            feature.tokens = TokensData([5], [3], [4], [0.5], [0.25], 9)
+            feature.positions = PositionsData([0, 4, 8], [3, 1], [40, 40])
+            feature.counterexamples = CounterexamplesData(feature.sequences.groups[0].sequences[:1], 7, [])
         for group in feature.sequences.groups:
             group.near_duplicates = [1]
             if group.share is not None:

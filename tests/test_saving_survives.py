@@ -206,10 +206,10 @@ def fill(path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real disk of 256 kB."""
+    """A real disk of 1 MB, with room for a page and the next one beside it."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     try:
         made = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
