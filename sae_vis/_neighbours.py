@@ -17,6 +17,7 @@ from torch import Tensor
 from sae_vis._statistics import Floats, Ints
 
 COSINE_DECIMALS = 6
+MOST_ROWS = 2**12  # of a tile: larger ones are no faster
 TILE_BYTES = 2**26  # of float32 products that are looked at together
 SHARE_OF_DIRECTIONS = 8  # of the memory budget
 COPIES = 6  # of a float32 direction, while it is worked with
@@ -90,6 +91,7 @@ def nearest_directions(
     """
     x = _Directions.of(features, own_rows)
     tile = max(64, memory_bytes // SHARE_OF_DIRECTIONS // (4 * COPIES * max(1, own_rows.shape[1])))
+    tile = min(tile, MOST_ROWS)
     found: list[_Pairs] = []
     for ids in torch.split(torch.arange(d_hidden), tile):
         y = x if torch.equal(ids, features) else _Directions.of(ids, rows_of(ids))
