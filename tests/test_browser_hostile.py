@@ -286,6 +286,8 @@ def test_the_policy_is_in_force_in_a_notebook(show, kind):
     data = make_features(3, dead=(), **TINY) if kind == "features" else make_prompt(4, 6, **TINY)
     opened = watched(show(f"<!doctype html><title>Notebook</title>{data._repr_html_()}", init=WATCH))
     frame = opened.page.frame_locator("iframe")
+    if kind == "features":
+        frame.get_by_role("grid", name="Features").get_by_role("link", name="0", exact=True).click()
     expect(frame.locator("article").first).to_be_visible()
     assert opened.js(f"{FRAME}.violations") == []
     planted_everywhere(opened, FRAME)

@@ -76,6 +76,9 @@ def host(request, show, outputs):
     notebook, document_of = HOSTS[request.param]
     opened = show(notebook([*outputs, outputs[0]]))
     frames = [document_of(opened.page, which) for which in range(3)]
+    for which in (0, 2):  # of several features: the overview first
+        opened.page.locator("body > :is(div, iframe)").nth(which).scroll_into_view_if_needed()  # out of sight it waits
+        frames[which].get_by_role("grid", name="Features").get_by_role("link", name="0", exact=True).click()
     for frame in frames:
         expect(frame.locator("article").first).to_be_visible()
     return request.param, opened, frames
