@@ -602,6 +602,7 @@
     plot = plots[name];
     saeVis.check(one(".plots-which"), (button) => button.dataset.plot === name);
     for (const part of all("[data-for]")) part.hidden = part.dataset.for !== name;
+    readLook(); // what is written below leaves another height, which the next frame needs already
     for (const [axis, label] of [["x", labelOf(plot.x)], ["y", labelOf(plot.y)]]) {
       const name = isPercent(plot[axis]) ? `${label} (%)` : label;
       one(`[data-name="${axis}"]`).textContent = name;
@@ -792,7 +793,6 @@
       one(".plots-note").textContent = overview.meta.map ?? "";
     } else one(".plots-which").hidden = true;
     root.hidden = false;
-    readLook();
     showPlot("scatter");
     listen();
     Object.assign(saeVis, { plots, showPlot, pointOf: (id) => [drawn.xs, drawn.ys].map((places) => places[overview.row(id)]) });
