@@ -193,6 +193,7 @@
     const at = items.indexOf(document.activeElement);
     const next = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: items.length - 1 }[event.key];
     if (event.key === "Escape" && !menu.hidden) {
+      event.preventDefault(); // it leads no further
       open(false);
       of.focus({ preventScroll: true });
     } else if (event.key === "Tab" && !menu.hidden) {

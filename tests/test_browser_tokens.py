@@ -14,7 +14,7 @@ def test_a_counterexample_has_its_hover_text_and_no_line_on_the_positions(show):
     (at,) = [i for i, act in enumerate(example.feat_acts) if act > 0][:1] or [example.bold_idx]
     negatives = opened.page.locator("[aria-label=Counterexamples] .group").nth(1)
     negatives.locator(".seq").first.locator("> span").nth(at).hover()
-    where = opened.texts("#hovertext [data-slot=where]")[0]
+    where = opened.texts(".hovertext [data-slot=where]")[0]
     assert f"row {example.row}, position {example.start + at}" in where
     assert opened.js("document.querySelectorAll('.plot:not(.positions)').length") == 2
     assert opened.js("document.querySelectorAll('.plot.logits .line').length") == 1
