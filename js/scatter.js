@@ -102,10 +102,13 @@
     look = { paper, isDark, line: colour("--line"), text: style.getPropertyValue("--text"), muted: style.getPropertyValue("--muted") };
     Object.assign(look, { plain: colour("--link"), grey: colour("--faint"), link: style.getPropertyValue("--link"), font: `11px ${font}` });
     Object.assign(look, { scale: colours(isDark), width: Math.round(box.width), height: Math.round(box.height), ratio });
-    for (const canvas of [base, marks]) {
-      canvas.width = Math.round(look.width * ratio);
-      canvas.height = Math.round(look.height * ratio);
-    }
+  };
+
+  /* Another size empties a canvas, so it is set only where all is drawn at once: no frame shows an empty one. */
+  const fit = (canvas) => {
+    const [width, height] = [look.width, look.height].map((side) => Math.round(side * look.ratio));
+    if (canvas.width !== width) canvas.width = width;
+    if (canvas.height !== height) canvas.height = height;
   };
 
   /* The next frame draws; more than one wish until then is one. */
@@ -121,6 +124,7 @@
   const draw = () => {
     if (!look?.width || !look.height) return;
     const started = performance.now();
+    [base, marks].forEach(fit);
     const at = layout(plot);
     drawn = { at, ...positions(plot, at), cells: null };
     const context = base.getContext("2d", { alpha: false, willReadFrequently: true });
