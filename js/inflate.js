@@ -10,7 +10,8 @@
 
   const inflated = (text) => {
     const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
-    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate")));
+    // Not by way of a Blob: to make one takes as long as to unpack a feature.
+    return new Response(new Response(bytes).body.pipeThrough(new DecompressionStream("deflate")));
   };
   saeVis.inflate = (text) => inflated(text).text();
   saeVis.inflateBytes = async (text) => new Uint8Array(await inflated(text).arrayBuffer());

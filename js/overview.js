@@ -26,11 +26,6 @@
     return element ? element.textContent : saeVis.assetFile(name);
   };
 
-  overview.inflateBytes = async (text) => {
-    const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
-    return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).arrayBuffer());
-  };
-
   /* Read the columns, at the first need: where the overview is shown or something is searched. */
   overview.load = () => {
     loading ??= read().then(() => loaded(overview), (error) => {

@@ -5,6 +5,7 @@
   const MOST_CHOICES = 60;
   let index, place, shown, latest = 0, elements;
   const plain = new Map(); // feature -> HTML of what was in the page from the start
+  const near = new Map(); // feature -> HTML of a neighbour
 
   const start = () => {
     index = saeVis.data("index");
@@ -28,7 +29,7 @@
     update();
     followHash();
     if (!saeVis.canInflate) saeVis.say(saeVis.cannotInflate);
-    window.addEventListener("load", () => saeVis.overview?.visible || saeVis.prefetch?.(index.ids.indexOf(shown), index.ids.length));
+    window.addEventListener("load", () => saeVis.overview?.visible || lookAhead(index.ids.indexOf(shown)));
   };
 
   /* What a site has in a file of its own is there a little later. */
@@ -155,13 +156,14 @@
     const turn = ++latest;
     let html = plain.get(feature);
     try {
-      html ??= await unpacked(feature, at, () => turn === latest);
+      html ??= near.get(feature) ?? (await unpacked(feature, at, () => turn === latest));
     } catch (error) {
       if (turn === latest) saeVis.say(error.message);
       return;
     }
     if (turn !== latest) return; // another feature was asked for meanwhile
     saeVis.hideHover?.();
+    document.title = `Feature ${feature} · ${index.title}`; // first: beside a changed document it takes longer
     saeVis.replaceContent(place, html);
     saeVis.checkLosses?.();
     saeVis.tellShown?.();
@@ -171,7 +173,23 @@
     saeVis.say("");
     update();
     announce(at);
-    saeVis.prefetch?.(at, index.ids.length);
+    lookAhead(at);
+  };
+
+  /* The neighbours may be asked for next: they are unpacked once what was asked for is seen. */
+  const lookAhead = (at) => {
+    const neighbours = [at + 1, at - 1].map((place) => index.ids[place]).filter((id) => id !== undefined && !plain.has(id));
+    for (const feature of near.keys()) if (!neighbours.includes(feature)) near.delete(feature);
+    // After the paint. Not when the browser is idle, which some are never.
+    if (saeVis.canInflate) requestAnimationFrame(() => setTimeout(() => neighbours.forEach(unpackAhead)));
+  };
+  const unpackAhead = async (feature) => {
+    if (near.has(feature)) return;
+    try {
+      near.set(feature, await unpacked(feature, index.ids.indexOf(feature), () => false));
+    } catch {
+      // tried again, and told, when it is asked for
+    }
   };
 
   /* The HTML of a feature that is not to be shown, for who reads its examples. */

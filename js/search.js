@@ -107,7 +107,7 @@
     const file = starts.filter((first) => first <= number).length - 1;
     if (!files.has(file)) files.set(file, overview.asset(`examples${file}`).then((text) => text.split(" ")));
     files.get(file).catch(() => files.delete(file));
-    return decoded(await overview.inflateBytes((await files.get(file))[number - starts[file]]), overview.examples.blocks[number]);
+    return decoded(await saeVis.inflateBytes((await files.get(file))[number - starts[file]]), overview.examples.blocks[number]);
   };
 
   const decoded = (bytes, first) => {

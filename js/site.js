@@ -71,13 +71,6 @@
     };
   }
 
-  /* The neighbours of what is shown may be asked for next. */
-  saeVis.prefetch = (place, count) => {
-    for (const next of [place + 1, place - 1]) {
-      if (next >= 0 && next < count) shard(shardAt(next)).catch(() => {}); // said when it is asked for
-    }
-  };
-
   /* What only some readers need: a promise of the packed text of this name. */
   const assets = new Map();
   saeVis.assetFile = (name) => {
