@@ -90,15 +90,15 @@ class Collected:
     """What one pass over the tokens gives.
 
     ``features`` are those of this round. ``store`` holds them, and all others that they are to be correlated with;
-    ``store_b`` the features of encoder B; ``neurons`` the products of this round's features with the neurons; ``residual``
-    what leaves the model at every position, if it was to be kept.
+    ``store_b`` the features of encoder B; ``neurons`` the products of this round's features with the neurons; ``kept``
+    what stands at the plan's ``kept_hook`` at every position.
     """
 
     features: Int[Tensor, " n"]
     store: ActivationStore
     store_b: ActivationStore | None
     neurons: WithDense | None
-    residual: Float[Tensor, "positions d_model"] | None
+    kept: Float[Tensor, "positions d_model"] | None
     signed: bool
 
     def holds(self, wanted: Int[Tensor, " n"], stored: Int[Tensor, " m"], *, neurons: bool, b: bool) -> bool:
@@ -129,7 +129,7 @@ class CollectPlan:
     neurons: bool
     correlate: str | None
     max_features: int | None = None
-    keep_residual: bool = False
+    kept_hook: str | None = None
     one_round: bool = False
 
     def stored(self, encoder: Encoder, asked: Int[Tensor, " m"], wanted: Int[Tensor, " n"]) -> Int[Tensor, " k"]:
@@ -156,10 +156,10 @@ def collect(
     ``on_batch(rows done, rows in all, features in this round)`` reports progress.
     """
     size = _features_a_round(encoder, plan)
-    names = [plan.hook_point, *([model.final_hook] if plan.keep_residual else [])]
+    names = [plan.hook_point, *([plan.kept_hook] if plan.kept_hook else [])]
     for some in torch.split(features, size):
         round_ = _Round(encoder, encoder_b, some, asked, counted, plan, model.device)
-        residual: list[Tensor] = []
+        kept: list[Tensor] = []
         rows = _rows_a_batch(model, plan, len(some) * encoder.d_in, tokens.shape[1])
         for start in range(0, len(tokens), rows):
             stop = min(start + rows, len(tokens))
@@ -167,10 +167,10 @@ def collect(
             x = captured[plan.hook_point]
             check_finite(x, f"The activations at {plan.hook_point!r}", start)
             round_.add(x, counted[start:stop], start)
-            if plan.keep_residual:
-                residual.append(captured[model.final_hook].flatten(0, 1).clone())
+            if plan.kept_hook:
+                kept.append(captured[plan.kept_hook].flatten(0, 1).clone())
             on_batch(stop, len(tokens), len(some))
-        yield round_.finish(torch.cat(residual) if residual else None)
+        yield round_.finish(torch.cat(kept) if kept else None)
 
 
 def _features_a_round(encoder: Encoder, plan: CollectPlan) -> int:
@@ -238,10 +238,10 @@ class _Round:
             )
         neurons.add(columns_of_x, x.flatten(2).to(neurons.device).flatten(0, 1)[counted])
 
-    def finish(self, residual: Tensor | None) -> Collected:
+    def finish(self, kept: Tensor | None) -> Collected:
         """What was collected."""
         store_b = None if self.store_b is None else self.store_b.finish()
-        return Collected(self.features, self.store.finish(), store_b, self.neurons, residual, self.signed)
+        return Collected(self.features, self.store.finish(), store_b, self.neurons, kept, self.signed)
 
 
 def _encode(

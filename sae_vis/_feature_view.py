@@ -31,6 +31,7 @@ from sae_vis._assemble import (
 )
 from sae_vis._correlations import Coactive, Correlated, co_moments_by_tile, most_coactive, most_correlated
 from sae_vis._directions import DirectionMap, Place
+from sae_vis._ending import Ending
 from sae_vis._errors import Interrupted, ModelError
 from sae_vis._feature_folder import FeatureFolder
 from sae_vis._json import garbage_collection_paused
@@ -127,6 +128,7 @@ class FeatureFetcher:
         self.activations_file = activations_file
         self.fvp = run.fvp
         self.norm = run.model.final_norm()
+        self.ending = self._ending()
         self.padding = run.model.padding_id()
         self.seq_len = tokens.shape[1]
         self.tokens_array = tokens.numpy()  # many times faster to take pieces of
@@ -216,7 +218,7 @@ class FeatureFetcher:
             neurons=tables,
             correlate=self.fvp.correlate_features if tables else None,
             max_features=self.fvp.minibatch_size_features,
-            keep_residual=self._keeps_residual(n_features),
+            kept_hook=self.ending.hook if self.ending and self._keeps_residual(n_features) else None,
             one_round=self.activations_file is not None,
         )
 
@@ -231,12 +233,18 @@ class FeatureFetcher:
         run, encoder_b = self.run, self.run.encoder_b if plan.neurons else None
         yield from collect(run.model, run.encoder, encoder_b, self.tokens, self.counted, wanted, asked, plan, on_batch)
 
+    def _ending(self) -> Ending | None:
+        """How what leaves the model is come by where direct effects are measured; None where none are."""
+        if "direct" not in self.fvp.ablations or self.path.missing_because:
+            return None
+        return Ending.of(self.run.model, self.run.hook_point, self.tokens[:CHECKED_ROWS])
+
     def _keeps_residual(self, n_features: int) -> bool:
-        """Whether to run the whole model while collecting, rather than once more on the rows that will be shown.
+        """Whether to run the model to its end while collecting, rather than once more on the rows that will be shown.
 
         It is worth it where the hook point lies so late, or so many rows will be shown, that it runs fewer blocks.
         """
-        if "direct" not in self.fvp.ablations or self.path.missing_because or self.run.hook_point.block is None:
+        if self.run.hook_point.block is None:
             return False
         fvp, model = self.fvp, self.run.model
         n_windows = n_features * (fvp.first_group_size + fvp.n_groups * fvp.other_groups_size)
@@ -251,7 +259,7 @@ class FeatureFetcher:
         self._note_signed(collected.signed)
         chosen = [self._chosen(store, index) for index in range(len(ids))]
         tables = self._correlations(collected, store)
-        residual = collected.residual
+        kept = collected.kept
         del collected  # the products with the neurons, and the features that were only correlated with
         decoder_rows = written_by(self.run.encoder, store.features)
         check_feature_rows(decoder_rows, ids, "The decoder weights")
@@ -259,12 +267,12 @@ class FeatureFetcher:
         norms = decoder_norms(decoder_rows).tolist()
         formula, methods = self._methods(decoder_rows)
         try:
-            measured = self._measure(methods, chosen, residual)
+            measured = self._measure(methods, chosen, kept)
         except ModelError:
             if formula is not None:  # the reason may be a feature, and that is easier to understand
                 check_feature_rows(formula.logit_weights(), ids, "The logit weights")
             raise
-        del residual
+        del kept
         step = logits_at_a_time(self.run.model.d_vocab)
         for start in range(0, len(ids), step):
             some = slice(start, min(start + step, len(ids)))
@@ -419,7 +427,7 @@ class FeatureFetcher:
             )
         return formula, methods
 
-    def _measure(self, methods: Methods, chosen: Sequence[_Chosen], residual: Tensor | None) -> Measured:
+    def _measure(self, methods: Methods, chosen: Sequence[_Chosen], kept: Tensor | None) -> Measured:
         with _progress("Measuring effects", "row", self.fvp.verbose and bool(methods.names)) as bar:
 
             def on_rows(done: int, total: int) -> None:
@@ -428,7 +436,7 @@ class FeatureFetcher:
                 self.doing = f"measuring effects ({done:,} of {total:,} rows)"
 
             return measure(
-                self.run.corpus(self.tokens, residual),
+                self.run.corpus(self.tokens, self.ending, kept),
                 methods,
                 [one.acts for one in chosen],
                 [self._to_measure(one) for one in chosen],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_vis._ablation import Effects, FormulaTail, Pairs, Tail, check_finite_effects, direct_effects, joined
 from sae_vis._direct_effects import direct_effects_by_formula
+from sae_vis._ending import Ending
 from sae_vis._shown import EffectAt, rounded
 from sae_vis._statistics import FeatureActivations, Ints
 from sae_vis.model_fns import Encoder, LanguageModel, check_tensor
@@ -45,24 +46,24 @@ class Written(NamedTuple):
 class Corpus(NamedTuple):
     """The tokens, and the model that is run on them in batches of rows.
 
-    ``residual`` is what leaves the model at every position, where it is known already.
+    ``kept`` is what stands at every position where the ending begins, where it is known already.
     """
 
     model: LanguageModel
     tokens: Int[Tensor, "rows seq"]
     written: Written
     rows_a_batch: int
-    residual: Float[Tensor, "positions d_model"] | None = None
+    ending: Ending
+    kept: Float[Tensor, "positions d_model"] | None = None
 
     def leaving(self, rows: Int[Tensor, " n"], places: Int[Tensor, " p"]) -> Float[Tensor, "p d_model"]:
         """What leaves the model at places of these rows, counted from the first of them."""
         seq_len = self.tokens.shape[1]
-        if self.residual is not None:
-            return self.residual[
-                (rows[places // seq_len] * seq_len + places % seq_len).to(self.residual.device)
-            ].float()
-        leaving = self.model.final_residual(self.tokens[rows]).flatten(0, 1)
-        return leaving[places.to(leaving.device)].float()
+        if self.kept is not None:
+            of_all = rows[places // seq_len] * seq_len + places % seq_len
+            return self.ending.leaving(self.kept[of_all.to(self.kept.device)]).float()
+        here = self.model.activations(self.tokens[rows], self.ending.hook).flatten(0, 1)
+        return self.ending.leaving(here[places.to(here.device)]).float()
 
 
 class DirectEffects(NamedTuple):

@@ -23,6 +23,7 @@ SHARE_OF_DIRECTIONS = 8  # of the memory budget
 COPIES = 6  # of a float32 direction, while it is worked with
 PIECE = 2**22  # numbers of pairs that are multiplied together in float64
 MANY = 64  # candidates for each row of a table: beyond, as where all directions are orthogonal, whole rows are cheaper
+USUAL = 1e12  # lengths between this and its inverse have squares that float32 can add up
 COARSE = 4e-3  # the error of a product on an accelerator that rounds its inputs to ten bits
 
 Rows = Callable[[Int[Tensor, " k"]], Float[Tensor, "k d"]]
@@ -44,27 +45,33 @@ class _Pairs(NamedTuple):
 
 
 class _Directions(NamedTuple):
-    """Some directions: ids, rows, their lengths in float64, and the rows at length one."""
+    """Some directions: ids, rows, and for the first look the rows at some size that float32 can multiply, with their lengths.
+
+    The rows themselves, but for those that are far too long or short. A length of 0 stands for a row that has no direction:
+    one of zeros, or one that a broken encoder made infinite.
+    """
 
     ids: Int[Tensor, " k"]
     rows: Float[Tensor, "k d"]
-    norms: Float[Tensor, " k"]
-    units: Float[Tensor, "k d"]
+    scaled: Float[Tensor, "k d"]
+    lengths: Float[Tensor, " k"]
 
     @classmethod
     def of(cls, ids: Int[Tensor, " k"], rows: Float[Tensor, "k d"]) -> _Directions:
-        norms = decoder_norms(rows)
-        tiny = torch.finfo(torch.float64).tiny
-        step = max(1, PIECE // max(1, rows.shape[1]))
-        pieces = zip(torch.split(rows, step), torch.split(norms, step), strict=True)
-        return cls(
-            ids, rows, norms, torch.cat([(part.double() / n.clamp_min(tiny)[:, None]).float() for part, n in pieces])
-        )
+        scaled, lengths = rows, torch.linalg.vector_norm(rows, dim=1)
+        odd = ~((lengths > 1 / USUAL) & (lengths < USUAL))
+        if bool(odd.any()):
+            norms = decoder_norms(rows[odd])
+            usable = torch.isfinite(norms) & (norms > 0)
+            scaled, lengths = rows.clone(), lengths.clone()
+            scaled[odd] = (rows[odd].double() / norms.where(usable, 1.0)[:, None]).float()
+            lengths[odd] = usable.float()
+        return cls(ids, rows, scaled, lengths)
 
     @property
     def usable(self) -> Tensor:
-        """Which have a direction: a row of zeros has none, nor has one that a broken encoder made infinite."""
-        return torch.isfinite(self.norms) & (self.norms > 0)
+        """Which have a direction."""
+        return self.lengths > 0
 
     def part(self, start: int, stop: int) -> _Directions:
         return _Directions(*(values[start:stop] for values in self))
@@ -108,9 +115,10 @@ def _joined(parts: list[_Pairs]) -> _Pairs:
 
 def _best(x: _Directions, y: _Directions, size: int) -> _Pairs:
     """Among these are the ``size`` largest cosines of each x with some y; ``y.ids`` follow each other."""
-    products = _without_itself(x.units @ y.units.T, x, y)
+    products = (x.scaled / x.lengths[:, None]) @ y.scaled.T
+    products = _without_itself(products.div_(y.lengths), x, y)
     least = products.topk(min(size, len(y.ids)), 1).values[:, -1:]
-    candidates = (products >= least - _margin(products, x.units.shape[1])) & torch.isfinite(products)
+    candidates = (products >= least - _margin(products, x.rows.shape[1])) & torch.isfinite(products)
     many = candidates.sum(1) > MANY * size
     feature, other = (candidates & ~many[:, None]).nonzero().unbind(1)
     parts = [_Pairs(feature.cpu().numpy(), y.ids[other.cpu()].numpy(), _cosines(x, y, feature, other))]
@@ -129,16 +137,17 @@ def _without_itself(products: Tensor, x: _Directions, y: _Directions) -> Tensor:
 
 
 def _margin(products: Tensor, width: int) -> float:
-    """Twice what a float32 product of unit vectors may be off, and the step that cosines are rounded to."""
-    error = max((width + 8) * torch.finfo(torch.float32).eps, COARSE if products.device.type != "cpu" else 0.0)
+    """Twice what a float32 product and the lengths may be off, and the step that cosines are rounded to."""
+    error = max(2 * (width + 8) * torch.finfo(torch.float32).eps, COARSE if products.device.type != "cpu" else 0.0)
     return 2 * error + 2 * 10.0**-COSINE_DECIMALS
 
 
 def _cosines(x: _Directions, y: _Directions, feature: Tensor, other: Tensor) -> Floats:
     """Of some pairs, in float64."""
     step = max(1, PIECE // max(1, x.rows.shape[1]))
+    norms = decoder_norms(x.rows)
     found = [
-        (x.rows[a].double() * y.rows[b].double()).sum(1) / x.norms[a] / y.norms[b]
+        (x.rows[a].double() * y.rows[b].double()).sum(1) / norms[a] / decoder_norms(y.rows[b])
         for a, b in zip(torch.split(feature, step), torch.split(other, step), strict=True)
     ]
     return _stored(torch.cat(found))
@@ -151,11 +160,11 @@ def _stored(cosines: Tensor) -> Floats:
 
 def _whole_rows(x: _Directions, y: _Directions, rows: Tensor, size: int) -> _Pairs:
     """The largest cosines of a few x, all of them computed in float64."""
-    few = _Directions(x.ids[rows.cpu()], x.rows[rows], x.norms[rows], x.units[rows])
+    few = _Directions(x.ids[rows.cpu()], x.rows[rows], x.scaled[rows], x.lengths[rows])
     parts = [
         few.rows.double() @ part.double().T for part in torch.split(y.rows, max(1, PIECE // max(1, x.rows.shape[1])))
     ]
-    exact = _without_itself(torch.cat(parts, 1) / few.norms[:, None] / y.norms, few, y)
+    exact = _without_itself(torch.cat(parts, 1) / decoder_norms(few.rows)[:, None] / decoder_norms(y.rows), few, y)
     found = []
     for row, cosines in zip(rows.tolist(), exact, strict=True):
         values = _stored(cosines)

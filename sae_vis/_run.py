@@ -15,6 +15,7 @@ from torch import Tensor
 from sae_vis import __version__
 from sae_vis._ablation import FormulaTail, choose_tail, chunk_size
 from sae_vis._activations import check_width, decoder_rows
+from sae_vis._ending import Ending
 from sae_vis._errors import InputError, ModelError, shown
 from sae_vis._full_ablation import FullAblation
 from sae_vis._measure import Methods
@@ -60,10 +61,13 @@ class Run(NamedTuple):
         read_at, written_at = wrapped.check_hook_point(name), wrapped.check_hook_point(elsewhere)
         return cls(wrapped, adapted, adapted_b, fvp, read_at, written_at)
 
-    def corpus(self, tokens: Int[Tensor, "rows seq"], residual: Tensor | None = None) -> Corpus:
-        """The tokens, with what is run on them; ``residual`` is what leaves the model, where it is known."""
+    def corpus(
+        self, tokens: Int[Tensor, "rows seq"], ending: Ending | None = None, kept: Tensor | None = None
+    ) -> Corpus:
+        """The tokens, with what is run on them; ``kept`` is what stands where the ending begins, where it is known."""
         written = Written(self.encoder, self.hook_point.name)
-        return Corpus(self.model, tokens, written, self.fvp.minibatch_size_tokens, residual)
+        ending = Ending(self.model.final_hook) if ending is None else ending
+        return Corpus(self.model, tokens, written, self.fvp.minibatch_size_tokens, ending, kept)
 
     def features(self) -> Tensor:
         """The feature ids asked for, in rising order."""

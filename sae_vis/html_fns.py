@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from sae_vis._templates import Html, escape, join, template
 from sae_vis.utils_fns import (
@@ -58,9 +58,8 @@ def joined_tokens(shown: Sequence[Html], hex_texts: Sequence[str]) -> list[Html]
         hex_texts: the bytes of those that are part of a character, "" for the others.
     """
     joined = join_bytes([bytes.fromhex(text) if text else None for text in hex_texts])
-    continuation = template("token_mark.html").fill(mark="‹")
     return [
-        alone if text is None else token_text(text) if text else continuation
+        alone if text is None else token_text(text) if text else _mark("‹")
         for alone, text in zip(shown, joined, strict=True)
     ]
 
@@ -71,10 +70,15 @@ def _pieces(pieces: Sequence[Piece]) -> Html:
         if kind == "text":
             parts.append(escape(text))
         elif kind == "mark":
-            parts.append(template("token_mark.html").fill(mark=text))
+            parts.append(_mark(text))
         else:
             parts.append(template("token_code.html").fill(code=text))
     return join(parts)
+
+
+@lru_cache(1024)  # there are few, mostly one space
+def _mark(marks: str) -> Html:
+    return template("token_mark.html").fill(mark=marks)
 
 
 class TokenPrinter:

@@ -141,7 +141,9 @@ class AutoEncoder(nn.Module):
 
     def decoder_rows(self, features: Tensor) -> Float[Tensor, "n d_in"]:
         """What one unit of each feature writes at the hook point."""
-        return self.W_dec[features]
+        first, n = int(features[0]) if len(features) else 0, len(features)
+        in_a_row = torch.equal(features.cpu(), torch.arange(first, first + n))
+        return self.W_dec[first : first + n] if in_a_row else self.W_dec[features]  # a slice is no copy
 
     def decoder_bias(self, x: Float[Tensor, "rows seq *d_in"]) -> Float[Tensor, "rows seq d_in"]:
         """What is written where no feature is active: ``b_dec``."""

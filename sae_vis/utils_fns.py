@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -140,6 +141,7 @@ PieceKind = Literal["text", "mark", "code"]
 # Zero-width or blank characters whose general category does not tell so.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufffc\ufffd")
 _HIDDEN_CATEGORIES = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"))
+_PLAIN = re.compile(r" ?[!-~]+(?: [!-~]+)*")
 _WHITESPACE_MARKS = {"\n": "↵", "\t": "→"}
 
 
@@ -157,6 +159,8 @@ def printable(text: str) -> list[Piece]:
     bidirectional characters, other spaces, private and unassigned characters and lone surrogates become their code, e.g.
     ``U+200B``. Marks and codes are pieces of their own kind, so a real ``·`` can be told from a space.
     """
+    if _PLAIN.fullmatch(text):  # most of a vocabulary
+        return [Piece("mark", "·"), Piece("text", text[1:])] if text[0] == " " else [Piece("text", text)]
     pieces: list[Piece] = []
     last = len(text) - 1
     for index, char in enumerate(text):

@@ -41,6 +41,7 @@ UPPER = [
     "_full_ablation",
     "_direct_effects",
     "_ablation",
+    "_ending",
     "_store_file",
     "_directions",
     "_activations",

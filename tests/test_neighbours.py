@@ -107,6 +107,17 @@ def test_a_direction_that_is_broken_is_left_out():
     assert sorted(found[0].indices) == [0, 2, 5]
 
 
+@pytest.mark.parametrize("size", [1e-37, 1e-20, 1e-12, 1e12, 1e20, 1e37])
+def test_the_length_of_a_direction_does_not_matter(size):
+    rows = directions(40, 6, 3)
+    asked = torch.tensor([2, 5, 11])
+    longer = rows.clone()
+    longer[1::2] *= size
+    found, expected = (nearest_directions(lambda ids, of=of: of[ids], asked, of[asked], 40, 5) for of in (longer, rows))
+    assert [nearest.indices for nearest in found] == [nearest.indices for nearest in expected]
+    assert [nearest.cosine for nearest in found] == [pytest.approx(nearest.cosine, abs=2e-6) for nearest in expected]
+
+
 # --- co-activation -----------------------------------------------------------------------------------------------
 
 
