@@ -182,21 +182,19 @@ def chunk_size(d_vocab: int) -> int:
     return max(1, CHUNK_BYTES // (4 * d_vocab * COPIES))
 
 
-def largest_changes(
-    change: Float[Tensor, "k d_vocab"],
-    next_token: Int[Tensor, " k"],
-    n_changes: int,
-    listed: Bool[Tensor, " k"] | None = None,
-) -> Effects:
-    """The effects that a change of the log-probabilities (with minus without) has.
-
-    Where ``listed`` is given and False, no token is looked for: the changes are zeros there.
-    """
+def largest_changes(change: Float[Tensor, "k d_vocab"], next_token: Int[Tensor, " k"], n_changes: int) -> Effects:
+    """The effects that a change of the log-probabilities (with minus without) has."""
     loss = -change.gather(1, next_token[:, None])[:, 0]
-    wanted = change if listed is None else change[listed.to(change.device)]
-    found = [wanted.topk(min(n_changes, change.shape[1]), dim=-1, largest=largest) for largest in (True, False)]
+    return listed_changes(loss.cpu(), change, n_changes, torch.ones(len(loss), dtype=torch.bool))
+
+
+def listed_changes(
+    loss: Float[Tensor, " k"], change: Float[Tensor, "l d_vocab"], n_changes: int, listed: Bool[Tensor, " k"]
+) -> Effects:
+    """The effects, with the largest changes of the predictions that are listed; for the others there are zeros."""
+    found = [change.topk(min(n_changes, change.shape[1]), dim=-1, largest=largest) for largest in (True, False)]
     columns = [values.cpu() for one in found for values in (one.indices, one.values)]
-    return Effects(loss.cpu(), *(column if listed is None else _spread(column, listed) for column in columns))
+    return Effects(loss, *(_spread(column, listed) for column in columns))
 
 
 def _spread(values: Tensor, listed: Bool[Tensor, " k"]) -> Tensor:

@@ -2,7 +2,7 @@
 
 A forward pass is run in which the feature's contribution is subtracted at the hook point, at every position of the row, and
 everything later is computed again. Many pairs of a feature and a row share a pass. Blocks before the hook point's are not
-run again, nothing is run behind the last token that is looked at, nor after the last block but for these tokens.
+run again, nothing is run behind the last token that is looked at, nor after the last block's attention but for these tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_vis._ablation import Effects, Tail, chunk_size, joined, largest_changes
+from sae_vis._ablation import Effects, Tail, chunk_size, joined, listed_changes
+from sae_vis._ending import Ending
 from sae_vis._errors import ModelError
 from sae_vis.model_fns import Change, HookPoint, LanguageModel
 
@@ -40,11 +41,20 @@ class RowAblation(NamedTuple):
 
 
 class _Clean(NamedTuple):
-    """Rows as they are: what enters the first block that is run again, and what leaves the model."""
+    """Rows as they are: what enters the first block that is run again, and what is kept of what comes out.
+
+    That is what stands where the ending begins; without a tail it is the logits. ``of_next`` has the log-probability of the
+    token behind each position, NaN where nobody has asked for it yet: many features may change the same prediction.
+    """
 
     tokens: Int[Tensor, "rows seq"]
     entering: Float[Tensor, "rows seq d_model"] | None
-    leaving: Float[Tensor, "rows seq d"]
+    kept: Float[Tensor, "rows seq d"]
+    of_next: Float[Tensor, " rows*seq"]
+
+    @classmethod
+    def of(cls, tokens: Int[Tensor, "rows seq"], entering: Tensor | None, kept: Tensor) -> _Clean:
+        return cls(tokens, entering, kept, torch.full((tokens.numel(),), torch.nan))
 
 
 class FullAblation:
@@ -74,6 +84,7 @@ class FullAblation:
         self.hook_points = [written]
         if hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, sample):
             self.hook_points.append(f"blocks.{hook_point.block}.hook_resid_post")
+        self.ending = Ending(model.final_hook) if self.tail is None else self._ending(sample)
         self._check_that_it_is_read(hook_point.name, sample)
 
     def effects(
@@ -90,6 +101,14 @@ class FullAblation:
                 batch = ablations[first : first + size]
                 yield from zip(batch, self._batch(clean, batch, length), strict=True)
 
+    def _ending(self, sample: Tensor) -> Ending:
+        """The last block's MLP, if it begins behind everything that is changed."""
+        last, points = self.model.n_layers - 1, [HookPoint.parse(name) for name in self.hook_points]
+        is_behind = all(
+            point.block is not None and (point.block < last or point.kind == "hook_resid_pre") for point in points
+        )
+        return Ending.of(self.model, points[0], sample) if is_behind else Ending(self.model.final_hook)
+
     def _rows_a_pass(self, length: int) -> int:
         """How many rows of this length are run together."""
         size = min(self.rows_a_batch, max(1, chunk_size(self.model.d_vocab) // (length if self.tail is None else 1)))
@@ -103,9 +122,9 @@ class FullAblation:
         entry = [self.start.entry] if self.start.block else []
         if self.tail is None:
             captured = self.model.capture(tokens, entry) if entry else {}
-            return _Clean(tokens, captured.get(self.start.entry), self.model.logits(tokens))
-        captured = self.model.capture(tokens, [*entry, self.model.final_hook])
-        return _Clean(tokens, captured.get(self.start.entry), captured[self.model.final_hook])
+            return _Clean.of(tokens, captured.get(self.start.entry), self.model.logits(tokens))
+        captured = self.model.capture(tokens, [*entry, self.ending.hook])
+        return _Clean.of(tokens, captured.get(self.start.entry), captured[self.ending.hook])
 
     def _batch(self, clean: _Clean, batch: Sequence[RowAblation], length: int) -> list[Effects]:
         """One forward pass of the beginnings of some rows, each without its feature."""
@@ -117,18 +136,18 @@ class FullAblation:
         entering = None if clean.entering is None else clean.entering[rows.to(clean.entering.device), :length]
         directions = self.directions[torch.tensor([one.feature for one in batch], device=self.directions.device)]
         contribution = written.to(directions)[:, :, None] * directions[:, None, :]
-        without = self._leaving(clean.tokens[rows, :length], entering, contribution)
+        without = self._kept(clean.tokens[rows, :length], entering, contribution)
         return self._compared(clean, without, batch)
 
-    def _leaving(self, tokens: Tensor, entering: Tensor | None, contribution: Float[Tensor, "rows seq d"]) -> Tensor:
-        """What leaves the model without the contribution: the final residual stream, or the logits without a tail."""
+    def _kept(self, tokens: Tensor, entering: Tensor | None, contribution: Float[Tensor, "rows seq d"]) -> Tensor:
+        """What is kept of the rows without the contribution."""
         changes = self.start.changes(entering)
         for name in self.hook_points:
             changes[name] = _subtracting(contribution, after=changes.get(name))
         with self.start.passing_over(self.model):
             if self.tail is None:
                 return self.model.logits(tokens, changes)
-            return self.model.capture(tokens, [self.model.final_hook], changes)[self.model.final_hook]
+            return self.model.capture(tokens, [self.ending.hook], changes)[self.ending.hook]
 
     def _compared(self, clean: _Clean, without: Tensor, batch: Sequence[RowAblation]) -> list[Effects]:
         """The effects at every prediction of the batch, in chunks of as many as memory holds."""
@@ -141,19 +160,30 @@ class FullAblation:
         chunk, device, parts = chunk_size(self.model.d_vocab), without.device, []
         for first in range(0, len(predicted), chunk):
             some = slice(first, first + chunk)
-            places, local = torch.unique(place[some], return_inverse=True)
-            change = self._log_probs(clean.leaving.flatten(0, 1)[places.to(device)])[local.to(device)]
-            change -= self._log_probs(without[index[some].to(device), (predicted[some] - 1).to(device)])
-            next_token = clean.tokens[row[some], predicted[some]].to(device)
-            parts.append(largest_changes(change, next_token, self.n_changes, listed[some]))
+            here, chosen = place[some], listed[some]
+            before, of_next = self._as_it_is(clean, here, chosen)
+            after = self._log_probs(without[index[some].to(device), (predicted[some] - 1).to(device)])
+            next_token = clean.tokens.reshape(-1)[here + 1].to(device)
+            loss = after.gather(1, next_token[:, None])[:, 0].cpu() - of_next
+            parts.append(listed_changes(loss, before.sub_(after[chosen.to(device)]), self.n_changes, chosen))
         split = [torch.split(values, counts.tolist()) for values in joined(parts)]
         return [Effects(*columns) for columns in zip(*split, strict=True)]
 
-    def _log_probs(self, leaving: Float[Tensor, "k d"]) -> Float[Tensor, "k d_vocab"]:
-        if self.tail is not None:
-            self.tail.prepare(leaving)
-            leaving = self.tail.logits()
-        return torch.log_softmax(leaving, dim=-1)
+    def _as_it_is(
+        self, clean: _Clean, places: Int[Tensor, " k"], listed: Bool[Tensor, " k"]
+    ) -> tuple[Float[Tensor, "listed d_vocab"], Float[Tensor, " k"]]:
+        """The log-probabilities at the listed places with everything, and that of the next token at all places."""
+        needed = torch.unique(places[listed | clean.of_next[places].isnan()])
+        log_probs = self._log_probs(clean.kept.flatten(0, 1)[needed.to(clean.kept.device)])
+        next_token = clean.tokens.reshape(-1)[needed + 1].to(log_probs.device)
+        clean.of_next[needed] = log_probs.gather(1, next_token[:, None])[:, 0].cpu()
+        return log_probs[torch.searchsorted(needed, places[listed]).to(log_probs.device)], clean.of_next[places]
+
+    def _log_probs(self, kept: Float[Tensor, "k d"]) -> Float[Tensor, "k d_vocab"]:
+        if self.tail is None:
+            return torch.log_softmax(kept, dim=-1)
+        self.tail.prepare(self.ending.leaving(kept))
+        return torch.log_softmax(self.tail.logits(), dim=-1)
 
     def _check_that_it_is_read(self, name: str, sample: Tensor) -> None:
         value = self.model.activations(sample, name).float().flatten(2)
@@ -162,7 +192,7 @@ class FullAblation:
                 f"The decoder writes vectors of width {self.directions.shape[1]}, but {name!r} takes {value.shape[2]}."
             )
         clean = self._clean(sample)
-        if torch.equal(self._leaving(sample, clean.entering, value.roll(1, -1) + 1.0), clean.leaving):
+        if torch.equal(self._kept(sample, clean.entering, value.roll(1, -1) + 1.0), clean.kept):
             raise ModelError(
                 f"ablation='full' cannot be measured at {name!r}: a change there changes no logit, so nothing reads it. "
                 "Use ablation='direct' or ablation=None, or another hook point."

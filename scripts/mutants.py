@@ -932,9 +932,37 @@ MUTANTS: list[Mutant] = [
         (
             "direct-kept-residual",
             "residual streams that were kept are those of their places",
-            "(rows[places // seq_len] * seq_len + places % seq_len)",
+            "rows[places // seq_len] * seq_len + places % seq_len",
             "places",
             PIECES,
+        ),
+    ),
+    *_group(
+        "_ending.py",
+        "test_ending.py",
+        (
+            "ending-unchecked",
+            "the short cut is compared with what leaves the model",
+            "return ending if _close(found, captured[model.final_hook].flatten(0, 1)) else whole",
+            "return ending",
+        ),
+        (
+            "ending-few-rows",
+            "a position has the same bits whatever the others are",
+            "missing = -len(kept) % MIN_PRODUCT_ROWS",
+            "missing = 0",
+        ),
+        (
+            "ending-without-residual",
+            "the MLP adds to the residual stream",
+            "residual + block.mlp(block.ln2(residual))",
+            "block.mlp(block.ln2(residual))",
+        ),
+        (
+            "ending-always-short",
+            "where the last MLP is run anyway, what leaves it is kept",
+            "or is_run_anyway or",
+            "or",
         ),
     ),
     *_group(
@@ -1005,20 +1033,32 @@ MUTANTS: list[Mutant] = [
         (
             "full-next-token",
             "the loss is that of the predicted token",
-            "next_token = clean.tokens[row[some], predicted[some]]",
-            "next_token = clean.tokens[row[some], predicted[some] - 1]",
+            "next_token = clean.tokens.reshape(-1)[here + 1]",
+            "next_token = clean.tokens.reshape(-1)[here]",
+        ),
+        (
+            "full-next-token-as-it-is",
+            "the loss is that of the predicted token",
+            "next_token = clean.tokens.reshape(-1)[needed + 1]",
+            "next_token = clean.tokens.reshape(-1)[needed]",
+        ),
+        (
+            "full-ending-too-early",
+            "what is changed in the last MLP is seen behind it",
+            "if is_behind else Ending(self.model.final_hook)",
+            "if is_behind or True else Ending(self.model.final_hook)",
         ),
         (
             "full-all-listed",
             "tokens are listed where the feature is active one token before",
-            "self.n_changes, listed[some])",
-            "self.n_changes)",
+            "here, chosen = place[some], listed[some]",
+            "here, chosen = place[some], torch.ones_like(listed[some])",
         ),
         (
             "full-logits-not-normalised",
             "changes are of log-probabilities",
-            "torch.log_softmax(leaving, dim=-1)",
-            "leaving",
+            "torch.log_softmax(self.tail.logits(), dim=-1)",
+            "self.tail.logits()",
         ),
         (
             "full-blocks-run-again",
@@ -1053,8 +1093,8 @@ MUTANTS: list[Mutant] = [
         (
             "full-unread-unnoticed",
             "a place that nothing reads is an error",
-            "if torch.equal(self._leaving(",
-            "if False and torch.equal(self._leaving(",
+            "if torch.equal(self._kept(",
+            "if False and torch.equal(self._kept(",
         ),
         (
             "full-tail-behind-the-blocks",

@@ -403,7 +403,7 @@ def test_blocks_and_hooks_are_as_they_were_after_an_error_in_the_middle(error):
         if "forward" in vars(model.blocks[0]) and len(calls) > 6:
             raise error("stop")
 
-    handle = model.blocks[1].mlp.register_forward_pre_hook(fail_later)
+    handle = model.blocks[1].attn.register_forward_pre_hook(fail_later)
     with pytest.raises(error):
         fetch(model, "blocks.1.hook_resid_pre", tokens)
     handle.remove()
