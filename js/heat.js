@@ -23,6 +23,7 @@
     document.addEventListener("sae-vis-prompt", (event) => follow(event.detail));
     panel.querySelector(".heat-size").addEventListener("change", draw);
     panel.querySelector(".heat-order").addEventListener("change", draw);
+    panel.querySelector(".heat-more").addEventListener("click", showMore);
     const grid = panel.querySelector(".heat-grid");
     grid.addEventListener("click", (event) => choose(event.target.closest("[data-at], [data-row]")));
     grid.addEventListener("keydown", keydown);
@@ -55,10 +56,20 @@
     return made;
   };
 
+  /* The next of the sizes there are to choose. */
+  const showMore = () => {
+    panel.querySelector(".heat-size").selectedIndex++;
+    draw();
+    if (panel.querySelector(".heat-more").hidden) panel.querySelector('td[tabindex="0"]')?.focus();
+  };
+
   const draw = () => {
     const rows = shownRows();
     tell(null);
     const grid = panel.querySelector(".heat-grid");
+    const size = panel.querySelector(".heat-size");
+    panel.querySelector(".heat-more").hidden = rows.length >= (data.rows[state.metric] ?? []).length || size.selectedIndex === size.length - 1;
+    grid.style.setProperty("--tokens", tokens.length);
     panel.querySelector(".heat-about").textContent = rows.length ? ABOUT[state.metric] : "no feature has a score here";
     grid.setAttribute("aria-label", `Heat map, ${WHAT[state.metric]}: ${rows.length} features by ${tokens.length} tokens`);
     const head = element("thead");
