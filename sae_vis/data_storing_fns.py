@@ -906,6 +906,9 @@ class Provenance:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    map_variance: float | None = (
+        None  # the share of that of the decoder directions, along the two axes of the map (PCA)
+    )
 
 
 # --- from components to columns ----------------------------------------------------------------------------------
@@ -1447,11 +1450,13 @@ def _opens(feature: int | None) -> str:
 def _overview_of(features: MultiFeatureData, shown: Sequence[int]) -> _overview.Overview:
     """What will collect the overview of the features ``shown``; columns that need all of them are given to it here."""
     told, kind = features.provenance, features.params.feature_map
-    return _overview.Overview(meta={"map": _MAPS[kind].format(n=f"{told.d_hidden:,}")} if kind else None)
+    share = told.map_variance if told.map_variance is not None and 0 <= told.map_variance <= 1 else None
+    kept = "" if share is None else f", {format_percent(share)} of their variance"
+    return _overview.Overview(meta={"map": _MAPS[kind].format(n=f"{told.d_hidden:,}", share=kept)} if kind else None)
 
 
 _MAPS = {
-    "pca": "By the two main axes of the {n} decoder directions (PCA): features far apart differ, near ones may or may not.",
+    "pca": "By the two main axes of the {n} decoder directions (PCA{share}): features far apart differ, near ones may or may not.",
     "umap": "By UMAP of the {n} decoder directions: near features are similar, large distances mean little.",
 }
 
