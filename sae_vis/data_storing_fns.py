@@ -1456,7 +1456,7 @@ def _overview_of(features: MultiFeatureData, shown: Sequence[int]) -> _overview.
 
 
 _MAPS = {
-    "pca": "By the two main axes of the {n} decoder directions (PCA{share}): features far apart differ, near ones may or may not.",
+    "pca": "By the two main axes of {n} decoder directions (PCA{share}): features far apart differ, near ones may or may not.",
     "umap": "By UMAP of the {n} decoder directions: near features are similar, large distances mean little.",
 }
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 from models import encoder_for, fetch, fetch_planted, planted, random_tokens
 
-from sae_vis import AutoEncoder, FeatureVisParams, InputError, MultiFeatureData, get_feature_data
+from sae_vis import AutoEncoder, FeatureVisParams, InputError, MultiFeatureData, data_storing_fns, get_feature_data
 from sae_vis import _directions as directions
-from sae_vis import data_storing_fns
 from sae_vis._directions import DirectionMap, main_axes, sample_size
 from sae_vis._overview import nearest_direction, twin
 
