@@ -104,7 +104,9 @@ def pixels_of(browser: Browser, png: bytes) -> NDArray[np.uint8]:
              const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
              const parts = [`${bitmap.width} `];
              const size = 30_000; // a multiple of three, so that what is encoded can be joined
-             for (let at = 0; at < data.length; at += size) parts.push(btoa(String.fromCharCode(...data.subarray(at, at + size))));
+             for (let at = 0; at < data.length; at += size) {
+               parts.push(btoa(String.fromCharCode(...data.subarray(at, at + size))));
+             }
              return parts.join("");
            }""",
         f"data:image/png;base64,{base64.b64encode(png).decode()}",
