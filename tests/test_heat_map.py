@@ -188,7 +188,13 @@ def test_keys_move_from_cell_to_cell_and_choose(show, prompt, page):
     here = "[document.activeElement.parentElement.rowIndex - 1, Number(document.activeElement.dataset.at)]"
     assert opened.js(here) == [0, 5]
     moves = [("ArrowDown", [1, 5]), ("ArrowRight", [1, 6]), ("End", [1, 13]), ("ArrowRight", [1, 13])]
-    moves += [("PageDown", [7, 13]), ("PageUp", [0, 13]), ("Control+End", [7, 13]), ("Control+Home", [0, 0]), ("ArrowUp", [0, 0])]
+    moves += [
+        ("PageDown", [7, 13]),
+        ("PageUp", [0, 13]),
+        ("Control+End", [7, 13]),
+        ("Control+Home", [0, 0]),
+        ("ArrowUp", [0, 0]),
+    ]
     for pressed, place in moves:
         key(pressed)
         assert opened.js(here) == place
