@@ -84,7 +84,7 @@ class Axes(NamedTuple):
         total = float(centred.square().sum())
         along = sum(float((centred @ axis).square().sum()) for axis in axes)
         share = round(along / total, DECIMALS) if total > FLAT * len(rows) else None
-        return cls(mean.numpy(), *(axis.numpy() for axis in axes), share)
+        return cls(mean.numpy(), axes[0].numpy(), axes[1].numpy(), share)
 
     def places(self, tile: tuple[Tensor, Tensor]) -> Iterator[Place]:
         """Of the features of a tile. Each sum is over one row, so it has the same bits whatever the other rows are."""
