@@ -56,7 +56,6 @@
     return made;
   };
 
-  /* The next of the sizes there are to choose. */
   const showMore = () => {
     panel.querySelector(".heat-size").selectedIndex++;
     draw();
@@ -67,8 +66,7 @@
     const rows = shownRows();
     tell(null);
     const grid = panel.querySelector(".heat-grid");
-    const size = panel.querySelector(".heat-size");
-    panel.querySelector(".heat-more").hidden = rows.length >= (data.rows[state.metric] ?? []).length || size.selectedIndex === size.length - 1;
+    panel.querySelector(".heat-more").hidden = rows.length >= (data.rows[state.metric] ?? []).slice(0, panel.querySelector(".heat-size").lastChild.value).length;
     grid.style.setProperty("--tokens", tokens.length);
     panel.querySelector(".heat-about").textContent = rows.length ? ABOUT[state.metric] : "no feature has a score here";
     grid.setAttribute("aria-label", `Heat map, ${WHAT[state.metric]}: ${rows.length} features by ${tokens.length} tokens`);
