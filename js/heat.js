@@ -23,6 +23,7 @@
     document.addEventListener("sae-vis-prompt", (event) => follow(event.detail));
     panel.querySelector(".heat-size").addEventListener("change", draw);
     panel.querySelector(".heat-order").addEventListener("change", draw);
+    panel.querySelector(".heat-more").addEventListener("click", showMore);
     const grid = panel.querySelector(".heat-grid");
     grid.addEventListener("click", (event) => choose(event.target.closest("[data-at], [data-row]")));
     grid.addEventListener("keydown", keydown);
@@ -55,10 +56,18 @@
     return made;
   };
 
+  const showMore = () => {
+    panel.querySelector(".heat-size").selectedIndex++;
+    draw();
+    if (panel.querySelector(".heat-more").hidden) panel.querySelector('td[tabindex="0"]')?.focus();
+  };
+
   const draw = () => {
     const rows = shownRows();
     tell(null);
     const grid = panel.querySelector(".heat-grid");
+    panel.querySelector(".heat-more").hidden = rows.length >= (data.rows[state.metric] ?? []).slice(0, panel.querySelector(".heat-size").lastChild.value).length;
+    grid.style.setProperty("--tokens", tokens.length);
     panel.querySelector(".heat-about").textContent = rows.length ? ABOUT[state.metric] : "no feature has a score here";
     grid.setAttribute("aria-label", `Heat map, ${WHAT[state.metric]}: ${rows.length} features by ${tokens.length} tokens`);
     const head = element("thead");

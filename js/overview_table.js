@@ -199,7 +199,8 @@
     drawn.clear();
     keys.clear();
     sorted = null;
-    overview.root.classList.toggle("without-labels", !overview.hasLabels());
+    const told = overview.hasLabels() || overview.columns.twin?.some((twin) => twin >= 0); // duplicates stand in the same column
+    overview.root.classList.toggle("without-labels", !told);
     update();
   };
 

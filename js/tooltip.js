@@ -186,12 +186,14 @@
     fill(known, Boolean(token.closest(".prompt")));
     tip.hidden = false;
     placeBeside(token);
+    if (token.parentElement === document.activeElement) document.activeElement.setAttribute("aria-describedby", tip.id);
     saeVis.drawLines(token.closest(".feature"), "line", known.activation, known.logit);
   };
 
   const hide = () => {
     if (!current) return;
     current.classList.remove("on");
+    current.parentElement?.removeAttribute("aria-describedby");
     const feature = current.closest(".feature");
     if (feature) saeVis.drawLines(feature, "line", null, null);
     current = null;
@@ -238,6 +240,7 @@
   const start = () => {
     tip = document.querySelector(".hovertext");
     if (!tip) return;
+    tip.id ||= `hovertext-${Math.random().toString(36).slice(2)}`; // several pages may share a document
     const tokenOf = (target) => target.closest?.(".seq > *");
     document.addEventListener("pointerover", (event) => {
       const token = tokenOf(event.target);

@@ -47,6 +47,11 @@ class DirectionMap:
         self.axes = Axes.of(encoder) if kind == "pca" else None
         self.places = _umap_places(encoder) if kind == "umap" else []
 
+    @property
+    def variance(self) -> float | None:
+        """The share of the variance of the directions that the two axes hold; None by UMAP, and where nothing varies."""
+        return self.axes.share if self.axes else None
+
     def of(self, features: Int[Tensor, " n"]) -> list[Place]:
         """The places of some features; all None where no map was asked for."""
         if self.kind == "umap":
@@ -62,6 +67,7 @@ class Axes(NamedTuple):
     mean: Float[Any, " d"]
     first: Float[Any, " d"]
     second: Float[Any, " d"]
+    share: float | None  # of the variance that lies along the two
 
     @classmethod
     def of(cls, encoder: Encoder) -> Axes | None:
@@ -73,7 +79,12 @@ class Axes(NamedTuple):
         if len(rows) < 2:
             return None
         mean = rows.mean(0)
-        return cls(mean.numpy(), *(axis.numpy() for axis in main_axes(rows - mean)))
+        centred = rows - mean
+        axes = main_axes(centred)
+        total = float(centred.square().sum())
+        along = sum(float((centred @ axis).square().sum()) for axis in axes)
+        share = round(along / total, DECIMALS) if total > FLAT * len(rows) else None
+        return cls(mean.numpy(), axes[0].numpy(), axes[1].numpy(), share)
 
     def places(self, tile: tuple[Tensor, Tensor]) -> Iterator[Place]:
         """Of the features of a tile. Each sum is over one row, so it has the same bits whatever the other rows are."""

@@ -134,6 +134,13 @@ class FeatureFetcher:
         self.tokens_array = tokens.numpy()  # many times faster to take pieces of
         self.doing = "getting ready"
         self.places: dict[int, Place] = {}
+        if self.fvp.feature_map == "pca":
+            provenance.map_variance = self.map.variance
+
+    @functools.cached_property
+    def map(self) -> DirectionMap:
+        """The map of the whole dictionary, made at the first need."""
+        return DirectionMap(self.run.encoder, self.fvp.feature_map)
 
     def fetch(self) -> MultiFeatureData:
         """All features, in memory.
@@ -185,7 +192,7 @@ class FeatureFetcher:
         """Some of the features asked for, round by round."""
         if not len(wanted):
             return
-        places = DirectionMap(self.run.encoder, self.fvp.feature_map).of(wanted)
+        places = self.map.of(wanted)
         self.places = dict(zip(wanted.tolist(), places, strict=True))
         plan = self._plan(len(wanted))
         if self.activations_file is not None and _store_file.exists(self.activations_file):

@@ -16,7 +16,7 @@ from sae_vis.html_fns import NOTHING
 from sae_vis.utils_fns import decimals_for, format_fixed, format_percent, largest, level
 
 HEAT_ROWS = 50  # of each score; a page offers to show fewer
-HEAT_SHOWN = 20
+HEAT_SHOWN = 8  # rows at first, so that the columns below are in sight
 QUANTILE_NINES = 5  # of a quantile with as many nines (0.99999), a cell is as strong as can be
 LEAST_GAP = 0.01  # nats between the ablated model and the model, for their quotient to mean anything
 
@@ -111,7 +111,7 @@ def _strength(name: str, score: float, scale: float, *, is_loss: bool) -> int:
 def heat_html() -> Html:
     """The panel that the script fills."""
     return template("prompt_heat.html").fill(
-        options=join(_option(size, size == HEAT_SHOWN) for size in (10, HEAT_SHOWN, HEAT_ROWS))
+        options=join(_option(size, size == HEAT_SHOWN) for size in (HEAT_SHOWN, 20, HEAT_ROWS))
     )
 
 

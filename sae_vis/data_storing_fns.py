@@ -824,7 +824,7 @@ class FeatureData:
         heading = html_fns.label(self.label or "")
         columns = _columns(layout, self, page)
         return html_fns.feature(
-            self.feature_idx, heading, self._stats(), columns, page.params.border, layout.height or 0
+            self.feature_idx, heading, self._stats(layout, page), columns, page.params.border, layout.height or 0
         )
 
     def token_ids(self) -> set[int]:
@@ -849,18 +849,19 @@ class FeatureData:
         against = self.counterexamples.sequences() if self.counterexamples else []
         return [*(sequence for group in self.sequences.groups for sequence in group.sequences), *against]
 
-    def _stats(self) -> Html:
+    def _stats(self, layout: Layout, page: PageContext) -> Html:
+        """The numbers beside the title; the moments only where no panel shows them."""
         acts = self.activations
-        values = {"Density": format_percent(acts.density), "Active": f"{acts.n_active:,}"}
-        for name, value in (
-            ("Max", acts.max),
-            ("Mean", acts.mean),
-            ("Skewness", acts.skewness),
-            ("Kurtosis", acts.kurtosis),
-            ("Decoder norm", self.decoder_norm),
-        ):
-            if value is not None:
-                values[name] = format_general(value, 3)
+        values: dict[str, str] = {}
+        twin, cosine = _overview.twin(self), _overview.nearest_direction(self)[1]
+        if twin is not None and cosine is not None:
+            link = html_fns.feature_link(twin) if twin in page.features else str(twin)
+            values["Duplicate of"] = join([link, f" (cosine {format_fixed(cosine, 3)})"])
+        values |= {"Density": format_percent(acts.density), "Active": f"{acts.n_active:,}"}
+        numbers = {"Max": acts.max, "Decoder norm": self.decoder_norm}
+        if acts.skewness is None or "moments" not in {component.name for component in layout.components()}:
+            numbers |= {"Mean": acts.mean, "Skewness": acts.skewness, "Kurtosis": acts.kurtosis}
+        values |= {name: format_general(value, 3) for name, value in numbers.items() if value is not None}
         return html_fns.stats(list(values), list(values.values()))
 
 
@@ -905,6 +906,9 @@ class Provenance:
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    map_variance: float | None = (
+        None  # the share of that of the decoder directions, along the two axes of the map (PCA)
+    )
 
 
 # --- from components to columns ----------------------------------------------------------------------------------
@@ -1446,11 +1450,13 @@ def _opens(feature: int | None) -> str:
 def _overview_of(features: MultiFeatureData, shown: Sequence[int]) -> _overview.Overview:
     """What will collect the overview of the features ``shown``; columns that need all of them are given to it here."""
     told, kind = features.provenance, features.params.feature_map
-    return _overview.Overview(meta={"map": _MAPS[kind].format(n=f"{told.d_hidden:,}")} if kind else None)
+    share = told.map_variance if told.map_variance is not None and 0 <= told.map_variance <= 1 else None
+    kept = "" if share is None else f", {format_percent(share)} of their variance"
+    return _overview.Overview(meta={"map": _MAPS[kind].format(n=f"{told.d_hidden:,}", share=kept)} if kind else None)
 
 
 _MAPS = {
-    "pca": "By the two main axes of the {n} decoder directions (PCA): features far apart differ, near ones may or may not.",
+    "pca": "By the two main axes of {n} decoder directions (PCA{share}): features far apart differ, near ones may or may not.",
     "umap": "By UMAP of the {n} decoder directions: near features are similar, large distances mean little.",
 }
 

@@ -1814,8 +1814,8 @@ MUTANTS: list[Mutant] = [
         (
             "folder-version-mix",
             "a folder of another run is refused",
-            '_FOUND = ("direct_effect", "direct_effect_reason", "notes")',
-            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "versions")',
+            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance")',
+            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "versions")',
         ),
         ("folder-params-mix", "with other parameters too", "if field.name in passed_over or one == other:", "if True:"),
         (

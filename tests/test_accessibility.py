@@ -563,6 +563,16 @@ def test_no_window_is_too_narrow_or_too_wide(show, features_page, prompt_page, w
         assert max(box["width"] for box in opened.boxes("footer, .notes p")) < 1300
 
 
+def test_the_usual_windows_show_examples_in_two_columns(show, features_page):
+    opened = show(features_page, "#feature=1")
+    for width in (1280, 1366, 1440, 1536):
+        opened.page.set_viewport_size({"width": width, "height": 800})
+        assert len({box["left"] for box in opened.boxes(".group")}) == 2
+        (tables,), (plots,) = opened.boxes(".has-feature-tables"), opened.boxes(".has-activations-histogram")
+        below = tables["top"] > plots["bottom"] and tables["left"] == plots["left"]
+        assert below == (width < 1500)
+
+
 def test_a_wide_window_has_more_columns_of_groups(show, features_page):
     columns = []
     for width in (1000, 3840):

@@ -375,6 +375,9 @@ def test_the_keyboard_shows_the_same_as_the_mouse(show, features, features_page)
         spoken = opened.texts(".spoken")[0]
         assert f"row {first.row}, position {first.start + place}" in spoken
         assert "activation" in spoken
+        assert opened.js(
+            "document.activeElement.getAttribute('aria-describedby') === document.querySelector('.hovertext').id"
+        )
         page.keyboard.press("ArrowRight")
     page.keyboard.press("End")
     page.keyboard.press("ArrowRight")  # there is no further one
@@ -386,6 +389,7 @@ def test_the_keyboard_shows_the_same_as_the_mouse(show, features, features_page)
     check_hovered(opened, features, features[1], second, second.bold_idx)
     page.keyboard.press("Escape")
     expect(page.locator(".hovertext")).to_be_hidden()
+    assert opened.js("document.querySelector('[aria-describedby]')") is None
 
 
 @pytest.mark.parametrize("size", [(1440, 900), (360, 480)])

@@ -15,6 +15,7 @@ from test_browser import expect_feature
 from test_hostile_tokens import data_with_text
 
 from sae_vis import _overview, _page
+from sae_vis._neighbours_data import NearestData, NeighboursData
 from sae_vis.data_storing_fns import _features_body, _overview_assets, _vocab
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
@@ -210,6 +211,22 @@ def test_heads_sort_both_ways(head, key, overview, features):
 def test_labels_sort_by_text_with_none_last(overview):
     overview.page.get_by_role("columnheader", name="Label").get_by_role("button").click()
     assert ids(overview)[:4] == [1, 5, 6, 0]  # “Django …”, “import …”, “Imports …”, none
+
+
+def test_the_column_of_labels_is_there_once_there_is_a_label_or_a_duplicate(show):
+    few = make_features(4, first_group_size=4, n_groups=0)
+    for feature in few.values():
+        feature.label = None
+    opened = ready(show(few.get_html(), ""))
+    head = opened.page.locator('[data-sort="label"]')
+    expect(head).to_be_hidden()
+    opened.js("saeVis.sayOf(2, { label: 'mine' })")
+    expect(head).to_be_visible()
+    assert opened.texts(f"{ROW} bdi") == ["mine"]
+    few[1].neighbours = NeighboursData(NearestData([2], [0.99]))
+    opened = ready(show(few.get_html(), ""))
+    expect(opened.page.locator('[data-sort="label"]')).to_be_visible()
+    expect(opened.page.locator(".twin a")).to_have_text("2")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from models import encoder_for, fetch, fetch_planted, planted, random_tokens
 
-from sae_vis import AutoEncoder, FeatureVisParams, InputError, MultiFeatureData, get_feature_data
+from sae_vis import AutoEncoder, FeatureVisParams, InputError, MultiFeatureData, data_storing_fns, get_feature_data
 from sae_vis import _directions as directions
 from sae_vis._directions import DirectionMap, main_axes, sample_size
 from sae_vis._overview import nearest_direction, twin
@@ -45,6 +45,21 @@ def test_the_map_is_the_projection_on_the_singular_vectors_of_the_whole_dictiona
     rows = spread(n, d)
     found = DirectionMap(encoder_writing(rows), "pca").of(torch.arange(n))
     assert np.abs(np.array(found) - np.array(plain_places(rows))).max() < 2e-5
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 12), (12, 40), (2, 9)])
+def test_the_share_of_the_variance_is_that_of_the_two_largest_eigenvalues(n, d):
+    rows = spread(n, d).double().numpy()
+    values = np.linalg.eigvalsh(np.cov((rows / np.linalg.norm(rows, axis=1, keepdims=True)).T))
+    expected = values[-2:].sum() / values.sum()
+    assert DirectionMap(encoder_writing(spread(n, d)), "pca").variance == pytest.approx(expected, abs=2e-5)
+    assert DirectionMap(encoder_writing(torch.ones(n, d)), "pca").variance is None
+
+
+def test_the_share_is_kept_with_the_data_and_told_below_the_map():
+    data = fetch_planted(torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(0)))
+    assert data.provenance.map_variance == 0.66667  # four directions, each orthogonal to the others
+    assert "(PCA, 66.7 % of their variance)" in data_storing_fns._overview_of(data, list(data))._meta["map"]
 
 
 def test_the_axes_of_a_large_dictionary_are_those_of_an_evenly_spaced_part(monkeypatch):

@@ -31,10 +31,11 @@ def outputs(notebook: nbformat.NotebookNode, mime: str) -> list[str]:
     ]
 
 
-def test_every_cell_runs_and_both_views_are_shown(executed: nbformat.NotebookNode) -> None:
+def test_every_cell_runs_and_all_views_are_shown(executed: nbformat.NotebookNode) -> None:
     frames = [html for html in outputs(executed, "text/html") if "<iframe" in html]
-    assert len(frames) == 2
+    assert len(frames) == 4  # the features, a prompt, two prompts, and the features in another layout
     assert "SAE features on a prompt" in frames[1]
+    assert "SAE features on two prompts" in frames[2]
 
 
 def test_saved_and_loaded_features_are_equal(executed: nbformat.NotebookNode) -> None:

@@ -81,6 +81,24 @@ def registry(monkeypatch):
 # --- the new panels ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("other", "cosine", "told"), [(2, 0.9512, "2 (cosine 0.951)"), (999, 0.99, "999 (cosine 0.990)"), (2, 0.95, None)]
+)
+def test_a_duplicate_is_named_beside_the_title(other, cosine, told):
+    data = with_evidence()
+    data[0].neighbours = NeighboursData(NearestData([other], [cosine]))
+    head = parse(data.get_html(feature=0)).find(".//article/header")
+    shown = dict(zip(map(text_of, head.iter("dt")), map(text_of, head.iter("dd")), strict=True))
+    assert shown.get("Duplicate of") == told
+    assert [link.get("data-go") for link in head.iter("a")] == (["2"] if told and other == 2 else [])
+
+
+def test_moments_are_beside_the_title_only_where_no_panel_shows_them(features):
+    for layout, there in ((None, False), (Layout([Column("activations_histogram")]), True)):
+        head = parse(features.get_html(feature=0, layout=layout)).find(".//article/header")
+        assert ("Skewness" in [text_of(name) for name in head.iter("dt")]) == there
+
+
 def test_neighbours_link_to_the_features_of_the_page_alone(features):
     panel = parse(features.get_html(feature=0)).find(".//section[@aria-label='Neighbours']")
     assert [" ".join(text_of(cell) for cell in row) for row in panel.iter("tr")] == [
