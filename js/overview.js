@@ -192,7 +192,7 @@
   /* Escape closes first whatever else is open: at the time of the key, before it did. */
   let busy = false;
   const isBusy = ({ key, target }) =>
-    Boolean(target.closest?.("input, textarea, select, [contenteditable]") || document.querySelector("dialog[open], :popover-open")) ||
+    Boolean(target.closest?.("input, textarea, select, [contenteditable], [role=dialog], [role=menu]") || document.querySelector("dialog[open], :popover-open")) ||
     (key === "Escape" && document.querySelector(".hovertext")?.hidden === false);
   document.addEventListener("keydown", (event) => (busy = isBusy(event)), true);
   window.addEventListener("keydown", (event) => {
