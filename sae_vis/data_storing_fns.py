@@ -1985,3 +1985,4 @@ METRICS = _METRICS
 check_finite, check_hex, checked_url = _check_finite, _check_hex, _checked_url
 hover_of, token_ids_of, vocab_element = _hover, _token_ids, _vocab_element
 subtitle_of, notes_of, footer_of, loss_key_of = _subtitle, _notes, _footer, _loss_key
+whose = _whose
