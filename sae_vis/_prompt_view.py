@@ -232,4 +232,5 @@ def reconstruction_data(run: Run, ids: Tensor, features: MultiFeatureData) -> Re
         share(found.fvu),
         share(found.fvu_chosen),
         len(chosen),
+        kl=nats(found.kl),
     )
