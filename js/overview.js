@@ -159,6 +159,8 @@
   /* Show the overview, or the feature that is in the page. */
   overview.show = (visible = true) => {
     const before = overview.visible;
+    const hidesFocus = visible && feature.contains(document.activeElement);
+    const left = Number(feature.querySelector(".feature")?.dataset.feature);
     overview.visible = visible;
     root.classList.add("started");
     root.hidden = !visible;
@@ -171,6 +173,7 @@
     saeVis.hideHover?.();
     if (before) return;
     tell("show");
+    if (hidesFocus) overview.ready.then(() => overview.visible && overview.focusTable?.(overview.row(left)));
     requestAnimationFrame(() => setTimeout(() => overview.visible && overview.load()));
   };
 

@@ -161,6 +161,17 @@ def test_the_list_is_as_it_was_left(show, document):
     assert opened.js("document.activeElement.querySelector('a').textContent") == str(chosen)
 
 
+def test_the_row_of_a_feature_that_had_the_focus_has_it_in_the_overview(show, document):
+    opened = show(document, "#feature=20")
+    expect_feature(opened.page, 20)
+    opened.page.locator("article .seq").first.focus()
+    opened.page.keyboard.press("o")
+    expect_overview(opened.page)
+    wait_for(opened, "document.activeElement.querySelector('a')?.textContent", "20")
+    opened.page.keyboard.press("ArrowDown")
+    assert opened.js("document.activeElement.querySelector('a').textContent") == "21"
+
+
 # --- the table ---------------------------------------------------------------------------------------------------------
 
 
