@@ -24,13 +24,15 @@
     const button = event.target.closest?.(".what-is");
     if (button) (button.getAttribute("aria-expanded") === "true" ? close : open)(button);
   });
-  document.addEventListener("keydown", (event) => {
+  // At the window: what is open where the focus is, such as a row, has the key first.
+  window.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.defaultPrevented) return;
     const part = event.target.closest?.(".part");
-    const opened = part?.querySelector('.what-is[aria-expanded="true"]') ?? document.querySelector('.what-is[aria-expanded="true"]');
+    const own = part?.querySelector('.what-is[aria-expanded="true"]');
+    const opened = own ?? document.querySelector('.what-is[aria-expanded="true"]');
     if (!opened) return;
     event.preventDefault(); // this Escape is used: it does not lead to the overview too
     close(opened);
-    if (part) opened.focus();
+    own?.focus();
   });
 })();

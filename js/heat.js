@@ -1,5 +1,6 @@
 /* The heat map of a prompt: features × tokens for the metric that is chosen, strongest features first. A cell chooses its token
-   and marks its feature's column; one cell is a tab stop, and the arrow keys move from cell to cell. */
+   and marks its feature's column, and a feature's name the token where it is strongest; one cell is a tab stop, and the arrow keys
+   move from cell to cell. */
 (() => {
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});
@@ -27,11 +28,19 @@
     const grid = panel.querySelector(".heat-grid");
     grid.addEventListener("click", (event) => choose(event.target.closest("[data-at], [data-row]")));
     grid.addEventListener("keydown", keydown);
-    grid.addEventListener("pointerover", (event) => tell(event.target.closest("[data-at]")));
+    grid.addEventListener("pointerover", (event) => tell(event.target.closest("[data-at], [data-row]")));
     grid.addEventListener("pointerleave", () => tell(null));
-    grid.addEventListener("focusin", (event) => tell(event.target.closest("[data-at]")));
+    grid.addEventListener("focusin", (event) => tell(event.target.closest("[data-at], [data-row]")));
     grid.addEventListener("focusout", () => tell(null));
+    saeVis.onEscape?.(() => {
+      const told = Boolean(shown);
+      tell(null);
+      return told;
+    });
     document.addEventListener("scroll", () => shown?.isConnected && place(), { capture: true, passive: true });
+    const view = "In the heat map";
+    saeVis.key?.({ keys: ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"], description: "Go from cell to cell", view });
+    saeVis.key?.({ keys: ["Enter"], description: "Choose the token, and show the feature", view });
     draw();
   };
 
@@ -90,10 +99,9 @@
 
   const line = ([feature, positions, strengths, texts, peak]) => {
     const row = element("tr", {}, { role: "row", "data-feature": feature });
-    const name = element("th", {}, { role: "rowheader", scope: "row", "data-row": peak });
+    const name = element("th", {}, { role: "rowheader", scope: "row", "data-row": peak, tabindex: -1 });
     const label = data.labels[feature] ?? "";
     name.append(element("b", { textContent: feature }), element("bdi", { textContent: label ? ` ${label}` : "" }));
-    name.title = `Feature ${feature}${label ? `, ${label}` : ""}: show it where it is strongest`;
     const found = new Map(positions.map((position, place) => [position, place]));
     row.append(name, ...tokens.map((_, position) => cellAt(position, found.get(position), strengths, texts)));
     return row;
@@ -153,10 +161,11 @@
 
   const rove = (cell) => {
     if (!cell) return;
-    for (const other of panel.querySelectorAll('td[tabindex="0"]')) other.tabIndex = -1;
+    for (const other of panel.querySelectorAll('tbody [tabindex="0"]')) other.tabIndex = -1;
     cell.tabIndex = 0;
   };
 
+  const NAME = -1; // the column of the features' names
   const MOVES = {
     ArrowLeft: (row, at) => [row, at - 1],
     ArrowRight: (row, at) => [row, at + 1],
@@ -169,22 +178,21 @@
   };
 
   const keydown = (event) => {
-    const cell = event.target.closest("td");
+    const cell = event.target.closest("tbody [tabindex]");
     if (!cell || event.metaKey || event.altKey) return;
     if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
       return choose(cell);
     }
-    if (event.key === "Escape") return tell(null);
     if (!MOVES[event.key]) return;
     event.preventDefault();
     const rows = [...panel.querySelectorAll("tbody tr")];
-    let [row, at] = MOVES[event.key](rows.indexOf(cell.parentElement), Number(cell.dataset.at));
+    let [row, at] = MOVES[event.key](rows.indexOf(cell.parentElement), Number(cell.dataset.at ?? NAME));
     if (event.ctrlKey && event.key === "Home") row = 0;
     if (event.ctrlKey && event.key === "End") row = Infinity;
     row = Math.max(0, Math.min(rows.length - 1, row));
-    at = Math.max(0, Math.min(tokens.length - 1, at));
-    const next = rows[row].querySelector(`td[data-at="${at}"]`);
+    at = Math.max(NAME, Math.min(tokens.length - 1, at));
+    const next = rows[row].querySelector(at === NAME ? "th" : `td[data-at="${at}"]`);
     rove(next);
     next.focus();
   };
@@ -193,13 +201,14 @@
 
   const tell = (cell) => {
     const tip = panel.querySelector(".heat-tip");
-    shown = cell?.tagName === "TD" ? cell : null;
+    shown = cell?.closest("tbody") ? cell : null;
     tip.hidden = !shown;
     if (!shown) return;
     const feature = cell.parentElement.dataset.feature;
     const label = data.labels[feature];
     tip.replaceChildren(element("b", { textContent: `Feature ${feature}` }), element("bdi", { textContent: label ? ` ${label}` : "" }));
-    tip.append(" on ", element("span", { className: "text", innerHTML: tokens[cell.dataset.at] }), ` (${cell.dataset.at}): `, spoken(cell.dataset.text));
+    if (cell.dataset.at === undefined) tip.append(": go where it is strongest");
+    else tip.append(" on ", element("span", { className: "text", innerHTML: tokens[cell.dataset.at] }), ` (${cell.dataset.at}): `, spoken(cell.dataset.text));
     place();
   };
 

@@ -2,17 +2,31 @@
 
    saeVis.key({ keys, description, view, run }) adds one; run(event) is called for any of the keys (names as in
    KeyboardEvent.key) and may give false where it has nothing to do. One without run is only listed: some element has it
-   for itself. Keys never act while somebody types, in a dialog, with Ctrl, Alt or Meta, or where an element has used them. */
+   for itself. Keys never act while somebody types, in a dialog or a menu, with Ctrl, Alt or Meta, or where an element has used
+   them.
+
+   saeVis.onEscape(hide) is for what only floats over the page: Escape hides that before it closes anything. hide() says whether
+   there was something. */
 (() => {
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});
   const known = [];
+  const floating = [];
   const NAMES = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Escape: "Esc", " ": "Space" };
-  const TYPING = "input, textarea, select, [contenteditable], dialog";
+  const TYPED = "input, textarea, select, [contenteditable]";
+  const TYPING = `${TYPED}, dialog, [role=dialog], [role=menu]`;
   const EVERYWHERE = "Everywhere";
   let help;
 
   saeVis.key = (key) => known.push(key);
+  saeVis.onEscape = (hide) => floating.push(hide);
+
+  /* Before any other listener sees the key, which does no more then, but in a field that is left with it. */
+  const escaped = (event) => {
+    if (event.key !== "Escape" || event.isComposing) return;
+    const hidden = floating.filter((hide) => hide()).length > 0;
+    if (hidden && !event.target.closest?.(TYPED)) event.preventDefault();
+  };
 
   const pressed = (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
@@ -90,7 +104,7 @@
       saeVis.key({ keys: ["Tab"], description: "Go to the next example", view });
       saeVis.key({ keys: ["ArrowLeft", "ArrowRight"], description: "Read from token to token", view });
       saeVis.key({ keys: ["Home", "End"], description: "First and last token", view });
-      if (saeVis.toggleRow) saeVis.key({ keys: ["Enter"], description: "Show its whole row, or hide it", view });
+      if (saeVis.hasRows?.()) saeVis.key({ keys: ["Enter"], description: "Show its whole row, or hide it", view });
       if (saeVis.copied) saeVis.key({ keys: ["m"], description: "Open its menu, to copy it", view });
       saeVis.key({ keys: ["Escape"], description: "Hide the hover text", view });
     }
@@ -107,6 +121,7 @@
   };
 
   saeVis.key({ keys: ["?"], description: "Show the keys", view: EVERYWHERE, run: openHelp });
+  window.addEventListener("keydown", escaped, true);
   window.addEventListener("keydown", pressed); // after every listener of an element or of the document
   document.addEventListener("DOMContentLoaded", start);
 })();

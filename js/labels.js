@@ -18,9 +18,11 @@
     star: starred.has(Number(id)),
   });
 
+  const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+
   /* Storage and files may hold anything: only what is of the right kind is taken. */
   const cleaned = (entry) => {
-    if (entry === null || typeof entry !== "object" || Array.isArray(entry)) return null;
+    if (!isObject(entry)) return null;
     const clean = {};
     for (const name of ["label", "note"]) if (typeof entry[name] === "string") clean[name] = entry[name].slice(0, MOST[name]);
     if (typeof entry.star === "boolean") clean.star = entry.star;
@@ -197,6 +199,10 @@
   };
   saeVis.exportLabels = () => saeVis.download(`labels-${index.key}.json`, `${JSON.stringify(exported(), null, 1)}\n`, "application/json");
 
+  /* Whether an entry of a file says what it may say: what is of another kind would be taken for nothing said. */
+  const KINDS = { label: "string", note: "string", star: "boolean", changed: "string" };
+  const isSound = (entry) => isObject(entry) && Object.entries(KINDS).every(([name, kind]) => (entry[name] ?? null) === null || typeof entry[name] === kind);
+
   /* Take over what a file says: for each feature, what was changed later wins. What says no time, as Python's files do, is taken
      for the features that the reader has not changed here. */
   saeVis.importLabels = (text) => {
@@ -208,10 +214,12 @@
     }
     if (file?.format !== FORMAT) return saeVis.say("This is not a file of labels: export one from such a page, or write one in Python with save_labels.");
     if (file.version !== 1) return saeVis.say("This file of labels is of another version than this page reads, which is 1.");
-    const differing = Object.keys(index.of ?? {}).filter((name) => name in (file.of ?? {}) && file.of[name] !== index.of[name]);
-    if (differing.length) return saeVis.say(`These labels are of other features: the ${differing.join(", ").replace("_", " ")} differs.`);
-    const taken = [], left = [];
+    if (!isObject(file.features) || !isObject(file.of)) return saeVis.say("This file of labels is damaged: nothing is changed.");
+    const differing = Object.keys(index.of ?? {}).filter((name) => Object.hasOwn(file.of, name) && file.of[name] !== index.of[name]);
+    if (differing.length) return saeVis.say(`These labels are of other features: the ${differing.join(", ").replaceAll("_", " ")} differs.`);
+    const taken = [], left = [], wrong = Object.values(file.features).filter((entry) => !isSound(entry)).length;
     for (const [id, entry] of cleanedAll(file.features)) {
+      if (!isSound(file.features[id])) continue;
       const mine = own.get(id)?.changed;
       if (mine && !(Date.parse(entry.changed) > Date.parse(mine))) left.push(id);
       else {
@@ -222,8 +230,14 @@
     keep();
     look();
     tell(null);
-    const others = left.length ? ` ${left.length} stay as you changed them later.` : "";
-    saeVis.say(`Taken over for ${taken.length} feature${taken.length === 1 ? "" : "s"}.${others}`);
+    const told = [`Taken over for ${taken.length} feature${taken.length === 1 ? "" : "s"}.`];
+    const ranges = index.ranges ?? index.ids?.map((id) => [id, id]);
+    const absent = ranges ? taken.filter((id) => !ranges.some(([low, high]) => low <= id && id <= high)).length : 0;
+    if (absent) told.push(`${absent} of them ${absent === 1 ? "is" : "are"} not in this page.`);
+    if (left.length) told.push(`${left.length} stay${left.length === 1 ? "s" : ""} as you changed ${left.length === 1 ? "it" : "them"} later.`);
+    if (wrong) told.push(`${wrong} ${wrong === 1 ? "is" : "are"} damaged and left out.`);
+    if (!kept) told.push("This browser has no room for them: they are gone when the page is closed.");
+    saeVis.say(told.join(" "));
   };
 
   const choose = () => {

@@ -154,6 +154,8 @@
   /* Show the overview, or the feature that is in the page. */
   overview.show = (visible = true) => {
     const before = overview.visible;
+    const hidesFocus = visible && feature.contains(document.activeElement);
+    const left = Number(feature.querySelector(".feature")?.dataset.feature);
     overview.visible = visible;
     root.classList.add("started");
     root.hidden = !visible;
@@ -166,6 +168,7 @@
     saeVis.hideHover?.();
     if (before) return;
     tell("show");
+    if (hidesFocus) overview.ready.then(() => overview.visible && overview.focusTable?.(overview.row(left)));
     requestAnimationFrame(() => setTimeout(() => overview.visible && overview.load()));
   };
 
@@ -187,7 +190,7 @@
   /* Escape closes first whatever else is open: at the time of the key, before it did. */
   let busy = false;
   const isBusy = ({ key, target }) =>
-    Boolean(target.closest?.("input, textarea, select, [contenteditable]") || document.querySelector("dialog[open], :popover-open")) ||
+    Boolean(target.closest?.("input, textarea, select, [contenteditable], [role=dialog], [role=menu]") || document.querySelector("dialog[open], :popover-open")) ||
     (key === "Escape" && document.querySelector(".hovertext")?.hidden === false);
   document.addEventListener("keydown", (event) => (busy = isBusy(event)), true);
   window.addEventListener("keydown", (event) => {

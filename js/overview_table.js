@@ -236,10 +236,10 @@
     drawn.get(row).focus({ preventScroll: true });
   };
 
-  /* Focus the row that had it, or the first; at once, or as soon as the table is there to be seen. */
-  overview.focusTable = () => {
+  /* Focus the row that had it, or else one that is asked for, or the first; at once, or as soon as the table is there to be seen. */
+  overview.focusTable = (row = -1) => {
     wantsFocus = !overview.visible;
-    if (rows.length && overview.visible) focusRow(placeOf(active) < 0 ? rows[0] : active);
+    if (rows.length && overview.visible) focusRow([active, row].find((one) => one >= 0 && placeOf(one) >= 0) ?? rows[0]);
   };
 
   const rowAt = (target) => {

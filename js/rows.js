@@ -44,6 +44,8 @@
     return { row: data.rows[number], start: data.starts[number], length: data.lengths[number] };
   };
 
+  saeVis.hasRows = known;
+
   /* Whether a sequence can be opened: it is one of the corpus, and the page holds rows. */
   saeVis.canOpenRow = (sequence) => known() && saeVis.canInflate && !sequence.closest(".prompt");
   saeVis.isRowOpen = (sequence) => opened.has(sequence);
@@ -145,7 +147,7 @@
   };
 
   const keydown = (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     const whole = event.target.closest?.(".whole");
     const sequence = whole ? ofWhole(whole) : event.target.closest?.(".seq");
     if (!sequence) return;

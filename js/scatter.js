@@ -442,6 +442,16 @@
     showTip();
   };
 
+  /* A row of the table is meant: its point is marked, and told of where a key went there and the point can be seen. */
+  const follow = (row) => {
+    hover(row, false);
+    tip.hidden = true;
+    if (row === null || !drawn || !overview.root.querySelector(".overview-row:focus-visible")) return;
+    const { top } = frame.getBoundingClientRect();
+    const y = top + drawn.ys[row];
+    if (drawn.xs[row] === drawn.xs[row] && frame.getClientRects().length && y > 0 && y < innerHeight) showTip();
+  };
+
   const showTip = () => {
     tip.hidden = hovered === null;
     if (hovered === null) return;
@@ -764,7 +774,12 @@
       readFaint();
       wish();
     });
-    overview.onHover((row) => dragged || hover(row, false));
+    overview.onHover((row) => dragged || follow(row));
+    saeVis.onEscape?.(() => {
+      const told = tip.getClientRects().length > 0;
+      tip.hidden = true;
+      return told;
+    });
     overview.onShow(anew);
     new ResizeObserver(anew).observe(frame);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", anew);

@@ -183,10 +183,14 @@
 
   /* --- reading examples --- */
 
-  const HOVER = /<script type="application\/json" class="hover">(.*?)<\/script>/s;
+  /* Of the panel of examples, whatever stands before it: there are examples of where a feature does not fire, too. */
+  const HOVER = /<section class="panel seqs" aria-label="Examples">.*?<script type="application\/json" class="hover">(.*?)<\/script>/s;
 
+  /* Whether a feature's examples show a text; a layout without them leaves what the index says. */
   const shows = async (id, needle) => {
-    const data = JSON.parse(HOVER.exec(await saeVis.featureHtml(id))?.[1] ?? '{"lengths":[]}');
+    const found = HOVER.exec(await saeVis.featureHtml(id));
+    if (!found) return true;
+    const data = JSON.parse(found[1]);
     let from = 0;
     return data.lengths.some((length) => {
       const ids = data.ids.slice(from, (from += length));
@@ -220,7 +224,8 @@
 
   /* --- searching --- */
 
-  const needleOf = (text) => plainOf(text.replaceAll("↵", "\n").trimEnd());
+  /* Spaces at the end are still to be followed by something; a line's end is written as the page shows it. */
+  const needleOf = (text) => plainOf(text.trimEnd().replaceAll("↵", "\n"));
 
   /* What was typed: its kind, if an operator or quotes say so, and the text. */
   const parsed = (typed) => {
@@ -256,7 +261,7 @@
     const mine = ++turn;
     const typed = box.value;
     const asked = parsed(typed);
-    if (!needleOf(asked.text).trim()) {
+    if (!needleOf(asked.text)) {
       say("");
       mark({});
       overview.setFilter("search", null);
@@ -266,13 +271,21 @@
     if (mine !== turn) return;
     const found = find(asked);
     const nothing = !found.any.includes(1);
-    offer(found, nothing || asked.kind === "text");
+    offer(found, asked.kind === "text" || (!asked.kind && nothing));
     mark(found.tokens);
     say("");
     if (asked.kind !== "text" && !nothing) return overview.setFilter("search", (row) => found.any[row] === 1);
     if (asked.kind && asked.kind !== "text") return overview.setFilter("search", () => false);
     clearTimeout(typing);
-    typing = setTimeout(() => showText("search", asked.text, {}, () => mine === turn).catch(failed), 60); // not at every key
+    typing = setTimeout(() => showAsTyped(asked, mine).catch(failed), 60); // not at every key
+  };
+
+  const showAsTyped = async ({ kind, text }, mine) => {
+    await showText("search", text, {}, () => mine === turn);
+    if (mine !== turn) return;
+    const total = overview.rows().length;
+    const found = total ? `${total.toLocaleString("en")} ${total === 1 ? "feature shows" : "features show"} it in examples` : "Nothing found";
+    hits.querySelector(".hit-summary").textContent = kind || !total ? found : `No id, label or token of this text: ${found}`;
   };
 
   const mark = (tokens) =>
@@ -331,7 +344,7 @@
       groups.push(group(where, hit(() => keepText(found.text, where), `“${found.text}”`)));
     }
     const total = size(found.any);
-    const summary = onlyText ? "No id, label or token of this text: looking in the examples" : `${total.toLocaleString("en")} ${total === 1 ? "feature" : "features"}`;
+    const summary = onlyText ? (found.kind ? "Looking in the examples" : "No id, label or token of this text: looking in the examples") : `${total.toLocaleString("en")} ${total === 1 ? "feature" : "features"}`;
     hits.replaceChildren(element("p", "hit-summary", summary), ...groups);
     if (document.activeElement === box) open();
   };
@@ -391,7 +404,10 @@
       close();
       box.focus();
     } else if (event.key === "Enter" && event.target === box) enter(event);
-    else if (event.key.length === 1 && event.key !== " " && event.target !== box) box.focus();
+    else if (event.key.length === 1 && event.key !== " " && event.target !== box) {
+      event.stopPropagation(); // it is typed, and no key of the page
+      box.focus();
+    }
   };
 
   /* The feature of this id, or the table of what was found. */

@@ -71,7 +71,7 @@
     saeVis.tools().append(element("div", { class: "view-menu" }, button, panel));
     button.addEventListener("click", () => open(panel.hidden));
     panel.parentElement.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && !panel.hidden) {
+      if (event.key === "Escape" && !panel.hidden && !event.defaultPrevented) {
         event.preventDefault();
         open(false);
         button.focus();

@@ -218,7 +218,6 @@
   const KEYS = { ArrowRight: (at) => at + 1, ArrowLeft: (at) => at - 1, Home: () => 0, End: (_, last) => last };
 
   const keydown = (event) => {
-    if (event.key === "Escape") return hide();
     const sequence = event.target.closest(".seq");
     if (!sequence || event.ctrlKey || event.metaKey || event.altKey || !KEYS[event.key]) return;
     event.preventDefault();
@@ -232,7 +231,8 @@
     const sequence = event.target.closest(".seq");
     if (!sequence || !sequence.matches(":focus-visible")) return;
     sequence.setAttribute("role", "group");
-    sequence.setAttribute("aria-label", "Sequence: arrow keys move from token to token, Enter shows its row, M opens its menu");
+    const also = `${saeVis.canOpenRow?.(sequence) ? ", Enter shows its row" : ""}${saeVis.copied ? ", M opens its menu" : ""}`;
+    sequence.setAttribute("aria-label", `Sequence: arrow keys move from token to token${also}`);
     show(sequence.querySelector(":scope > .b") ?? sequence.firstElementChild);
     speak();
   };
@@ -252,6 +252,11 @@
     });
     document.addEventListener("pointerdown", (event) => {
       if (!tokenOf(event.target)) hide();
+    });
+    saeVis.onEscape?.(() => {
+      const shown = Boolean(current);
+      hide();
+      return shown;
     });
     document.addEventListener("focusin", focusin);
     document.addEventListener("focusout", (event) => event.target.closest(".seq") && hide());

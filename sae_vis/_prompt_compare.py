@@ -43,15 +43,14 @@ def ranked_differences(
 ) -> tuple[list[Ranking], Ranking]:
     """Of every pair, and summed over all, ``(feature, other - first)``, the largest in size first, ties to the lower feature.
 
-    A feature without a score has 0; those that do not differ are left out.
+    A feature without a score has 0, and so has every feature where a token has no counterpart: what is active on a token that
+    only one prompt has differs. Those that do not differ are left out; a pair of nothing and nothing has no differences.
     """
     of_pairs: list[Ranking] = []
     sums: dict[int, float] = {}
     for at, other_at in pairs:
-        if at is None or other_at is None:
-            of_pairs.append([])
-            continue
-        own, others = first[at], other[other_at]
+        own = {} if at is None else first[at]
+        others = {} if other_at is None else other[other_at]
         found = {feature: others.get(feature, 0.0) - own.get(feature, 0.0) for feature in sorted({*own, *others})}
         of_pairs.append(_ranked(found))
         for feature, difference in found.items():
@@ -123,9 +122,10 @@ class Comparer:
         )
 
     def _usable(self, pair: Pair) -> Pair:
-        """The pair, if both tokens are predicted; the first token and padding are not."""
+        """The pair, if its tokens are predicted; the first token and padding are not."""
         padding = self.run.model.padding_id()
-        return pair if all(at and ids[at] != padding for at, ids in zip(pair, self.ids, strict=True)) else (None, None)
+        predicted = (at is None or (at > 0 and ids[at] != padding) for at, ids in zip(pair, self.ids, strict=True))
+        return pair if all(predicted) else (None, None)
 
     def _feature(self, feature: int) -> ComparedFeature:
         data = self.features[feature]

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from sae_vis import _json, _page, data_storing_fns, html_fns
+from sae_vis import _json, _page, _text, data_storing_fns, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import FeatureVisParams
 from sae_vis._templates import Html, join, template
@@ -87,8 +87,8 @@ class PromptComparisonData:
 
     ``pairs`` aligns their tokens in order: positions of the first and the other, None where one has no counterpart.
     ``differences[score_name][pair]`` lists ``(feature, difference)``, the score on the other prompt less that on the first, the
-    largest in size first; nothing where a token has no counterpart. ``totals[score_name]`` lists the sums over all pairs.
-    A feature that is not active has the score 0. ``compared_dict`` has the features that are listed anywhere.
+    largest in size first. ``totals[score_name]`` lists the sums over all pairs. A feature that is not active has the score 0, and
+    so has every one where a token has no counterpart. ``compared_dict`` has the features that are listed anywhere.
     """
 
     prompt_token_ids: list[int]
@@ -203,6 +203,33 @@ class PromptComparisonData:
             )
         return _page.notebook_frame(document, repr(self), 900)
 
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+
+    def to_text(self, score_name: ScoreName | None = None, at_most: int = 3) -> str:
+        """The comparison as plain text, for where no HTML is shown: the features that differ most, in all and at each pair.
+
+        Raises:
+            InputError: if there is no such score.
+        """
+        name = next(iter(self.totals), "act_size") if score_name is None else score_name
+        if name not in self.totals:
+            raise InputError(f"There is no score {name!r} in this data. There is: {', '.join(self.totals)}.")
+        texts = _text.TokenTexts(self.vocab, self.vocab_bytes)
+        lines = [texts.line(ids) for ids in (self.prompt_token_ids, self.other_token_ids)]
+        told = [_text.plain(repr(self)), f"  features by the difference of {name}, largest first:"]
+        for position, ranked in enumerate(_ranked(self, name)):
+            first, other = self.pairs[position - 1] if position else (None, None)
+            own = "all tokens" if not position else "–" if first is None else lines[0][first]
+            theirs = "" if not position else "–" if other is None else lines[1][other]
+            shown = [self._told(name, position, *one) for one in ranked[:at_most]]
+            told.append(_text.pair_line(own, theirs, shown))
+        return "\n".join(told)
+
+    def _told(self, name: ScoreName, position: int, feature: int, difference: float) -> str:
+        label = _text.plain(self.compared_dict[feature].label or "")
+        return f"{feature}{f' {label}' if label else ''} ({_text_of(self, name, position, feature, difference)})"
+
 
 # --- the page ------------------------------------------------------------------------------------------------------
 
@@ -212,7 +239,7 @@ _ABOUT = {
     "loss_effect": "loss effect",
     "loss_effect_full": "full loss effect",
 }
-_NONE = "No feature to show: none differs here, or the token has no counterpart in the other prompt."
+_NONE = "No feature to show: none differs here."
 
 
 def _document(data: PromptComparisonData, page: PageContext, position: int) -> Html:
@@ -222,7 +249,7 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
     bold = data.pairs[position - 1] if position else (None, None)
     columns = [
         data.compared_dict[feature].get_html(
-            page, rank=f"#{rank}", score=_text(data, name, position, feature, score), bold=bold
+            page, rank=f"#{rank}", score=_text_of(data, name, position, feature, score), bold=bold
         )
         for rank, (feature, score) in enumerate(ranked, 1)
     ]
@@ -251,10 +278,12 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
         "metric": name,
         "about": {one: _about(one) for one in data.totals},
         "none": dict.fromkeys(data.totals, _NONE),
+        "labels": {feature: one.label for feature, one in data.compared_dict.items() if one.label},
+        **data_storing_fns.whose(page),
         "places": [[None, None], *data.pairs],
         "scores": {
             one: [
-                [[feature, _text(data, one, place, feature, score)] for feature, score in at]
+                [[feature, _text_of(data, one, place, feature, score)] for feature, score in at]
                 for place, at in enumerate(_ranked(data, one))
             ]
             for one in data.totals
@@ -270,12 +299,12 @@ def _ranked(data: PromptComparisonData, name: ScoreName) -> list[Ranking]:
 
 def _about(name: ScoreName) -> str:
     return (
-        f"The {_ABOUT[name]} on the second prompt less that on the first, largest differences first; for all tokens, the "
-        "sum over the aligned ones."
+        f"The {_ABOUT[name]} on the second prompt less that on the first, largest differences first; 0 where a token has no "
+        "counterpart. For all tokens, the sum."
     )
 
 
-def _text(data: PromptComparisonData, name: ScoreName, position: int, feature: int, difference: float) -> str:
+def _text_of(data: PromptComparisonData, name: ScoreName, position: int, feature: int, difference: float) -> str:
     """The difference, behind the two scores where it is that of a pair."""
     what = "quantile" if name == "act_quantile" else "loss" if name in LOSS_SCORES else "activation"
     decimals = min(6, max(3, decimals_for(difference, 2)))
@@ -286,7 +315,7 @@ def _text(data: PromptComparisonData, name: ScoreName, position: int, feature: i
     if not position:
         return f"{what} {told}"
     pair, one = data.pairs[position - 1], data.compared_dict[feature]
-    first, other = (_score(one, name, which, at or 0) for which, at in enumerate(pair))
+    first, other = (0.0 if at is None else _score(one, name, which, at) for which, at in enumerate(pair))
     if name in LOSS_SCORES:
         return f"{what} {format_signed(first, decimals)} → {format_signed(other, decimals)} ({told})"
     if name == "act_quantile":

@@ -131,7 +131,8 @@ class ReconstructionData:
     The losses of predicting each token, in nats (None where there is none): of the model, with the reconstruction in the
     place of what stands at the hook point, with the reconstruction by the ``n_chosen`` features asked for alone, and with
     zeros there. Ignored tokens keep what stands there. ``fvu`` and ``fvu_chosen``: the share of the variance that the
-    reconstructions leave out, over all counted tokens. Where there is a ``reason`` there are no numbers.
+    reconstructions leave out, over all counted tokens. ``kl``: the divergence of the prediction of each token with the
+    reconstruction in place from the model's, in nats; empty in older files. Where there is a ``reason`` there are no numbers.
     """
 
     error: list[float | None] = field(default_factory=list)
@@ -145,9 +146,10 @@ class ReconstructionData:
     n_chosen: int = 0
     ablation: Literal["zero"] = "zero"
     reason: str = ""
+    kl: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        lists = {name: getattr(self, name) for name in (*_LOSSES, "error", "l0")}
+        lists = {name: getattr(self, name) for name in (*_LOSSES, "error", "l0", *(["kl"] if self.kl else []))}
         lengths = {name: len(values) for name, values in lists.items()}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
@@ -163,8 +165,8 @@ class ReconstructionData:
             return None
         return _recovered(loss, spliced, ablated)
 
-    def total(self, name: Literal["loss", "loss_spliced", "loss_chosen", "loss_ablated"]) -> float | None:
-        """The mean of one of the losses over the tokens that have one."""
+    def total(self, name: Literal["loss", "loss_spliced", "loss_chosen", "loss_ablated", "kl"]) -> float | None:
+        """The mean of one of the losses, or of the divergence, over the tokens that have one."""
         values: list[float] = [value for value in getattr(self, name) if value is not None]
         return sum(values) / len(values) if values else None
 
@@ -182,7 +184,7 @@ class ReconstructionData:
         few = self.n_chosen < d_hidden
         losses = [name for name in _LOSSES if few or name != "loss_chosen"]
         scale = largest(value for name in losses for value in getattr(self, name))
-        heads = [_HEADS[name].format(n=f"{self.n_chosen:,}") for name in losses]
+        heads = [_HEADS[name].format(n=f"{self.n_chosen:,}") for name in [*losses, *(["kl"] if self.kl else [])]]
         rows = [
             template("reconstruction_row.html").fill(
                 position=position,
@@ -208,6 +210,9 @@ class ReconstructionData:
         for name in losses:
             value = getattr(self, name)[position]
             cells.append(_cell("" if value is None else format_fixed(value, decimals), value, scale))
+        if self.kl:
+            apart = self.kl[position]
+            cells.append(_cell("" if apart is None else format_fixed(apart, 3), apart, largest(self.kl), "miss"))
         return [*cells, _cell("" if share is None else format_percent(share), None, 0.0)]
 
     def summary(self, *, few: bool) -> str:
@@ -224,6 +229,9 @@ class ReconstructionData:
                 f"The mean loss is {loss:.3f} nats, {spliced:.3f} with the reconstruction in place and {ablated:.3f} with zeros"
                 f"{self._told('loss_spliced')}."
             )
+        apart = self.total("kl")
+        if apart is not None:
+            parts.append(f"With it, predictions are {apart:.3f} nats (KL) from the model’s, on average.")
         if few:
             left = "" if self.fvu_chosen is None else f" leave out {format_percent(self.fvu_chosen)} of the variance"
             chosen = self.total("loss_chosen")
@@ -246,6 +254,7 @@ _HEADS = {
     "loss_spliced": "with SAE",
     "loss_chosen": "with {n} features",
     "loss_ablated": "with zeros",
+    "kl": "KL",
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sae_vis import _rows
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import check_finite, decoder_rows, encode
 from sae_vis._assemble import logits_at_a_time, sequence_data, sequence_token_ids, stored_logits
@@ -35,6 +36,9 @@ from sae_vis.utils_fns import round_significant
 
 ALL = 2**31  # more than any dictionary has
 SHARE_DIGITS = 5
+
+
+EXAMPLE_ROWS = 10  # of each column; what the default layout shows
 
 
 class PromptFetcher:
@@ -163,8 +167,10 @@ class PromptFetcher:
         for column in columns.values():
             ids.update(sequence_token_ids(column.sequence))
         own_texts = token_texts(self.run.model.tokenizer, ids)
-        others = {token for column in columns.values() for token in _column_token_ids(column)} - ids
         stored = self.features
+        rows = self._rows(columns)
+        others = {token for column in columns.values() for token in _column_token_ids(column)} - ids
+        others |= {token for token in _rows.token_ids(rows.values()) if token in stored.vocab} - ids
         return MultiPromptData(
             self.ids[0].tolist(),
             n_active.tolist(),
@@ -179,7 +185,14 @@ class PromptFetcher:
             stored.provenance,
             scores,
             heat,
+            rows=rows,
         )
+
+    def _rows(self, columns: Mapping[int, PromptData]) -> dict[int, list[int]]:
+        """The whole rows of each column's strongest examples, as many as a page would hold."""
+        examples = [column.example_rows()[:EXAMPLE_ROWS] for column in columns.values()]
+        kept = _rows.chosen(self.features.rows, examples)
+        return {row: list(kept[row]) for row in sorted(kept)}
 
     def _column(self, feature: int, seen: ShownFeature) -> PromptData:
         data = self.features[feature]
@@ -232,4 +245,5 @@ def reconstruction_data(run: Run, ids: Tensor, features: MultiFeatureData) -> Re
         share(found.fvu),
         share(found.fvu_chosen),
         len(chosen),
+        kl=nats(found.kl),
     )

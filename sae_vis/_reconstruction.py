@@ -41,6 +41,7 @@ class Reconstruction(NamedTuple):
     loss_ablated: list[float | None]
     fvu: float | None
     fvu_chosen: float | None
+    kl: list[float | None]
 
 
 def missing_because(encoder: Encoder) -> str:
@@ -101,8 +102,22 @@ class Splicer:
         # TransformerBridge's hook_resid_mid is what the MLP's norm reads: what goes around the MLP is changed behind it.
         self.behind = hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, tokens)
 
-    def losses(self, put: Float[Tensor, "seq d"] | None, places: Int[Tensor, " k"]) -> list[float | None]:
-        """The loss of predicting each token, with ``put`` at some places; None: the model as it is."""
+    def losses(self, put: Float[Tensor, "seq d"], places: Int[Tensor, " k"]) -> list[float | None]:
+        """The loss of predicting each token, with ``put`` at some places."""
+        return self.losses_of(self.logits(put, places))
+
+    def losses_of(self, logits: Float[Tensor, "seq d_vocab"]) -> list[float | None]:
+        """The loss of predicting each token."""
+        return _losses(logits, self.tokens[0], self.model.padding_id())
+
+    def divergences(
+        self, logits: Float[Tensor, "seq d_vocab"], others: Float[Tensor, "seq d_vocab"]
+    ) -> list[float | None]:
+        """``KL(p ‖ q)`` of the predictions of each token that has a loss, from two passes."""
+        return _divergences(logits, others, self.tokens[0], self.model.padding_id())
+
+    def logits(self, put: Float[Tensor, "seq d"] | None, places: Int[Tensor, " k"]) -> Float[Tensor, "seq d_vocab"]:
+        """What the model predicts with ``put`` at some places; None: as it is."""
         changes: dict[str, Change] = {}
         if put is not None:
             new = put[places].reshape(len(places), *self.own.shape[2:])
@@ -110,8 +125,7 @@ class Splicer:
             if self.behind:
                 difference = new - self.own[0, places].to(new)
                 changes[f"blocks.{self.hook_point.block}.hook_resid_post"] = _adding(difference, places)
-        logits = self.model.logits(self.tokens, changes)[0]
-        return _losses(logits, self.tokens[0], self.model.padding_id())
+        return self.model.logits(self.tokens, changes)[0]
 
 
 def _placing(new: Tensor, places: Tensor) -> Change:
@@ -142,6 +156,23 @@ def _losses(logits: Float[Tensor, "seq d_vocab"], ids: Int[Tensor, " seq"], padd
     return [None if token == padding else loss for loss, token in zip(losses, ids.tolist(), strict=True)]
 
 
+def _divergences(
+    logits: Float[Tensor, "seq d_vocab"],
+    others: Float[Tensor, "seq d_vocab"],
+    ids: Int[Tensor, " seq"],
+    padding: int | None,
+) -> list[float | None]:
+    """``KL(p ‖ q)`` where ``_losses`` has a loss; what rounding leaves below 0 is 0."""
+    found: list[float | None] = [None]
+    for first in range(0, len(ids) - 1, POSITIONS_AT_A_TIME):
+        some = slice(first, min(len(ids) - 1, first + POSITIONS_AT_A_TIME))
+        log_p, log_q = (torch.log_softmax(one[some].cpu().double(), -1) for one in (logits, others))
+        # A probability of 0 counts nothing, whatever the other pass gives there.
+        terms = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q))
+        found += terms.sum(-1).clamp_min(0.0).tolist()
+    return [None if token == padding else value for value, token in zip(found, ids.tolist(), strict=True)]
+
+
 def reconstruct(
     splicer: Splicer, encoder: Encoder, x: Float[Tensor, "1 seq *d"], chosen: Tensor, counted: Bool[Tensor, " seq"]
 ) -> Reconstruction:
@@ -159,13 +190,15 @@ def reconstruct(
     has_spread = counted & (spread > 0)
     error = [float(off[p] / spread[p]) if has_spread[p] else None for p in range(len(own))]
     total = float(spread[places].sum())
+    logits, spliced = (splicer.logits(put, places) for put in (None, made.whole))
     return Reconstruction(
         error,
         [int(n) if is_counted else None for n, is_counted in zip(made.l0, counted, strict=True)],
-        splicer.losses(None, places),
-        splicer.losses(made.whole, places),
+        splicer.losses_of(logits),
+        splicer.losses_of(spliced),
         splicer.losses(made.chosen, places),
         splicer.losses(torch.zeros_like(own), places),
         float(off[places].sum()) / total if total > 0 else None,
         float(off_chosen[places].sum()) / total if total > 0 else None,
+        splicer.divergences(logits, spliced),
     )

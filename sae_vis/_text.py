@@ -115,6 +115,11 @@ def prompt_line(position: int, token: str, ranked: Sequence[str], none: str = "�
     return f"  {position:>4}  {token:<16}  {', '.join(ranked) or none}"
 
 
+def pair_line(first: str, other: str, ranked: Sequence[str]) -> str:
+    """A token of one prompt and its counterpart in another with the features that differ, largest difference first."""
+    return f"  {first:<16}  {other:<16}  {', '.join(ranked) or '–'}"
+
+
 def _list(items: Iterable[str]) -> str:
     shown = list(items)
     return ", ".join(shown[:TOKENS]) + (", …" if len(shown) > TOKENS else "")

@@ -1663,6 +1663,10 @@ class PromptData:
         """Every token that occurs in the prompt, in the top sequences and in their effects."""
         return _token_ids([self.sequence, *self.top_group.sequences])
 
+    def example_rows(self) -> list[int]:
+        """The rows of the examples beside the prompt, the strongest first, each once."""
+        return list(dict.fromkeys(sequence.row for sequence in self.top_group.sequences))
+
 
 def _prompt_drawers(data: PromptData) -> dict[str, Drawer]:
     """How a prompt's column draws its components: the same panels, with lines for the chosen position."""
@@ -1696,7 +1700,8 @@ class MultiPromptData:
 
     ``scores[score_name][position]`` lists ``(feature, score)``, best first; ``n_active[position]`` counts the features
     with an activation there, of those that were asked for. ``heat_map[score_name]`` has the rows of the features with the
-    best score at any position, the best first. ``reconstruction`` is None where it was not asked for.
+    best score at any position, the best first. ``reconstruction`` is None where it was not asked for. ``rows`` holds the whole
+    rows of the features' strongest examples, where the features' own data has them.
     """
 
     prompt_token_ids: list[int]
@@ -1709,6 +1714,7 @@ class MultiPromptData:
     scores: dict[ScoreName, list[list[tuple[int, float]]]]
     heat_map: dict[ScoreName, list[HeatRow]] = field(default_factory=dict)
     reconstruction: ReconstructionData | None = None
+    rows: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.prompt_data_dict = dict(sorted(self.prompt_data_dict.items()))
@@ -1909,7 +1915,9 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
         join([html_fns.hovertext(), _abouts(page.params.layout_of("prompt"))]),
         _whole_prompt(prompt, page, heat),
     )
+    rows = _rows.chosen(prompt.rows, [data.example_rows() for data in prompt.prompt_data_dict.values()])
     ids = set(prompt.prompt_token_ids).union(*(data.token_ids() for data in prompt.prompt_data_dict.values()))
+    ids |= _rows.token_ids(rows.values())
     state = {
         "position": position,
         "metric": score_name,
@@ -1924,7 +1932,13 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
     }
     labels = {feature: data.label for feature, data in prompt.prompt_data_dict.items()}
     cells = heat_data(heat, labels, set(labels), LOSS_SCORES.__contains__, _score_number)
-    elements = [_vocab_element(page, ids), _page.data("rankings", state), _page.data("heat", cells), *packed]
+    elements = [
+        _vocab_element(page, ids),
+        _page.data("rankings", state),
+        _page.data("heat", cells),
+        *_rows_element(rows),
+        *packed,
+    ]
     return _page.document(f"Prompt · {_title(page)}", body, elements)
 
 
@@ -1991,3 +2005,4 @@ METRICS = _METRICS
 check_finite, check_hex, checked_url = _check_finite, _check_hex, _checked_url
 hover_of, token_ids_of, vocab_element = _hover, _token_ids, _vocab_element
 subtitle_of, notes_of, footer_of, loss_key_of = _subtitle, _notes, _footer, _loss_key
+whose = _whose

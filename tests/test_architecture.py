@@ -104,7 +104,7 @@ AT_MOST = {
     "_token_data": {"html_fns", "_templates"},
     "_neighbours_data": {"html_fns", "_templates"},
     "_prompt_panels": {"html_fns", "_templates"},
-    "_prompt_comparison": {"data_storing_fns", "html_fns", "_page", "_json", "_params", "_templates"},
+    "_prompt_comparison": {"data_storing_fns", "html_fns", "_page", "_json", "_text", "_params", "_templates"},
     "_render_pool": set(),
     "_page": {"_templates"},
     "html_fns": {"_templates"},

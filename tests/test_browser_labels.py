@@ -235,6 +235,11 @@ def test_of_two_changes_the_later_one_wins(show, features, page, init):
         ('{"format": "sae_vis"}', "not a file of labels"),
         ('{"format": "sae_vis labels", "version": 2}', "another version"),
         (entry(None, {"0": {"label": "x"}}, encoder="other"), "the encoder differs"),
+        ('{"format": "sae_vis labels", "version": 1, "of": "x", "features": {}}', "damaged"),
+        ('{"format": "sae_vis labels", "version": 1, "of": {}, "features": [{"label": "x"}]}', "damaged"),
+        ('{"format": "sae_vis labels", "version": 1, "of": {}, "features": "0"}', "damaged"),
+        ('{"format": "sae_vis labels", "version": 1, "of": {}}', "damaged"),
+        (entry(None, {"0": {"label": 5}, "1": "x", "2": {"star": 1}}), "0 features. 3 are damaged"),
     ],
 )
 def test_a_foreign_file_changes_nothing_and_is_said(show, page, content, message):
@@ -242,6 +247,16 @@ def test_a_foreign_file_changes_nothing_and_is_said(show, page, content, message
     take_in(opened, content)
     assert message in opened.texts(".message")[0]
     assert opened.js("saeVis.labelOf(0)") == ""
+
+
+def test_a_file_of_more_than_the_page_or_the_browser_holds_is_said(show, features, page):
+    opened = show(page)
+    take_in(opened, entry(features, {"0": {"label": "zero"}, "99999": {"label": "elsewhere"}}))
+    assert opened.texts(".message") == ["Taken over for 2 features. 1 of them is not in this page."]
+    opened.js("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }")
+    take_in(opened, entry(features, {"1": {"label": "one"}}))
+    assert "gone when the page is closed" in opened.texts(".message")[0]
+    assert opened.js("saeVis.labelOf(1)") == "one"
 
 
 def test_hostile_labels_and_notes_stay_text(show, page):

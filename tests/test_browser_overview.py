@@ -14,7 +14,7 @@ from rendering_fixtures import make_features
 from test_browser import expect_feature
 from test_hostile_tokens import data_with_text
 
-from sae_vis import _overview, _page
+from sae_vis import Column, Layout, _overview, _page
 from sae_vis._neighbours_data import NearestData, NeighboursData
 from sae_vis.data_storing_fns import _features_body, _overview_assets, _vocab
 
@@ -160,6 +160,17 @@ def test_the_list_is_as_it_was_left(show, document):
     assert scrolled in (0, pytest.approx(300, abs=60))
     assert ids(opened) == before
     assert opened.js("document.activeElement.querySelector('a').textContent") == str(chosen)
+
+
+def test_the_row_of_a_feature_that_had_the_focus_has_it_in_the_overview(show, document):
+    opened = show(document, "#feature=20")
+    expect_feature(opened.page, 20)
+    opened.page.locator("article .seq").first.focus()
+    opened.page.keyboard.press("o")
+    expect_overview(opened.page)
+    wait_for(opened, "document.activeElement.querySelector('a')?.textContent", "20")
+    opened.page.keyboard.press("ArrowDown")
+    assert opened.js("document.activeElement.querySelector('a').textContent") == "21"
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------
@@ -446,6 +457,53 @@ def test_a_phrase_that_is_nowhere_is_found_nowhere(overview):
     search(overview, '"return returned xyzzy"')
     expect(overview.page.locator(".overview-none")).to_be_visible()
     assert ids(overview) == []
+
+
+def test_what_is_said_of_a_search_is_what_was_done(overview, features):
+    said = overview.page.locator(".hit-summary")
+    for typed in ("fires:xyzzy", "label:xyzzy", "id:99999"):
+        search(overview, typed)
+        expect(said).to_have_text("0 features")
+        assert ids(overview) == []
+    search(overview, '"return returned xyzzy"')
+    expect(said).to_have_text("Nothing found")
+    text = phrase(features, 3, seed=3)
+    n = len(in_examples(features, text))
+    search(overview, f"text:{text}")
+    expect(said).to_have_text(f"{n} feature{'s show' if n > 1 else ' shows'} it in examples")
+
+
+def test_the_end_of_a_line_is_searched_as_the_page_shows_it(overview, features):
+    search(overview, "fires:↵")
+    expected = matches(features, "\n", ("fires",))
+    assert 0 < len(expected) < N
+    wait_for(overview, "saeVis.overview.rows().length", len(expected))
+    assert ids(overview) == expected
+
+
+def test_a_letter_typed_on_a_hit_goes_on_with_the_search_and_does_nothing_else(show, document):
+    opened = show(document)
+    search(opened, "import")
+    expect(opened.page.locator(".hit").first).to_be_visible()
+    for letter in "jsok?":
+        opened.page.keyboard.press("ArrowDown")
+        assert opened.js("document.activeElement.className") == "hit"
+        opened.page.keyboard.press(letter)
+        search(opened, opened.js("document.querySelector('.search-box').value")[:6])
+    expect(opened.page.locator("article.feature")).to_be_visible()
+    assert opened.js("[document.querySelector('article.feature').dataset.feature, saeVis.stars.size]") == ["0", 0]
+    opened.page.keyboard.press("ArrowDown")
+    opened.page.keyboard.press("j")
+    expect(opened.page.locator(".search-box")).to_have_value("importj")
+
+
+def test_phrases_are_read_in_the_examples_wherever_their_panel_is(features, show):
+    text = phrase(features, 3, seed=3)
+    for columns in ([Column("counterexamples", "sequences")], [Column("activations_histogram")]):
+        opened = ready(show(features.get_html(layout=Layout(columns)), ""))
+        search(opened, f"text:{text}")
+        expect(opened.page.locator(".hit-summary")).to_contain_text("it in examples")
+        assert set(in_examples(features, text)) <= set(ids(opened))
 
 
 def test_a_character_of_several_tokens_is_found(overview, features):

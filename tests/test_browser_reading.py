@@ -189,6 +189,9 @@ def test_a_row_is_opened_and_closed_by_keyboard_and_the_focus_stays(show, page):
     opened.page.keyboard.press("Enter")
     expect(opened.page.locator(".whole .t")).to_have_count(15 + 1)
     expect(place).to_be_focused()
+    opened.page.keyboard.press("Escape")  # the hover text, which the focus shows
+    expect(opened.page.locator(".hovertext")).to_be_hidden()
+    expect(opened.page.locator(".whole")).to_have_count(1)
     opened.page.keyboard.press("Escape")
     expect(opened.page.locator(".whole")).to_have_count(0)
     expect(place).to_be_focused()
@@ -234,6 +237,32 @@ def test_without_stored_rows_nothing_opens(show):
     opened.page.locator(".seq").first.click(position={"x": 20, "y": 8})
     opened.page.locator(".seq").first.press("Enter")
     assert opened.texts(".whole") == []
+
+
+def test_an_example_beside_a_prompt_shows_its_row_and_the_prompt_is_its_own(show):
+    prompt = make_prompt(6, first_group_size=2)
+    ranked = prompt.scores["act_size"]
+    position = next(position for position, found in enumerate(ranked) if found)
+    feature, _ = ranked[position][0]
+    top = prompt.prompt_data_dict[feature].top_group.sequences[0]
+    row = [*[top.token_ids[0]] * top.start, *top.token_ids, *top.token_ids[:2]]
+    prompt.rows[top.row] = row
+    opened = show(prompt.get_html(seq_pos=position, score_name="act_size"))
+    column = opened.page.locator(f"article[data-feature='{feature}']")
+    example, own = column.locator(".seqs:not(.prompt) .seq").first, column.locator(".prompt .seq").first
+    opened.page.keyboard.press("Tab")  # by key from here on
+    example.focus()
+    assert "Enter shows its row" in example.get_attribute("aria-label")
+    opened.page.keyboard.press("Enter")
+    expect(column.locator("div.whole .t")).to_have_count(len(row))
+    expect(column.locator("div.whole .told")).to_contain_text(f"Row {top.row}, {len(row)} tokens")
+    opened.page.keyboard.press("Escape")  # the hover text
+    opened.page.keyboard.press("Escape")
+    expect(column.locator("div.whole")).to_have_count(0)
+    own.focus()
+    assert "Enter" not in own.get_attribute("aria-label")
+    opened.page.keyboard.press("Enter")
+    expect(column.locator("div.whole")).to_have_count(0)
 
 
 def test_another_feature_has_no_open_row(show, page):

@@ -6,6 +6,7 @@ import dataclasses
 import random
 import re
 
+import browser
 import pytest
 from conftest import small_feature, small_provenance
 
@@ -14,6 +15,9 @@ from sae_vis._neighbours_data import NearestData, NeighboursData
 from sae_vis.data_storing_fns import ActivationsData, DirectionData, FeatureData, HistogramData
 
 pytestmark = pytest.mark.browser
+
+if browser.sync_playwright:
+    from playwright.sync_api import expect
 
 N = 120
 DEAD, DENSE, TWINS = 7, 11, {20: 21, 21: 20}
@@ -126,6 +130,24 @@ def test_hovering_a_point_tells_of_the_feature_and_marks_its_row(opened):
     assert box["right"] <= 1440
     shown.page.mouse.move(5, 5)
     tip.wait_for(state="hidden")
+
+
+def test_a_row_that_a_key_goes_to_is_told_of_beside_its_point(opened):
+    shown = opened()
+    tip = shown.page.locator(".plots-tip")
+    shown.page.locator(".overview-row[tabindex='0']").focus()
+    shown.page.keyboard.press("ArrowDown")
+    row = int(shown.texts(".overview-row:focus a")[0])
+    expect(tip).to_contain_text(f"Feature {row}")
+    (box,) = shown.boxes(".plots-tip")
+    assert min(box["left"], box["top"], 1440 - box["right"], 900 - box["bottom"]) >= 0
+    shown.page.keyboard.press("Escape")  # which leaves the row its focus
+    expect(tip).to_be_hidden()
+    assert shown.texts(".overview-row:focus a") == [str(row)]
+    shown.page.mouse.move(*place(shown, 40))
+    expect(tip).to_contain_text("Feature 40")
+    shown.page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
 
 
 def test_a_click_opens_the_feature(opened):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import browser
 import pytest
@@ -207,6 +208,30 @@ def test_keys_move_from_cell_to_cell_and_choose(show, prompt, page):
     assert opened.hash == f"#pos=1&metric=act_size&feature={first}"
     key("Escape")
     expect(opened.page.locator(".heat-tip")).to_be_hidden()
+
+
+@in_browser
+def test_the_name_of_a_feature_goes_by_keyboard_where_it_is_strongest(show, prompt, page):
+    opened = show(page, size=(400, 800))
+    key = opened.page.keyboard.press
+    opened.page.locator('.heat td[tabindex="0"]').focus()
+    key("Home")
+    key("ArrowLeft")
+    key("ArrowDown")
+    row = prompt.heat_map["act_size"][1]
+    told = opened.page.locator(".heat-tip")
+    expect(told).to_have_text(re.compile(rf"Feature {row.feature_idx}\b.*: go where it is strongest"))
+    (box,) = opened.boxes(".heat-tip")
+    assert box["left"] >= 0
+    assert box["right"] <= 400
+    key("Enter")
+    expect(opened.page.locator(f'.marked[data-feature="{row.feature_idx}"]')).to_have_count(1)
+    peak = row.positions[row.scores.index(max(row.scores))]
+    assert opened.hash == f"#pos={peak}&metric=act_size&feature={row.feature_idx}"
+    assert opened.js("document.activeElement.tagName") == "TH"
+    key("ArrowRight")
+    assert opened.js("document.activeElement.dataset.at") == "0"
+    assert opened.js("document.querySelectorAll('.heat [tabindex=\"0\"]').length") == 1
 
 
 @in_browser

@@ -541,3 +541,13 @@ def test_a_prompt_survives_saving_and_loading(tmp_path):
     fetched().save_json(tmp_path / "features.json")
     loaded = MultiFeatureData.load_json(tmp_path / "features.json")
     assert prompted(features=loaded) == data
+
+
+def test_a_prompts_examples_keep_their_whole_rows():
+    features = fetched()
+    prompt = prompted()
+    shown = {row for column in prompt.prompt_data_dict.values() for row in column.example_rows()[:10]}
+    assert shown
+    assert prompt.rows == {row: features.rows[row] for row in sorted(shown)}
+    assert {token for row in prompt.rows.values() for token in row} <= prompt.vocab.keys()
+    assert prompted(features=fetched(store_rows=False)).rows == {}

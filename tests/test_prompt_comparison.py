@@ -10,6 +10,7 @@ from typing import Any
 import browser
 import pytest
 from hf_models import BOS, PAD, shared
+from IPython.core.formatters import DisplayFormatter
 from test_prompt import encoder_for, fetched, prompted
 
 from sae_vis import MultiPromptData, PromptComparisonData, compare_prompts
@@ -60,12 +61,14 @@ def test_differences_are_ranked_by_size_and_summed_over_pairs():
     first = [{1: 2.0, 2: 1.0}, {1: 1.0, 7: 5.0}, {9: 4.0}]
     other = [{1: 2.0, 3: 1.0}, {1: 4.0}, {9: 9.0}]
     of_pairs, total = ranked_differences(first, other, [(0, 0), (1, 1), (2, None), (None, 2)])
-    assert of_pairs == [[(2, -1.0), (3, 1.0)], [(7, -5.0), (1, 3.0)], [], []]
-    assert total == [(7, -5.0), (1, 3.0), (2, -1.0), (3, 1.0)]
+    assert of_pairs == [[(2, -1.0), (3, 1.0)], [(7, -5.0), (1, 3.0)], [(9, -4.0)], [(9, 9.0)]]
+    assert total == [(7, -5.0), (9, 5.0), (1, 3.0), (2, -1.0), (3, 1.0)]
 
 
-def score(data: MultiPromptData, name: str, position: int, feature: int) -> float:
+def score(data: MultiPromptData, name: str, position: int | None, feature: int) -> float:
     """A feature's score on one prompt, as its own view has it; 0 where it has none."""
+    if position is None:
+        return 0.0
     if name == "act_quantile":
         return dict(data.scores[name][position]).get(feature, 0.0)
     if feature not in data.prompt_data_dict:
@@ -88,9 +91,9 @@ def test_every_difference_is_that_of_the_views_of_both_prompts(ablation):
     for name in data.totals:
         sums = dict.fromkeys(range(8), 0.0)
         for (at, other_at), ranked in zip(data.pairs, data.differences[name], strict=True):
-            unpaired = at is None or other_at is None or (name.startswith("loss") and not at * other_at)
+            unmeasured = name.startswith("loss") and 0 in (at, other_at)
             expected = {}
-            for feature in range(8) if not unpaired else ():
+            for feature in range(8) if not unmeasured else ():
                 difference = score(views[1], name, other_at, feature) - score(views[0], name, at, feature)
                 sums[feature] += difference
                 if abs(difference) > 1e-12:
@@ -115,6 +118,21 @@ def test_a_feature_that_is_active_in_one_prompt_only_has_its_numbers_on_both():
             else:
                 assert not any(sequence.feat_acts)
             assert quantiles == [dict(at).get(feature, 0.0) for at in view.scores["act_quantile"]]
+
+
+def test_prompts_with_nothing_in_common_differ_in_all_that_is_active():
+    data = compared((7, 21, 33), (45, 12, 30, 9, 9))
+    assert data.pairs[1:] == [*((at, None) for at in (1, 2, 3)), *((None, at) for at in (1, 2, 3, 4, 5))]
+    views = [prompted(list(data.prompt_token_ids[1:]), num_top_features=100) for data in (data,)]
+    views.append(prompted(list(data.other_token_ids[1:]), num_top_features=100))
+    for name in ("act_size", "act_quantile"):
+        for (at, other_at), ranked in zip(data.pairs[1:], data.differences[name][1:], strict=True):
+            view, place, sign = (views[0], at, -1) if other_at is None else (views[1], other_at, 1)
+            assert dict(ranked) == pytest.approx({f: sign * value for f, value in view.scores[name][place]}, rel=1e-5)
+    assert data.totals["act_size"]
+    assert any(ranked for ranked in data.differences["loss_effect"])
+    html = data.get_html(pair=1, score_name="act_size")
+    assert "→ 0 (" in html
 
 
 def test_one_prompt_twice_differs_nowhere():
@@ -211,6 +229,27 @@ def test_options_are_checked():
         compare_prompts(encoder_for("gpt2"), shared("gpt2"), FIRST, [], fetched("gpt2"))
 
 
+def test_as_text_it_says_what_differs_at_each_pair():
+    data = copy.deepcopy(compared())
+    (feature, _), *_ = data.totals["act_size"]
+    data.compared_dict[feature].label = "a \x1b[2Jlabel"
+    lines = data.to_text("act_size", at_most=2).splitlines()
+    assert lines[0] == repr(data)
+    assert len(lines) == 3 + len(data.pairs)
+    assert lines[2].startswith("  all tokens")
+    assert f"{feature} a [U+001B][2Jlabel (activation" in lines[2]
+    texts = [data.vocab[i].strip() for i in data.prompt_token_ids]
+    for line, (at, other_at), ranked in zip(lines[3:], data.pairs, data.differences["act_size"], strict=True):
+        assert all(char.isprintable() for char in line)
+        assert line.startswith("  –" if at is None else f"  {texts[at]}")
+        assert (line[20:].startswith("–")) == (other_at is None)
+        assert line.count("activation") == min(2, len(ranked))
+    formats, _ = DisplayFormatter().format(data)
+    assert formats["text/plain"] == data.to_text()
+    with pytest.raises(InputError, match="no score 'x'"):
+        data.to_text("x")
+
+
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
@@ -248,8 +287,35 @@ def test_pairs_and_metrics_are_chosen(show):
     opened.page.locator(".strip button").nth(9).focus()
     opened.page.keyboard.press("Home")
     expect_columns(opened, data, "loss_effect", 0)
-    opened.page.locator(".strip button").nth(7).click()
-    expect(opened.page.locator(".none-ranked")).to_be_visible()  # a token without a counterpart
+    opened.page.locator(".strip button").nth(1).click()
+    expect(opened.page.locator(".none-ranked")).to_be_visible()  # nothing predicts the first token
+
+
+@in_browser
+def test_the_page_has_the_readers_labels_and_settings_like_every_other(show):
+    data = copy.deepcopy(compared())
+    feature, _ = data.totals["act_size"][0]
+    data.compared_dict[feature].label = "of Python"
+    opened = show(data.get_html(score_name="act_size"))
+    assert opened.js(f"saeVis.labelOf({feature})") == "of Python"
+    opened.js(f"saeVis.sayOf({feature}, {{ label: 'of the reader' }})")
+    column = opened.page.locator(f"article[data-feature='{feature}']")
+    expect(column.locator("h2")).to_contain_text("of the reader edited")
+    opened.page.get_by_role("button", name="View").click()
+    opened.page.get_by_role("radio", name="Dark").click()
+    assert opened.js("document.documentElement.style.colorScheme") == "dark"
+    opened.page.keyboard.press("Escape")
+    opened.page.locator(".strip button").nth(2).click()
+    opened.page.locator(".strip button").nth(0).click()
+    expect(column.locator("h2")).to_contain_text("of the reader")
+    sequence = column.locator(".compared .seq").nth(1)
+    copied = opened.js(
+        f"saeVis.copied.text(document.querySelectorAll('article[data-feature=\"{feature}\"] .compared .seq')[1])"
+    )
+    assert copied == "".join(data.vocab[i] for i in data.other_token_ids)
+    opened.page.keyboard.press("Home")  # by key from here on
+    sequence.focus()
+    assert "Enter" not in sequence.get_attribute("aria-label")
 
 
 @in_browser

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import math
+import re
 from typing import Any
 
 import browser
@@ -58,17 +61,20 @@ def told(data: MultiPromptData) -> ReconstructionData:
     return data.reconstruction
 
 
-def plain_losses(name: str, hook_point: str, put: torch.Tensor | None) -> list[float | None]:
+def plain_log_probs(name: str, hook_point: str, put: torch.Tensor | None) -> torch.Tensor:
     """With ``put`` at the hook point of the Hugging Face model at every counted position, by plain PyTorch hooks."""
     ids = torch.tensor(PROMPT)
     counted = ~torch.isin(ids, torch.tensor([BOS, PAD, EOS]))
     if put is None:
-        log_probs = plain_hooks.log_probs(name, ids[None])[0]
-    else:
-        own = values(name, hook_point)
-        difference = torch.where(counted[:, None], own - put, torch.zeros_like(own))
-        log_probs = plain_hooks.log_probs_without(name, ids, hook_point, difference)
-    losses = [None, *(-float(log_probs[t - 1, ids[t]]) for t in range(1, len(ids)))]
+        return plain_hooks.log_probs(name, ids[None])[0]
+    own = values(name, hook_point)
+    difference = torch.where(counted[:, None], own - put, torch.zeros_like(own))
+    return plain_hooks.log_probs_without(name, ids, hook_point, difference)
+
+
+def plain_losses(name: str, hook_point: str, put: torch.Tensor | None) -> list[float | None]:
+    log_probs = plain_log_probs(name, hook_point, put)
+    losses = [None, *(-float(log_probs[t - 1, PROMPT[t]]) for t in range(1, len(PROMPT)))]
     return [None if token == PAD else loss for token, loss in zip(PROMPT, losses, strict=True)]
 
 
@@ -112,6 +118,36 @@ def test_the_losses_are_those_of_plain_hooks(name, hook_point):
             assert given == pytest.approx(loss, abs=1e-3 if near_nothing else 1e-4), kind
     for one, other in (("loss", "loss_spliced"), ("loss_spliced", "loss_chosen"), ("loss_spliced", "loss_ablated")):
         assert getattr(found, one) != getattr(found, other)
+
+
+@pytest.mark.parametrize(("name", "hook_point"), [PLACES[0], PLACES[1], PLACES[5], PLACES[7]])
+def test_the_divergence_is_that_of_the_definition(name, hook_point):
+    found = told(prompted(name, hook_point))
+    own = plain_log_probs(name, hook_point, None).double()
+    spliced = plain_log_probs(name, hook_point, written(name, hook_point, list(range(24))).float()).double()
+    assert found.kl[0] is None
+    for t in range(1, len(PROMPT)):
+        if PROMPT[t] == PAD:
+            assert found.kl[t] is None
+            continue
+        pairs = zip(own[t - 1].tolist(), spliced[t - 1].tolist(), strict=True)
+        assert found.kl[t] == pytest.approx(sum(math.exp(p) * (p - q) for p, q in pairs), abs=1e-4)
+    assert max(value for value in found.kl if value) > 1e-3
+    mean = [value for value in found.kl if value is not None]
+    assert found.total("kl") == pytest.approx(sum(mean) / len(mean))
+    assert f"{found.total('kl'):.3f} nats (KL)" in found.summary(few=True)
+
+
+def test_a_file_without_the_divergence_is_drawn_without_it(tmp_path):
+    data = copy.deepcopy(prompted(*PLACES[0]))
+    assert '<th scope="col">KL</th>' in data.get_html()
+    data.reconstruction.kl = []
+    data.save_json(tmp_path / "p.json")
+    text = (tmp_path / "p.json").read_text("utf-8")
+    (tmp_path / "old.json").write_text(re.sub(r',\s*"kl":\s*\[\]', "", text), "utf-8")
+    old = MultiPromptData.load_json(tmp_path / "old.json")
+    assert old == data
+    assert '<th scope="col">KL</th>' not in old.get_html()
 
 
 @pytest.mark.parametrize(("name", "hook_point"), [PLACES[0], PLACES[3], PLACES[5], PLACES[6], PLACES[7]])
@@ -323,9 +359,14 @@ def test_the_panel_tells_the_totals_and_every_token_and_a_row_chooses_its_token(
     opened.page.locator(".recon tbody tr").nth(4).locator("td").first.click()
     expect(opened.page.locator(".strip button").nth(4)).to_have_attribute("aria-checked", "true")
     rows = opened.js("[...document.querySelectorAll('.recon tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
-    for position, (_, active, _, loss, _, chosen, ablated, _) in enumerate(rows):
+    for position, (_, active, _, loss, _, chosen, ablated, apart, _) in enumerate(rows):
         assert active == ("" if found.l0[position] is None else str(found.l0[position]))
-        for text, value in ((loss, found.loss), (chosen, found.loss_chosen), (ablated, found.loss_ablated)):
+        for text, value in (
+            (loss, found.loss),
+            (chosen, found.loss_chosen),
+            (ablated, found.loss_ablated),
+            (apart, found.kl),
+        ):
             shown = float(text) if text else None
             assert shown == (None if value[position] is None else pytest.approx(value[position], abs=6e-3))
     assert opened.js("document.querySelector('.recon .at').dataset.pos") == "4"
