@@ -10,6 +10,7 @@ from typing import Any
 from sae_vis import _json, _page, data_storing_fns, html_fns
 from sae_vis._errors import InputError
 from sae_vis._params import FeatureVisParams
+from sae_vis._saved import SavedPage
 from sae_vis._templates import Html, join, template
 from sae_vis.data_storing_fns import (
     LOSS_SCORES,
@@ -82,7 +83,7 @@ class ComparedFeature:
 
 
 @dataclass(repr=False)
-class PromptComparisonData:
+class PromptComparisonData(SavedPage):
     """Which features differ between two prompts, by aligned token and in all.
 
     ``pairs`` aligns their tokens in order: positions of the first and the other, None where one has no counterpart.
@@ -181,27 +182,6 @@ class PromptComparisonData:
         """Write the whole page to one file, which opens from disk with no network; the arguments are ``get_html``'s."""
         document = self.get_html(pair=pair, score_name=score_name, feature_url=feature_url)
         _json.write_atomic(path, document.encode())
-
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which the page can be drawn again."""
-        _json.save(self, path)
-
-    @classmethod
-    def load_json(cls, path: str | os.PathLike[str], *, max_bytes: int = _json.MAX_BYTES) -> PromptComparisonData:
-        """Read what ``save_json`` wrote; neither the model nor torch is needed.
-
-        Raises:
-            FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
-        """
-        return _json.load(cls, path, max_bytes=max_bytes)
-
-    def _repr_html_(self) -> str:
-        document = self.get_html()
-        if len(document) > _page.NOTEBOOK_BYTES:
-            return html_fns.empty(
-                f"{self!r} is too large to show here: write it to a file with .save_html('two.html')."
-            )
-        return _page.notebook_frame(document, repr(self), 900)
 
 
 # --- the page ------------------------------------------------------------------------------------------------------

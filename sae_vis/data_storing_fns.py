@@ -38,6 +38,7 @@ from sae_vis._errors import InputError
 from sae_vis._neighbours_data import LossShareData, NeighboursData
 from sae_vis._params import BUILT_IN, COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
 from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, ReconstructionData, heat_data, heat_html, heat_rows
+from sae_vis._saved import Saved, SavedPage, TextTwin
 from sae_vis._templates import Html, join, template
 from sae_vis._token_data import PositionsData, TokensData
 from sae_vis.html_fns import NOTHING, TokenPrinter
@@ -766,7 +767,7 @@ class DirectionData:
 
 
 @dataclass
-class FeatureData:
+class FeatureData(TextTwin):
     """Everything shown of one feature. ``label``, ``note`` and ``starred`` are what a reader says of it."""
 
     feature_idx: int
@@ -798,10 +799,7 @@ class FeatureData:
         return f"FeatureData({_text.summary(self)})"
 
     def _repr_html_(self) -> str:
-        return _page.notebook_frame(self.get_html(), repr(self), 900)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+        return _page.notebook_frame(self.get_html(), repr(self))
 
     def to_text(self, examples: int = 5) -> str:
         """The feature as plain text, for where no HTML is shown: density, maximum, top tokens, logits and examples.
@@ -1008,7 +1006,7 @@ class _Said(msgspec.Struct):
 
 
 @dataclass(repr=False)
-class MultiFeatureData:
+class MultiFeatureData(Saved, TextTwin):
     """Many features of one encoder on one set of tokens: a mapping from feature index to ``FeatureData``.
 
     ``vocab`` holds the text of every token id that occurs, ``vocab_bytes`` the bytes (hex) of those that are only part of
@@ -1224,19 +1222,6 @@ class MultiFeatureData:
             title, assets = _first_title(page, first), functools.partial(_overview_assets, overview, page, vocab)
             _site.write(folder, title, _title(page), body, vocab, packed, self.rows, _whose(page), assets)
 
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
-        _json.save(self, path)
-
-    @classmethod
-    def load_json(cls, path: str | os.PathLike[str], *, max_bytes: int = _json.MAX_BYTES) -> MultiFeatureData:
-        """Read what ``save_json`` wrote; neither the model nor torch is needed.
-
-        Raises:
-            FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
-        """
-        return _json.load(cls, path, max_bytes=max_bytes)
-
     @classmethod
     def load_dir(cls, folder: str | os.PathLike[str]) -> MultiFeatureData:
         """Open a folder that ``get_feature_data(..., out_dir=folder)`` wrote, finished or not; neither model nor torch is needed.
@@ -1255,10 +1240,7 @@ class MultiFeatureData:
         while len(document) > _page.NOTEBOOK_BYTES and len(shown) > 1:
             shown = shown[: max(1, len(shown) * _page.NOTEBOOK_BYTES // (len(document) + 1))]
             document = self._notebook_document(shown)
-        return _page.notebook_frame(document, repr(self), 900)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+        return _page.notebook_frame(document, repr(self))
 
     def to_text(self, at_most: int = 5, examples: int = 3) -> str:
         """The first features as plain text, for where no HTML is shown; see ``FeatureData.to_text``."""
@@ -1685,7 +1667,7 @@ def _prompt_drawers(data: PromptData) -> dict[str, Drawer]:
 
 
 @dataclass(repr=False)
-class MultiPromptData:
+class MultiPromptData(SavedPage, TextTwin):
     """Which features matter at each token of one prompt.
 
     ``scores[score_name][position]`` lists ``(feature, score)``, best first; ``n_active[position]`` counts the features
@@ -1786,29 +1768,6 @@ class MultiPromptData:
         """Write the whole page to one file, which opens from disk with no network; the arguments are ``get_html``'s."""
         document = self.get_html(seq_pos=seq_pos, score_name=score_name, feature_url=feature_url)
         _json.write_atomic(path, document.encode())
-
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which the page can be drawn again."""
-        _json.save(self, path)
-
-    @classmethod
-    def load_json(cls, path: str | os.PathLike[str], *, max_bytes: int = _json.MAX_BYTES) -> MultiPromptData:
-        """Read what ``save_json`` wrote; neither the model nor torch is needed.
-
-        Raises:
-            FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
-        """
-        return _json.load(cls, path, max_bytes=max_bytes)
-
-    def _repr_html_(self) -> str:
-        document = self.get_html()
-        if len(document) > _page.NOTEBOOK_BYTES:
-            text = f"{self!r} is too large to show here: write it to a file with .save_html('prompt.html')."
-            return html_fns.empty(text)
-        return _page.notebook_frame(document, repr(self), 900)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
 
     def to_text(self, score_name: ScoreName | None = None, at_most: int = 3) -> str:
         """The prompt as plain text, for where no HTML is shown: at each token the first features of a ranking.
