@@ -24,7 +24,6 @@ from collections.abc import (
     KeysView,
     Mapping,
     Sequence,
-    Sized,
     ValuesView,
 )
 from dataclasses import dataclass, field
@@ -34,6 +33,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sae_vis import _feature_folder, _json, _labels, _overview, _page, _render_pool, _rows, _site, _text, html_fns
+from sae_vis._checks import (
+    check,
+    check_counts,
+    check_feature_idx,
+    check_finite,
+    check_hex,
+    check_same_length,
+    short_int,
+)
 from sae_vis._errors import InputError
 from sae_vis._neighbours_data import LossShareData, NeighboursData
 from sae_vis._params import BUILT_IN, COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
@@ -63,69 +71,6 @@ TEXT_LIMIT = 2000  # likewise of a note or a reason
 ScoreName = Literal["act_size", "act_quantile", "loss_effect", "loss_effect_full"]
 SCORE_NAMES: tuple[ScoreName, ...] = ("act_size", "act_quantile", "loss_effect", "loss_effect_full")
 LOSS_SCORES: tuple[ScoreName, ...] = ("loss_effect", "loss_effect_full")
-
-
-def _check(condition: bool, where: object, message: str) -> None:
-    if not condition:
-        raise InputError(f"{type(where).__name__}: {message}")
-
-
-def _check_hex(where: object, vocab_bytes: Mapping[int, str]) -> None:
-    """The bytes of tokens are texts of hexadecimal digits."""
-    for token_id, text in vocab_bytes.items():
-        try:
-            bytes.fromhex(text)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"{type(where).__name__}: vocab_bytes[{token_id}] must be bytes as hexadecimal digits, got {str(text)[:40]!r}."
-            ) from None
-
-
-def _check_same_length(where: object, **lists: Sized | None) -> None:
-    """All the lists that are there have one length; the error names them."""
-    if len({len(items) for items in lists.values() if items is not None}) > 1:
-        lengths = {name: len(items) for name, items in lists.items() if items is not None}
-        told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise InputError(f"{type(where).__name__}: lists of one length expected, but {told}.")
-
-
-# Files hold hundreds of the following two classes for each feature. Their checks look at all at once, which a right one
-# passes; only what is not seen to be right so goes through the checks above, which say what is wrong.
-_UNSEEN = (TypeError, OverflowError, AttributeError)  # what looking at values of wrong types may raise
-
-MOST = 2**63 - 1  # of anything that is counted: more than a corpus can hold, and JSON allows numbers of any length
-
-
-def _check_counts(where: object, **counts: Sequence[int]) -> None:
-    """Nothing is negative, nor larger than anything can be."""
-    for name, values in counts.items():
-        if all(0 <= value <= MOST for value in values):
-            continue
-        for index, value in enumerate(values):
-            _check(0 <= value <= MOST, where, f"{name}[{index}] must be from 0 to {MOST}, got {_short_int(value)}.")
-
-
-def _check_feature_idx(where: object, feature_idx: int) -> None:
-    _check(
-        0 <= feature_idx < 2**31, where, f"feature_idx must be from 0 to {2**31 - 1}, got {_short_int(feature_idx)}."
-    )
-
-
-def _short_int(value: int) -> str:
-    text = repr(value)
-    return text if len(text) < 40 else f"{text[:20]}… ({len(text)} digits)"
-
-
-def _check_finite(where: object, **values: Sequence[float | None] | float | None) -> None:
-    """No NaN and no infinity, which JSON cannot hold and no page can show."""
-    for name, value in values.items():
-        items: Any = value if type(value) is list or isinstance(value, Sequence) else (value,)  # the first is fast
-        # Files hold millions of numbers, and only a finite sum rules both out.
-        if math.isfinite(sum(filter(None, items))):
-            continue
-        for index, item in enumerate(items):
-            if item is not None and not math.isfinite(item):
-                raise InputError(f"{type(where).__name__}: {name}[{index}] is {item!r}, a finite number was expected.")
 
 
 # --- what drawing needs to know ----------------------------------------------------------------------------------
@@ -203,22 +148,22 @@ class HistogramData:
 
     def __post_init__(self) -> None:
         expected = len(self.bar_heights) + 1 if self.bar_heights else 0
-        _check(
+        check(
             len(self.bar_edges) == expected,
             self,
             f"{len(self.bar_heights)} bars need {expected} edges, got {len(self.bar_edges)}.",
         )
-        _check_counts(self, bar_heights=self.bar_heights)
-        _check_finite(self, bar_edges=self.bar_edges, tick_vals=self.tick_vals)
+        check_counts(self, bar_heights=self.bar_heights)
+        check_finite(self, bar_edges=self.bar_edges, tick_vals=self.tick_vals)
         if self.bar_edges:
             low, high = self.bar_edges[0], self.bar_edges[-1]
-            _check(
+            check(
                 low < high and math.isfinite(high - low),
                 self,
                 f"bar_edges must rise over a finite range, got {low!r} to {high!r}.",
             )
-            _check(sorted(self.bar_edges) == self.bar_edges, self, "bar_edges must not fall.")
-        _check(sorted(set(self.tick_vals)) == self.tick_vals, self, "tick_vals must rise.")
+            check(sorted(self.bar_edges) == self.bar_edges, self, "bar_edges must not fall.")
+        check(sorted(set(self.tick_vals)) == self.tick_vals, self, "tick_vals must rise.")
 
     def get_html(
         self,
@@ -244,9 +189,9 @@ class NeuronAlignmentData:
     share_of_l1: list[float]
 
     def __post_init__(self) -> None:
-        _check_same_length(self, indices=self.indices, values=self.values, share_of_l1=self.share_of_l1)
-        _check_finite(self, values=self.values, share_of_l1=self.share_of_l1)
-        _check(all(0.0 <= share <= 1.0 for share in self.share_of_l1), self, "share_of_l1 must be from 0 to 1.")
+        check_same_length(self, indices=self.indices, values=self.values, share_of_l1=self.share_of_l1)
+        check_finite(self, values=self.values, share_of_l1=self.share_of_l1)
+        check(all(0.0 <= share <= 1.0 for share in self.share_of_l1), self, "share_of_l1 must be from 0 to 1.")
 
     def get_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
         """The table, with at most ``rows`` rows."""
@@ -269,8 +214,8 @@ class CorrelationData:
     cosine: list[float]
 
     def __post_init__(self) -> None:
-        _check_same_length(self, indices=self.indices, pearson=self.pearson, cosine=self.cosine)
-        _check_finite(self, pearson=self.pearson, cosine=self.cosine)
+        check_same_length(self, indices=self.indices, pearson=self.pearson, cosine=self.cosine)
+        check_finite(self, pearson=self.pearson, cosine=self.cosine)
 
     def get_html(
         self,
@@ -327,9 +272,9 @@ class ActivationsData:
     histogram: HistogramData
 
     def __post_init__(self) -> None:
-        _check(0.0 <= self.density <= 1.0, self, f"density must be from 0 to 1, got {self.density!r}.")
-        _check_counts(self, n_active=[self.n_active])
-        _check_finite(
+        check(0.0 <= self.density <= 1.0, self, f"density must be from 0 to 1, got {self.density!r}.")
+        check_counts(self, n_active=[self.n_active])
+        check_finite(
             self, max=self.max, mean=self.mean, variance=self.variance, skewness=self.skewness, kurtosis=self.kurtosis
         )
 
@@ -371,9 +316,9 @@ class LogitsData:
     kurtosis: float | None = None
 
     def __post_init__(self) -> None:
-        _check_same_length(self, top_token_ids=self.top_token_ids, top_logits=self.top_logits)
-        _check_same_length(self, bottom_token_ids=self.bottom_token_ids, bottom_logits=self.bottom_logits)
-        _check_finite(
+        check_same_length(self, top_token_ids=self.top_token_ids, top_logits=self.top_logits)
+        check_same_length(self, bottom_token_ids=self.bottom_token_ids, bottom_logits=self.bottom_logits)
+        check_finite(
             self,
             top_logits=self.top_logits,
             bottom_logits=self.bottom_logits,
@@ -410,6 +355,11 @@ class LogitsData:
         return html_fns.logits_histogram(f"of {_count(sum(self.histogram.bar_heights), 'token')}", plot)
 
 
+# Files hold hundreds of the following two classes for each feature. Their checks look at all at once, which a right one
+# passes; only what is not seen to be right so goes through the checks one by one, which say what is wrong.
+_UNSEEN = (TypeError, OverflowError, AttributeError)  # what looking at values of wrong types may raise
+
+
 @dataclass(slots=True)
 class TokenEffect:
     """The tokens whose log-probability the feature raises and lowers most, at the predicted token ``at`` of a sequence.
@@ -438,9 +388,9 @@ class TokenEffect:
         self._check_each()
 
     def _check_each(self) -> None:
-        _check_same_length(self, raised_token_ids=self.raised_token_ids, raised_logprobs=self.raised_logprobs)
-        _check_same_length(self, lowered_token_ids=self.lowered_token_ids, lowered_logprobs=self.lowered_logprobs)
-        _check_finite(self, raised_logprobs=self.raised_logprobs, lowered_logprobs=self.lowered_logprobs)
+        check_same_length(self, raised_token_ids=self.raised_token_ids, raised_logprobs=self.raised_logprobs)
+        check_same_length(self, lowered_token_ids=self.lowered_token_ids, lowered_logprobs=self.lowered_logprobs)
+        check_finite(self, raised_logprobs=self.raised_logprobs, lowered_logprobs=self.lowered_logprobs)
 
 
 @dataclass(slots=True)
@@ -451,7 +401,7 @@ class FullEffects:
     effects: list[TokenEffect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check_finite(self, loss_contribution=self.loss_contribution)
+        check_finite(self, loss_contribution=self.loss_contribution)
 
 
 @dataclass(slots=True)
@@ -492,7 +442,7 @@ class SequenceData:
         self._check_each()
 
     def _check_each(self) -> None:
-        _check_same_length(
+        check_same_length(
             self,
             token_ids=self.token_ids,
             feat_acts=self.feat_acts,
@@ -500,21 +450,19 @@ class SequenceData:
             **({"full.loss_contribution": self.full.loss_contribution} if self.full else {}),
         )
         n_tokens = len(self.token_ids)
-        _check(n_tokens > 0, self, "a sequence needs at least one token.")
-        _check(
-            0 <= self.bold_idx < n_tokens, self, f"bold_idx must be from 0 to {n_tokens - 1}, got {self.bold_idx!r}."
-        )
-        _check(
+        check(n_tokens > 0, self, "a sequence needs at least one token.")
+        check(0 <= self.bold_idx < n_tokens, self, f"bold_idx must be from 0 to {n_tokens - 1}, got {self.bold_idx!r}.")
+        check(
             self.row >= 0 and self.start >= 0,
             self,
             f"row and start must not be negative, got {self.row}, {self.start}.",
         )
-        _check(
+        check(
             all(0 <= effect.at < n_tokens for effect in self.all_effects()),
             self,
             f"an effect lies outside the sequence of {n_tokens} tokens.",
         )
-        _check_finite(self, feat_acts=self.feat_acts, loss_contribution=self.loss_contribution)
+        check_finite(self, feat_acts=self.feat_acts, loss_contribution=self.loss_contribution)
 
     def get_html(self, page: PageContext | None = None, *, bold_idx: int | None = None) -> Html:
         """The tokens in a line, coloured by activation and underlined by effect on the loss."""
@@ -568,11 +516,11 @@ class SequenceGroupData:
     near_duplicates: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check_finite(self, lower=self.lower, upper=self.upper)
-        _check(self.share is None or 0.0 <= self.share <= 1.0, self, f"share must be from 0 to 1, got {self.share!r}.")
+        check_finite(self, lower=self.lower, upper=self.upper)
+        check(self.share is None or 0.0 <= self.share <= 1.0, self, f"share must be from 0 to 1, got {self.share!r}.")
         share = self.share_of_activation
-        _check(share is None or 0.0 <= share <= 1.0, self, f"share_of_activation must be from 0 to 1, got {share!r}.")
-        _check_counts(self, n_positions=[self.n_positions or 0], near_duplicates=self.near_duplicates)
+        check(share is None or 0.0 <= share <= 1.0, self, f"share_of_activation must be from 0 to 1, got {share!r}.")
+        check_counts(self, n_positions=[self.n_positions or 0], near_duplicates=self.near_duplicates)
 
     def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
         """The title and at most so many examples."""
@@ -650,11 +598,11 @@ class CounterexamplesData:
     negatives: list[SequenceData]
 
     def __post_init__(self) -> None:
-        _check_counts(self, n_near_misses=[self.n_near_misses])
-        _check(
+        check_counts(self, n_near_misses=[self.n_near_misses])
+        check(
             len(self.near_misses) <= self.n_near_misses,
             self,
-            f"{len(self.near_misses)} near misses are shown, but n_near_misses is {_short_int(self.n_near_misses)}.",
+            f"{len(self.near_misses)} near misses are shown, but n_near_misses is {short_int(self.n_near_misses)}.",
         )
 
     def sequences(self) -> list[SequenceData]:
@@ -741,14 +689,14 @@ class QuantileKnots:
     n: int
 
     def __post_init__(self) -> None:
-        _check_same_length(self, values=self.values, ranks=self.ranks)
-        _check_finite(self, values=self.values)
-        _check(
+        check_same_length(self, values=self.values, ranks=self.ranks)
+        check_finite(self, values=self.values)
+        check(
             all(map(operator.ge, self.values, self.values[1:])) and all(map(operator.lt, self.ranks, self.ranks[1:])),
             self,
             "values must fall and ranks must rise.",
         )
-        _check(
+        check(
             not self.ranks or (self.ranks[0] >= 1 and self.ranks[-1] <= self.n),
             self,
             f"ranks must be from 1 to {self.n}.",
@@ -763,7 +711,7 @@ class DirectionData:
     y: float
 
     def __post_init__(self) -> None:
-        _check_finite(self, x=self.x, y=self.y)
+        check_finite(self, x=self.x, y=self.y)
 
 
 @dataclass
@@ -789,8 +737,8 @@ class FeatureData(TextTwin):
 
     def __post_init__(self) -> None:
         self.extras = {name: _extra(name, value) for name, value in self.extras.items()}
-        _check_feature_idx(self, self.feature_idx)
-        _check_finite(self, decoder_norm=self.decoder_norm)
+        check_feature_idx(self, self.feature_idx)
+        check_finite(self, decoder_norm=self.decoder_norm)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_context"}
@@ -1029,8 +977,8 @@ class MultiFeatureData(Saved, TextTwin):
         ):  # which is sorted, and checks what it reads
             self.feature_data_dict = dict(sorted(self.feature_data_dict.items()))
             for index, feature in self.feature_data_dict.items():
-                _check(index == feature.feature_idx, self, f"key {index} holds feature {feature.feature_idx}.")
-        _check_hex(self, self.vocab_bytes)
+                check(index == feature.feature_idx, self, f"key {index} holds feature {feature.feature_idx}.")
+        check_hex(self, self.vocab_bytes)
 
     def __getitem__(self, feature: int) -> FeatureData:
         try:
@@ -1615,7 +1563,7 @@ class PromptData:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        _check_feature_idx(self, self.feature_idx)
+        check_feature_idx(self, self.feature_idx)
 
     def get_html(self, page: PageContext | None = None, *, rank: str = "", score: str = "") -> Html:
         """The feature's column. With a position on the page, its token is bold and the histograms have their lines."""
@@ -1688,34 +1636,34 @@ class MultiPromptData(SavedPage, TextTwin):
 
     def __post_init__(self) -> None:
         self.prompt_data_dict = dict(sorted(self.prompt_data_dict.items()))
-        _check_same_length(self, prompt_token_ids=self.prompt_token_ids, n_active=self.n_active)
-        _check_counts(self, n_active=self.n_active)
+        check_same_length(self, prompt_token_ids=self.prompt_token_ids, n_active=self.n_active)
+        check_counts(self, n_active=self.n_active)
         n_tokens = len(self.prompt_token_ids)
         for name, positions in self.scores.items():
-            _check(name in SCORE_NAMES, self, f"unknown score {name!r}; known: {', '.join(SCORE_NAMES)}.")
-            _check(
+            check(name in SCORE_NAMES, self, f"unknown score {name!r}; known: {', '.join(SCORE_NAMES)}.")
+            check(
                 len(positions) == n_tokens,
                 self,
                 f"scores[{name!r}] has {len(positions)} positions, expected {n_tokens}.",
             )
             for position, ranked in enumerate(positions):
                 distinct = len({feature for feature, _ in ranked})
-                _check(distinct == len(ranked), self, f"scores[{name!r}][{position}] names a feature twice.")
+                check(distinct == len(ranked), self, f"scores[{name!r}][{position}] names a feature twice.")
                 for feature, score in ranked:
-                    _check(feature in self.prompt_data_dict, self, f"scores name feature {feature}, which has no data.")
-                    _check_finite(self, scores=score)
+                    check(feature in self.prompt_data_dict, self, f"scores name feature {feature}, which has no data.")
+                    check_finite(self, scores=score)
         for feature, data in self.prompt_data_dict.items():
-            _check(feature == data.feature_idx, self, f"key {feature} holds feature {data.feature_idx}.")
+            check(feature == data.feature_idx, self, f"key {feature} holds feature {data.feature_idx}.")
             shown = len(data.sequence.token_ids)
-            _check(shown == n_tokens, self, f"feature {feature} shows {shown} tokens of a prompt of {n_tokens}.")
+            check(shown == n_tokens, self, f"feature {feature} shows {shown} tokens of a prompt of {n_tokens}.")
         for name, rows in self.heat_map.items():
-            _check(name in self.scores, self, f"heat_map has the score {name!r}, which scores have not.")
+            check(name in self.scores, self, f"heat_map has the score {name!r}, which scores have not.")
             for row in rows:
                 last = row.positions[-1]
-                _check(last < n_tokens, self, f"heat_map has position {last} of a prompt of {n_tokens} tokens.")
+                check(last < n_tokens, self, f"heat_map has position {last} of a prompt of {n_tokens} tokens.")
         if self.reconstruction and not self.reconstruction.reason:
-            _check_same_length(self, prompt_token_ids=self.prompt_token_ids, reconstruction=self.reconstruction.error)
-        _check_hex(self, self.vocab_bytes)
+            check_same_length(self, prompt_token_ids=self.prompt_token_ids, reconstruction=self.reconstruction.error)
+        check_hex(self, self.vocab_bytes)
 
     def with_layout(self, layout: Layout | None) -> MultiPromptData:
         """The same data, whose columns have another layout (None: the default); nothing is computed.
@@ -1941,6 +1889,6 @@ def _whole_prompt(prompt: MultiPromptData, page: PageContext, heat: Mapping[str,
 # --- for the comparison of two prompts, which is a module of its own -----------------------------------------------
 
 METRICS = _METRICS
-check_finite, check_hex, checked_url = _check_finite, _check_hex, _checked_url
+checked_url = _checked_url
 hover_of, token_ids_of, vocab_element = _hover, _token_ids, _vocab_element
 subtitle_of, notes_of, footer_of, loss_key_of = _subtitle, _notes, _footer, _loss_key

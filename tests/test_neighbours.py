@@ -359,6 +359,7 @@ def test_the_search_for_something_new_ends(monkeypatch):
         lambda: NearestData([1], [math.nan]),
         lambda: CoactiveData([1], [1.5], [3]),
         lambda: CoactiveData([1], [0.5], []),
+        lambda: CoactiveData([1], [0.5], [-3]),
         lambda: LossShareData(1.5, 0.0, 1, False),
         lambda: LossShareData(0.5, 0.0, -1, False),
         lambda: FeatureVisParams(near_duplicates="hide"),  # type: ignore[arg-type]
