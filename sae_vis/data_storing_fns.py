@@ -753,9 +753,12 @@ class FeatureData(TextTwin):
         """The feature as plain text, for where no HTML is shown: density, maximum, top tokens, logits and examples.
 
         The bold token of an example stands between « and »; what cannot be printed is named, e.g. ``[U+200B]``.
+
+        Raises:
+            InputError: if ``examples`` is no int from 0 on.
         """
         page = vars(self).get("_context") or PageContext()
-        return _text.feature_text(self, _token_texts(page.printer), examples)
+        return _text.feature_text(self, _token_texts(page.printer), _text.checked_number("examples", examples))
 
     def get_html(self, page: PageContext | None = None) -> Html:
         """The feature's panels on a page; without ``page``, a whole document of this feature alone.
@@ -1191,8 +1194,13 @@ class MultiFeatureData(Saved, TextTwin):
         return _page.notebook_frame(document, repr(self))
 
     def to_text(self, at_most: int = 5, examples: int = 3) -> str:
-        """The first features as plain text, for where no HTML is shown; see ``FeatureData.to_text``."""
-        shown = [self[feature].to_text(examples) for feature in itertools.islice(self, at_most)]
+        """The first features as plain text, for where no HTML is shown; see ``FeatureData.to_text``.
+
+        Raises:
+            InputError: if ``at_most`` or ``examples`` is no int from 0 on.
+        """
+        listed = itertools.islice(self, _text.checked_number("at_most", at_most))
+        shown = [self[feature].to_text(examples) for feature in listed]
         left = len(self) - len(shown)
         more = [f"… and {_count(left, 'other')}: features[8].to_text() gives one."] if left else []
         return "\n\n".join([_text.plain(repr(self)), *shown, *more])
@@ -1721,9 +1729,9 @@ class MultiPromptData(SavedPage, TextTwin):
         """The prompt as plain text, for where no HTML is shown: at each token the first features of a ranking.
 
         Raises:
-            InputError: if there is no such score.
+            InputError: if there is no such score, or ``at_most`` is no int from 0 on.
         """
-        name = self._score_name(score_name)
+        name, at_most = self._score_name(score_name), _text.checked_number("at_most", at_most)
         tokens = _text.TokenTexts(self.vocab, self.vocab_bytes).line(self.prompt_token_ids)
         lines = []
         for position, ranked in enumerate(self.scores.get(name, [[] for _ in tokens])):

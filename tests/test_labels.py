@@ -168,6 +168,23 @@ def test_a_missing_file_is_refused(features, tmp_path):
         features.load_labels(tmp_path / "no.json")
 
 
+def test_what_a_file_says_is_stripped_like_what_is_set(features, tmp_path):
+    file = {"format": "sae_vis labels", "version": 1, "of": {}}
+    marks = {"0": {"label": "  imports\n", "note": "  "}, "1": {"label": " "}}
+    (tmp_path / "labels.json").write_text(json.dumps(file | {"features": marks}), encoding="utf-8")
+    features.labels = {1: "before"}
+    features.load_labels(tmp_path / "labels.json")
+    assert features.labels == {0: "imports"}
+    assert (features[0].label, features[0].note, features[1].label) == ("imports", None, None)
+
+
+@pytest.mark.parametrize("feature", [1.0, True, "1", [1], None, 99])
+def test_what_is_no_feature_has_no_label(features, feature):
+    features.labels = {1: "one"}
+    assert 1 in features.labels
+    assert feature not in features.labels
+
+
 def test_labels_of_other_features_are_taken_only_if_asked(features, tmp_path):
     path = tmp_path / "labels.json"
     path.write_text(
