@@ -58,6 +58,16 @@ def decoder_rows(encoder: Encoder, features: Int[Tensor, " n"]) -> Float[Tensor,
     return rows.detach().float().flatten(1)
 
 
+def write_scale(encoder: Encoder, x: Float[Tensor, "rows seq *d"]) -> Float[Tensor, "rows seq"] | None:
+    """What the activations on ``x`` are multiplied with when they are written, in float32 on the CPU; None for 1."""
+    own = getattr(encoder, "write_scale", None)
+    if own is None:
+        return None
+    scale: Tensor = own(x)
+    check_tensor(scale, "The encoder's write_scale", tuple(x.shape[:2]))
+    return scale.detach().float().cpu()
+
+
 def check_finite(values: Tensor, what: str, first_row: int) -> None:
     """Raise ``ModelError`` naming row and position of the first NaN or infinity of ``values [rows, seq, ...]``."""
     if bool(torch.isfinite(values.sum())):  # cheap, and only a finite sum rules both out

@@ -151,6 +151,7 @@ class CoMoments:
             _merged(self.x, other.x, shift_x, weight, share),
             _merged(self.y, other.y, shift_y, weight, share),
             products,
+            None if self.both is None or other.both is None else self.both.double() + other.both.double(),
         )
 
 

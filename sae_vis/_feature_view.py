@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -195,7 +196,7 @@ class FeatureFetcher:
         places = self.map.of(wanted)
         self.places = dict(zip(wanted.tolist(), places, strict=True))
         plan = self._plan(len(wanted))
-        if self.activations_file is not None and _store_file.exists(self.activations_file):
+        if self.activations_file is not None and Path(self.activations_file).exists():
             found = _store_file.load_collected(self.activations_file, self._identity())
             stored = plan.stored(self.run.encoder, asked, wanted)
             if found.holds(wanted, stored, neurons=plan.neurons, b=plan.neurons and self.run.encoder_b is not None):
@@ -276,27 +277,26 @@ class FeatureFetcher:
         try:
             measured = self._measure(methods, chosen, kept)
         except ModelError:
-            if formula is not None:  # the reason may be a feature, and that is easier to understand
-                check_feature_rows(formula.logit_weights(), ids, "The logit weights")
+            for some in self._pieces(len(ids)):  # the reason may be a feature, and that is easier to understand
+                _logit_weights(formula, ids, some)
             raise
         del kept
-        step = logits_at_a_time(self.run.model.d_vocab)
-        for start in range(0, len(ids), step):
-            some = slice(start, min(start + step, len(ids)))
-            weights = None
-            if formula is not None:
-                weights = formula.logit_weights(some)
-                check_feature_rows(weights, ids[some], "The logit weights")
-            panels = LogitPanels.of(weights, self.fvp)
+        for some in self._pieces(len(ids)):
+            panels = LogitPanels.of(_logit_weights(formula, ids, some), self.fvp)
             for index in range(some.start, some.stop):
                 row = decoder_rows[index].cpu().numpy().astype(np.float64)
                 acts = self._activations(store, index)
                 with garbage_collection_paused():
-                    seen, panel = measured.of(index), panels.at(index - start)
+                    seen, panel = measured.of(index), panels.at(index - some.start)
                     feature = self._feature(acts, chosen[index], seen, index, row, panel, tables)
                     feature.decoder_norm = round_significant(norms[index], 6)
                 yield feature
             store.release()
+
+    def _pieces(self, n_features: int) -> Iterator[slice]:
+        """The features in pieces whose logit weights may be in memory together."""
+        step = logits_at_a_time(self.run.model.d_vocab)
+        return (slice(start, min(start + step, n_features)) for start in range(0, n_features, step))
 
     def _activations(self, store: ActivationStore, index: int) -> FeatureActivations:
         places, values = store.of(index)
@@ -563,6 +563,19 @@ class FeatureFetcher:
         return MultiFeatureData(
             features, texts.text, texts.partial, dict(sorted(rows.items())), self.fvp, self.provenance
         )
+
+
+def _logit_weights(formula: FormulaTail | None, ids: Sequence[int], some: slice) -> Tensor | None:
+    """Of some of the features ``ids``; None where there is no closed form.
+
+    Raises:
+        ModelError: if a feature's hold NaN or infinity; the feature is named.
+    """
+    if formula is None:
+        return None
+    weights = formula.logit_weights(some)
+    check_feature_rows(weights, ids[some], "The logit weights")
+    return weights
 
 
 @contextmanager

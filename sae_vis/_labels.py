@@ -127,7 +127,10 @@ class Labels(MutableMapping[int, str]):
         return sum(1 for _ in self)
 
     def __contains__(self, feature: object) -> bool:
-        return feature in self._features and self._read(self._checked(feature)) is not None
+        try:
+            return self._read(self._checked(feature)) is not None
+        except InputError:
+            return False
 
     def __repr__(self) -> str:
         return f"<labels of {len(self)} of {len(self._features):,} features: {shown(dict(self))}>"
@@ -197,6 +200,6 @@ def load(path: str | os.PathLike[str], of: Mapping[str, str], any_origin: bool) 
             f"{where}: these labels are of other features: {told_both}. Read them all the same with any_origin=True."
         )
     for feature, marks in file.features.items():
-        checked_text(f"{where}: the label of feature {feature}", marks.label, MOST_LABEL)
-        checked_text(f"{where}: the note of feature {feature}", marks.note, MOST_NOTE)
+        marks.label = checked_text(f"{where}: the label of feature {feature}", marks.label, MOST_LABEL)
+        marks.note = checked_text(f"{where}: the note of feature {feature}", marks.note, MOST_NOTE)
     return file.features

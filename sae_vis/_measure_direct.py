@@ -15,11 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_vis._ablation import Effects, FormulaTail, Pairs, Tail, check_finite_effects, direct_effects, joined
+from sae_vis._activations import write_scale
 from sae_vis._direct_effects import direct_effects_by_formula
 from sae_vis._ending import Ending
 from sae_vis._shown import EffectAt, rounded
 from sae_vis._statistics import FeatureActivations, Ints
-from sae_vis.model_fns import Encoder, LanguageModel, check_tensor
+from sae_vis.model_fns import Encoder, LanguageModel
 
 SHARE_OF_RESIDUALS, SHARE_OF_TILE = 8, 8  # of the memory budget
 
@@ -35,12 +36,9 @@ class Written(NamedTuple):
 
     def scale(self, model: LanguageModel, tokens: Int[Tensor, "rows seq"]) -> Float[Tensor, "rows seq"] | None:
         """What the activations on these rows are multiplied with; None for 1."""
-        write_scale = getattr(self.encoder, "write_scale", None)
-        if write_scale is None:
-            return None
-        scale: Tensor = write_scale(model.activations(tokens, self.hook_point))
-        check_tensor(scale, "The encoder's write_scale", tuple(tokens.shape))
-        return scale.detach().float().cpu()
+        if getattr(self.encoder, "write_scale", None) is None:
+            return None  # the model need not run
+        return write_scale(self.encoder, model.activations(tokens, self.hook_point))
 
 
 class Corpus(NamedTuple):

@@ -5,13 +5,12 @@ They are parts of ``data_storing_fns.FeatureData`` and of its groups of sequence
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from sae_vis import html_fns
-from sae_vis._errors import InputError
+from sae_vis._checks import check, check_counts, check_finite, check_same_length
 from sae_vis._templates import Html
 from sae_vis.utils_fns import format_fixed, format_signed
 
@@ -22,17 +21,6 @@ class Linked(Protocol):
     @property
     def features(self) -> frozenset[int]:
         """Their ids."""
-
-
-def _check(where: object, told: str, *columns: Sequence[float]) -> None:
-    """The columns have one length, and every number is one of those that ``told`` tells of."""
-    if len({len(column) for column in columns}) > 1:
-        lengths = ", ".join(str(len(column)) for column in columns)
-        raise InputError(f"{type(where).__name__}: lists of one length expected, got {lengths}.")
-    for column in columns:
-        for value in column:
-            if not math.isfinite(value):
-                raise InputError(f"{type(where).__name__}: {told} expected, got {value!r}.")
 
 
 def _indices(indices: Sequence[int], page: Linked | None) -> list[Html | str]:
@@ -48,7 +36,8 @@ class NearestData:
     cosine: list[float]
 
     def __post_init__(self) -> None:
-        _check(self, "finite numbers", self.indices, self.cosine)
+        check_same_length(self, indices=self.indices, cosine=self.cosine)
+        check_finite(self, cosine=self.cosine)
 
     def get_html(self, page: Linked | None = None, *, rows: int | None = None) -> Html:
         """The table, with at most ``rows`` rows."""
@@ -66,9 +55,9 @@ class CoactiveData:
     n_both: list[int]
 
     def __post_init__(self) -> None:
-        _check(self, "finite numbers", self.indices, self.jaccard, self.n_both)
-        if not all(0.0 <= value <= 1.0 for value in self.jaccard):
-            raise InputError("CoactiveData: jaccard must be from 0 to 1.")
+        check_same_length(self, indices=self.indices, jaccard=self.jaccard, n_both=self.n_both)
+        check(all(0.0 <= value <= 1.0 for value in self.jaccard), self, "jaccard must be from 0 to 1.")
+        check_counts(self, n_both=self.n_both)
 
     def get_html(self, page: Linked | None = None, *, rows: int | None = None) -> Html:
         """The table, with at most ``rows`` rows."""
@@ -109,7 +98,6 @@ class LossShareData:
     exact: bool
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.lowered <= 1.0 and 0.0 <= self.raised <= 1.0):
-            raise InputError(f"LossShareData: shares must be from 0 to 1, got {self.lowered!r} and {self.raised!r}.")
-        if self.n_examples < 0:
-            raise InputError(f"LossShareData: n_examples must not be negative, got {self.n_examples!r}.")
+        in_range = 0.0 <= self.lowered <= 1.0 and 0.0 <= self.raised <= 1.0
+        check(in_range, self, f"shares must be from 0 to 1, got {self.lowered!r} and {self.raised!r}.")
+        check_counts(self, n_examples=[self.n_examples])

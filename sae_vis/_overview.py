@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_vis import _page
+from sae_vis.utils_fns import varint
 
 MOST_ID = 2**31 - 1
 MOST_TOKENS = 20  # of a feature's top tokens that are kept
@@ -160,7 +161,7 @@ class _Postings:
             if step < 128:
                 rows[token].append(step)
             else:
-                rows[token] += _varint(step)
+                rows[token] += varint(step)
             counts[token] += 1
             last[token] = row
 
@@ -173,20 +174,10 @@ class _Postings:
                 block = bytearray()
             if not block:
                 first = before = token
-            block += _varint(token - before) + _varint(self._counts[token]) + self._rows[token]
+            block += varint(token - before) + varint(self._counts[token]) + self._rows[token]
             before = token
         if block:
             yield first, bytes(block)
-
-
-def _varint(value: int) -> bytes:
-    """A number of none or more as LEB128: seven bits a byte, the lowest first, the eighth says that more follow."""
-    parts = bytearray()
-    while value > 127:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
 
 
 def _packed_blocks(postings: _Postings) -> list[tuple[int, str]]:

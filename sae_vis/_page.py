@@ -24,6 +24,7 @@ from sae_vis.utils_fns import decimals_for, largest
 
 NOTEBOOK_FEATURES = 50
 NOTEBOOK_BYTES = 2_000_000
+NOTEBOOK_HEIGHT = 900
 
 _JSON_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 _COMPRESSION = 6  # level 9 saves another 1 % and takes three times as long
@@ -134,9 +135,9 @@ def _digests(elements: Sequence[Html]) -> str:
     return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
 
 
-def notebook_frame(document: Html, title: str, height: int) -> Html:
+def notebook_frame(document: Html, title: str) -> Html:
     """The document in a frame of its own, so that nothing in it meets the notebook or another copy of itself."""
-    return template("notebook.html").fill(document=str(document), title=title, height=height)
+    return template("notebook.html").fill(document=str(document), title=title, height=NOTEBOOK_HEIGHT)
 
 
 # --- the numbers behind the tokens -------------------------------------------------------------------------------

@@ -445,8 +445,10 @@ def register_component(
         )
     if data is not None and not dataclasses.is_dataclass(data):
         raise InputError(f"Component {name!r}: data must be a dataclass, got {shown(data)}.")
-    if not set(views) or not set(views) <= {"feature", "prompt"}:
+    if not isinstance(views, tuple | list) or not views or any(view not in ("feature", "prompt") for view in views):
         raise InputError(f"Component {name!r}: views must be 'feature', 'prompt' or both, got {shown(views)}.")
+    if options is not None and not isinstance(options, Mapping):
+        raise InputError(f"Component {name!r}: options must be a mapping of names to defaults, got {shown(options)}.")
     if folder is not None:
         _templates.add_folder(folder)
     _templates.template(template)  # an error in it shows at once

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_vis import _json, _page, _text, data_storing_fns, html_fns
+from sae_vis._checks import check, check_feature_idx, check_finite, check_hex
 from sae_vis._errors import InputError
 from sae_vis._params import FeatureVisParams
+from sae_vis._saved import SavedPage, TextTwin
 from sae_vis._templates import Html, join, template
 from sae_vis.data_storing_fns import (
     LOSS_SCORES,
@@ -45,12 +47,14 @@ class ComparedFeature:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        for which in ("", "other_"):
-            n_tokens, n = len(getattr(self, f"{which}sequence").token_ids), len(getattr(self, f"{which}quantiles"))
-            if n != n_tokens:
-                raise InputError(f"ComparedFeature: {which}quantiles has {n} items for {n_tokens} tokens.")
-            if not all(0.0 <= share <= 1.0 for share in getattr(self, f"{which}quantiles")):
-                raise InputError(f"ComparedFeature: {which}quantiles must be from 0 to 1.")
+        check_feature_idx(self, self.feature_idx)
+        for name, sequence, quantiles in (
+            ("quantiles", self.sequence, self.quantiles),
+            ("other_quantiles", self.other_sequence, self.other_quantiles),
+        ):
+            n_tokens, n = len(sequence.token_ids), len(quantiles)
+            check(n == n_tokens, self, f"{name} has {n} items for {n_tokens} tokens.")
+            check(all(0.0 <= share <= 1.0 for share in quantiles), self, f"{name} must be from 0 to 1.")
 
     def get_html(
         self, page: PageContext | None = None, *, rank: str = "", score: str = "", bold: Pair = (None, None)
@@ -82,7 +86,7 @@ class ComparedFeature:
 
 
 @dataclass(repr=False)
-class PromptComparisonData:
+class PromptComparisonData(SavedPage, TextTwin):
     """Which features differ between two prompts, by aligned token and in all.
 
     ``pairs`` aligns their tokens in order: positions of the first and the other, None where one has no counterpart.
@@ -106,33 +110,29 @@ class PromptComparisonData:
         self.compared_dict = dict(sorted(self.compared_dict.items()))
         for which, ids in enumerate((self.prompt_token_ids, self.other_token_ids)):
             places = [pair[which] for pair in self.pairs if pair[which] is not None]
-            if places != list(range(len(ids))):
-                raise InputError(
-                    f"PromptComparisonData: pairs must name each of the {len(ids)} positions once, got {places[:8]}."
-                )
-        if not all(any(place is not None for place in pair) for pair in self.pairs):
-            raise InputError("PromptComparisonData: a pair of nothing and nothing.")
-        if self.differences.keys() != self.totals.keys() or not set(self.totals) <= set(SCORE_NAMES):
-            raise InputError(
-                f"PromptComparisonData: scores {list(self.differences)} and {list(self.totals)}; known: {SCORE_NAMES}."
-            )
-        for name, of_pairs in self.differences.items():
-            if len(of_pairs) != len(self.pairs):
-                raise InputError(
-                    f"PromptComparisonData: differences[{name!r}] has {len(of_pairs)} pairs, expected {len(self.pairs)}."
-                )
-            for ranked in (*of_pairs, self.totals[name]):
-                absent = next((feature for feature, _ in ranked if feature not in self.compared_dict), None)
-                if absent is not None:
-                    raise InputError(f"PromptComparisonData: differences name feature {absent}, which has no data.")
-                data_storing_fns.check_finite(self, differences=[difference for _, difference in ranked])
+            in_order = places == list(range(len(ids)))
+            check(in_order, self, f"pairs must name each of the {len(ids)} positions once, got {places[:8]}.")
+        check((None, None) not in self.pairs, self, "a pair of nothing and nothing.")
         for feature, data in self.compared_dict.items():
-            if feature != data.feature_idx:
-                raise InputError(f"PromptComparisonData: key {feature} holds feature {data.feature_idx}.")
+            check(feature == data.feature_idx, self, f"key {feature} holds feature {data.feature_idx}.")
             shown = (len(data.sequence.token_ids), len(data.other_sequence.token_ids))
-            if shown != (len(self.prompt_token_ids), len(self.other_token_ids)):
-                raise InputError(f"PromptComparisonData: feature {feature} shows prompts of {shown} tokens.")
-        data_storing_fns.check_hex(self, self.vocab_bytes)
+            fits = shown == (len(self.prompt_token_ids), len(self.other_token_ids))
+            check(fits, self, f"feature {feature} shows prompts of {shown} tokens.")
+        self._check_rankings()
+        check_hex(self, self.vocab_bytes)
+
+    def _check_rankings(self) -> None:
+        known = self.differences.keys() == self.totals.keys() and set(self.totals) <= set(SCORE_NAMES)
+        check(known, self, f"scores {list(self.differences)} and {list(self.totals)}; known: {SCORE_NAMES}.")
+        for name, of_pairs in self.differences.items():
+            n, expected = len(of_pairs), len(self.pairs)
+            check(n == expected, self, f"differences[{name!r}] has {n} pairs, expected {expected}.")
+            for ranked in (*of_pairs, self.totals[name]):
+                features = [feature for feature, _ in ranked]
+                absent = next((feature for feature in features if feature not in self.compared_dict), None)
+                check(absent is None, self, f"differences name feature {absent}, which has no data.")
+                check(len(set(features)) == len(features), self, f"a ranking by {name!r} names a feature twice.")
+                check_finite(self, differences=[difference for _, difference in ranked])
 
     def __repr__(self) -> str:
         lengths = f"{len(self.prompt_token_ids)} and {len(self.other_token_ids)} tokens"
@@ -181,30 +181,6 @@ class PromptComparisonData:
         """Write the whole page to one file, which opens from disk with no network; the arguments are ``get_html``'s."""
         document = self.get_html(pair=pair, score_name=score_name, feature_url=feature_url)
         _json.write_atomic(path, document.encode())
-
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which the page can be drawn again."""
-        _json.save(self, path)
-
-    @classmethod
-    def load_json(cls, path: str | os.PathLike[str], *, max_bytes: int = _json.MAX_BYTES) -> PromptComparisonData:
-        """Read what ``save_json`` wrote; neither the model nor torch is needed.
-
-        Raises:
-            FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
-        """
-        return _json.load(cls, path, max_bytes=max_bytes)
-
-    def _repr_html_(self) -> str:
-        document = self.get_html()
-        if len(document) > _page.NOTEBOOK_BYTES:
-            return html_fns.empty(
-                f"{self!r} is too large to show here: write it to a file with .save_html('two.html')."
-            )
-        return _page.notebook_frame(document, repr(self), 900)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
 
     def to_text(self, score_name: ScoreName | None = None, at_most: int = 3) -> str:
         """The comparison as plain text, for where no HTML is shown: the features that differ most, in all and at each pair.

@@ -5,12 +5,13 @@ The numbers only, with their checks, and how they become panels; what computes t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sae_vis._errors import InputError
+from sae_vis._checks import check, check_feature_idx, check_finite, check_same_length
 from sae_vis._templates import Html, join, template
 from sae_vis.html_fns import NOTHING
 from sae_vis.utils_fns import decimals_for, format_fixed, format_percent, largest, level
@@ -32,14 +33,12 @@ class HeatRow:
     scores: list[float]
 
     def __post_init__(self) -> None:
-        if len(self.positions) != len(self.scores) or not self.positions:
-            raise InputError(
-                f"HeatRow: as many positions as scores expected, and one at least, got {len(self.positions)} and "
-                f"{len(self.scores)}."
-            )
-        if self.positions[0] < 0 or any(b <= a for a, b in zip(self.positions, self.positions[1:], strict=False)):
-            raise InputError(f"HeatRow: positions must rise from 0 on, got {self.positions[:8]}.")
-        _check_finite(self, scores=self.scores)
+        check_feature_idx(self, self.feature_idx)
+        check_same_length(self, positions=self.positions, scores=self.scores)
+        check(len(self.positions) > 0, self, "one position at least is expected.")
+        rise = self.positions[0] >= 0 and all(a < b for a, b in itertools.pairwise(self.positions))
+        check(rise, self, f"positions must rise from 0 on, got {self.positions[:8]}.")
+        check_finite(self, scores=self.scores)
 
 
 def heat_rows(ranked: Sequence[Sequence[tuple[int, float]]], size: int, *, largest_first: bool) -> list[HeatRow]:
@@ -149,14 +148,11 @@ class ReconstructionData:
     kl: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        lists = {name: getattr(self, name) for name in (*_LOSSES, "error", "l0", *(["kl"] if self.kl else []))}
-        lengths = {name: len(values) for name, values in lists.items()}
-        if len(set(lengths.values())) > 1:
-            told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-            raise InputError(f"ReconstructionData: lists of one length expected, but {told}.")
-        if self.reason and self.error:
-            raise InputError("ReconstructionData: numbers, and a reason why there are none.")
-        _check_finite(self, **lists, fvu=[self.fvu, self.fvu_chosen])
+        names = (*_LOSSES, "error", "l0", *(["kl"] if self.kl else []))
+        lists: dict[str, list[float | None]] = {name: getattr(self, name) for name in names}
+        check_same_length(self, **lists)
+        check(not (self.reason and self.error), self, "numbers, and a reason why there are none.")
+        check_finite(self, **lists, fvu=self.fvu, fvu_chosen=self.fvu_chosen)
 
     def recovered(self, position: int) -> float | None:
         """The share of the loss that the reconstruction recovers at one token, None where ablation costs next to nothing."""
@@ -269,10 +265,3 @@ def _cell(text: str, value: float | None, scale: float, kind: str = "") -> Html:
         f' style="--v:{level(value, scale):g}"' if value and value > 0 else ""
     )
     return template("reconstruction_cell.html").fill(text=text, attributes=Html(attributes))
-
-
-def _check_finite(where: object, **lists: Sequence[float | None]) -> None:
-    for name, values in lists.items():
-        for index, value in enumerate(values):
-            if value is not None and not math.isfinite(value):
-                raise InputError(f"{type(where).__name__}: {name}[{index}] is {value!r}, a finite number was expected.")

@@ -18,7 +18,7 @@ from sae_vis._measure import Methods, measure
 from sae_vis._params import Ablation
 from sae_vis._prompt_panels import HEAT_ROWS, ReconstructionData, heat_rows
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
-from sae_vis._reconstruction import Splicer, missing_because, reconstruct
+from sae_vis._reconstruction import Splicer, as_decoder, reconstruct
 from sae_vis._run import Run, check_features, methods_of
 from sae_vis._shown import LOSS_DECIMALS, ShownFeature, Window
 from sae_vis._statistics import FeatureActivations
@@ -220,14 +220,14 @@ def _column_token_ids(column: PromptData) -> Iterator[int]:
 
 def reconstruction_data(run: Run, ids: Tensor, features: MultiFeatureData) -> ReconstructionData:
     """How well the encoder reconstructs a prompt, or why that cannot be said."""
-    reason = missing_because(run.encoder)
-    if reason:
-        return ReconstructionData(reason=reason)
+    encoder = as_decoder(run.encoder)
+    if isinstance(encoder, str):
+        return ReconstructionData(reason=encoder)
     x = run.model.activations(ids, run.hook_point.name)
     check_finite(x, f"The activations at {run.hook_point.name!r}", 0)
     chosen = torch.tensor(list(features), dtype=torch.int64)
     counted = ~torch.isin(ids[0], torch.tensor(run.ignored_ids(), dtype=torch.int64))
-    found = reconstruct(Splicer(run.model, run.write_point, ids), run.encoder, x, chosen, counted)
+    found = reconstruct(Splicer(run.model, run.write_point, ids), encoder, x, chosen, counted)
 
     def share(value: float | None) -> float | None:
         return None if value is None else round_significant(value, SHARE_DIGITS)

@@ -7,13 +7,13 @@ are not trained on) keep what stands there. The zeros that this is compared with
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeGuard
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_vis._activations import check_finite, decoder_rows, encode
+from sae_vis._activations import check_finite, decoder_rows, encode, write_scale
 from sae_vis._errors import ModelError
 from sae_vis._full_ablation import passes_the_mlp
 from sae_vis.model_fns import Change, Encoder, HookPoint, LanguageModel, check_tensor
@@ -44,33 +44,42 @@ class Reconstruction(NamedTuple):
     kl: list[float | None]
 
 
-def missing_because(encoder: Encoder) -> str:
-    """Why the encoder cannot be put in the model's place; empty where it can."""
-    if not callable(getattr(encoder, "decoder_bias", None)):
+class Decoder(Encoder, Protocol):
+    """An encoder that also says what it writes where no feature is active."""
+
+    def decoder_bias(self, x: Tensor) -> Tensor:
+        """That, ``[rows, seq, d_out]``, for ``x`` as ``encode`` takes it."""
+        ...
+
+
+def as_decoder(encoder: Encoder) -> Decoder | str:
+    """The encoder, if it can be put in the model's place, else why it cannot."""
+    if not _says_its_bias(encoder):
         return (
             "the encoder does not say what it writes where no feature is active. Give it decoder_bias(x), as the Encoder "
             "protocol has it."
         )
     told = getattr(encoder, "cannot_reconstruct", None)
-    return str(told) if told else ""
+    return str(told) if told else encoder
 
 
-def decoded(encoder: Encoder, x: Float[Tensor, "1 seq *d"], chosen: Int[Tensor, " n"]) -> Decoded:
+def _says_its_bias(encoder: Encoder) -> TypeGuard[Decoder]:
+    return callable(getattr(encoder, "decoder_bias", None))
+
+
+def decoded(encoder: Decoder, x: Float[Tensor, "1 seq *d"], chosen: Int[Tensor, " n"]) -> Decoded:
     """What the autoencoder makes of ``x``, added up in float64.
 
     Raises:
         ModelError: if it gives NaN or infinity, or arrays of other shapes.
     """
     seq_len = x.shape[1]
-    bias = encoder.decoder_bias(x)  # type: ignore[attr-defined]  # optional
+    bias = encoder.decoder_bias(x)
     check_tensor(bias, "The encoder's decoder_bias", (1, seq_len, None))
     whole = bias.detach().flatten(2)[0].cpu().double()
     part, l0 = whole.clone(), torch.zeros(seq_len, dtype=torch.int64)
-    scale = torch.ones(seq_len, dtype=torch.float64)
-    if getattr(encoder, "write_scale", None) is not None:
-        given = encoder.write_scale(x)  # type: ignore[attr-defined]
-        check_tensor(given, "The encoder's write_scale", (1, seq_len))
-        scale = given.detach()[0].cpu().double()
+    given = write_scale(encoder, x)
+    scale = torch.ones(seq_len, dtype=torch.float64) if given is None else given[0].double()
     for first in range(0, encoder.d_hidden, FEATURES_AT_A_TIME):
         features = torch.arange(first, min(encoder.d_hidden, first + FEATURES_AT_A_TIME))
         acts = encode(encoder, x, features).detach()[0].cpu()
@@ -174,7 +183,7 @@ def _divergences(
 
 
 def reconstruct(
-    splicer: Splicer, encoder: Encoder, x: Float[Tensor, "1 seq *d"], chosen: Tensor, counted: Bool[Tensor, " seq"]
+    splicer: Splicer, encoder: Decoder, x: Float[Tensor, "1 seq *d"], chosen: Tensor, counted: Bool[Tensor, " seq"]
 ) -> Reconstruction:
     """All the numbers of one prompt, unrounded; ``x`` is what the encoder reads."""
     places = counted.nonzero()[:, 0]

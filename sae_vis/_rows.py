@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from sae_vis.utils_fns import varint
+
 BYTES_A_FEATURE = 512  # of a page, for rows
 LEAST_BYTES = 196_608  # whatever the number of features: about 1,100 rows of 128 tokens
 BYTES_PER_TOKEN = 1.4  # packed, about
@@ -27,7 +29,7 @@ def packed(rows: Mapping[int, Sequence[int]]) -> dict[str, Any]:
     lengths = [len(rows[number]) for number in numbers]
     counts = Counter(itertools.chain.from_iterable(rows[number] for number in numbers))
     ids = sorted(counts, key=lambda token: (-counts[token], token))
-    codes = {token: _varint(place) for place, token in enumerate(ids)}
+    codes = {token: varint(place) for place, token in enumerate(ids)}
     data = b"".join(codes[token] for number in numbers for token in rows[number])
     return {
         "rows": [number - before for before, number in itertools.pairwise((0, *numbers))],
@@ -35,15 +37,6 @@ def packed(rows: Mapping[int, Sequence[int]]) -> dict[str, Any]:
         "ids": ids,
         "packed": base64.b64encode(zlib.compress(data, _COMPRESSION)).decode(),
     }
-
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 127:
-        parts.append(value & 127 | 128)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
 
 
 def chosen(rows: Mapping[int, Sequence[int]], examples: Sequence[Sequence[int]]) -> dict[int, Sequence[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -189,11 +190,18 @@ def _encoder_digest(encoder: Encoder) -> str:
 def _versions() -> dict[str, str]:
     found = {"sae_vis": __version__}
     for package in ("torch", "transformer-lens"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # e.g. run from a source checkout of it
-            continue
+        installed = _installed(package)
+        if installed:
+            found[package] = installed
     return found
+
+
+@functools.cache  # a few milliseconds each time
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # e.g. run from a source checkout of it
+        return None
 
 
 def methods_of(

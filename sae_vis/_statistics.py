@@ -44,6 +44,9 @@ def significant(values: Floats, digits: int, most_decimals: int = MOST_DECIMALS)
     decimals = np.minimum(digits - 1 - exponents, most_decimals)
     scale = 10.0 ** np.abs(decimals)
     rounded: Floats = np.where(decimals >= 0, np.rint(values * scale) / scale, np.rint(values / scale) * scale)
+    inexact = (scale > 10.0**LARGEST_EXACT_POWER) & (values != 0.0)  # far from 1: rare
+    if inexact.any():
+        rounded[inexact] = [round_significant(value, digits) for value in values[inexact].tolist()]
     return rounded
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -181,8 +180,3 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in identity.items():
         flat |= {f"{name}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {name: value}
     return flat
-
-
-def exists(path: PathLike) -> bool:
-    """Whether there is a file to be read."""
-    return Path(path).exists()

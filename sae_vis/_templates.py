@@ -163,8 +163,11 @@ def fill_template(name: str, **values: Value | Sequence[Html]) -> Html:
     """The template file ``name`` with its holes filled: text is escaped, ``Html`` is not; a list of ``Html`` is joined.
 
     Raises:
-        TemplateError: if there is no such file, or its holes and the values do not match.
+        TemplateError: if there is no such file, its holes and the values do not match, or a list holds what is no text.
     """
+    for hole, value in values.items():
+        if isinstance(value, list | tuple) and not all(isinstance(part, str) for part in value):
+            raise TemplateError(f"{name}: a list for the hole {hole!r} holds what is no Html: {shown(value)}.")
     joined = {hole: join(value) if isinstance(value, list | tuple) else value for hole, value in values.items()}
     return template(name).fill(**joined)  # type: ignore[arg-type]
 
@@ -214,7 +217,8 @@ def _read(name: str) -> str:
         raise TemplateError(
             f"{shown(name)} is not the name of a template file, such as html/page.html or css/general.css."
         )
-    place = next((own / file for own in _FOLDERS if (own / file).is_file()), folder(kind) / file)
-    if not place.is_file():
+    places = (folder(kind) / file, *(added / file for added in _FOLDERS))
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
         raise TemplateError(f"Template file {name!r} was not found in {folder(kind)}. Is the installation complete?")
     return place.read_text(encoding="utf-8")

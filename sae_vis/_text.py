@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sae_vis._errors import InputError, shown
 from sae_vis.utils_fns import (
     Piece,
     decimals_for,
@@ -58,6 +59,17 @@ def _plain(pieces: Iterable[Piece]) -> str:
     return "".join(f"[{piece.text}]" if piece.kind == "code" else piece.text for piece in pieces)
 
 
+def checked_number(name: str, value: object) -> int:
+    """How many of something are told, from 0 on.
+
+    Raises:
+        InputError: if it is no such number.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InputError(f"{name} must be an int >= 0, got {shown(value)}.")
+    return value
+
+
 def summary(feature: Any) -> str:
     """A feature in one line: its id, its label, its density and its maximum. ``feature`` is a FeatureData."""
     acts = feature.activations
@@ -91,12 +103,14 @@ def feature_text(feature: Any, texts: TokenTexts, examples: int) -> str:
 
 def group_lines(group: Any, texts: TokenTexts, examples: int) -> list[str]:
     """The title of a SequenceGroupData and its first examples, each with its activation before it."""
-    shown = group.sequences[:examples]
-    acts = [sequence.feat_acts[sequence.bold_idx] for sequence in shown]
+    sequences = group.sequences[:examples]
+    acts = [sequence.feat_acts[sequence.bold_idx] for sequence in sequences]
     decimals = decimals_for(max(acts, default=0.0), 3)
     values = [format_fixed(act, decimals) for act in acts]
     width = max(map(len, values), default=0)
-    lines = [f"    {value:>{width}}  {example(sequence, texts)}" for value, sequence in zip(values, shown, strict=True)]
+    lines = [
+        f"    {value:>{width}}  {example(sequence, texts)}" for value, sequence in zip(values, sequences, strict=True)
+    ]
     return [f"  {plain(group.title)}", *lines]
 
 
@@ -121,5 +135,5 @@ def pair_line(first: str, other: str, ranked: Sequence[str]) -> str:
 
 
 def _list(items: Iterable[str]) -> str:
-    shown = list(items)
-    return ", ".join(shown[:TOKENS]) + (", …" if len(shown) > TOKENS else "")
+    listed = list(items)
+    return ", ".join(listed[:TOKENS]) + (", …" if len(listed) > TOKENS else "")

@@ -5,19 +5,16 @@ They are part of ``data_storing_fns`` and like the others there: no computation,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 from sae_vis import html_fns
-from sae_vis._errors import InputError
+from sae_vis._checks import MOST, check, check_finite, check_same_length
 from sae_vis._templates import Html
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import decimals_for, format_fixed, format_percent, largest, level, ticks
 
-MOST = 2**63 - 1
 TICKS = 5  # of the axis of positions, at most
 
 
@@ -27,17 +24,6 @@ class Page(Protocol):
     @property
     def printer(self) -> TokenPrinter:
         """How a token is shown."""
-
-
-def _check(condition: bool, where: object, message: str) -> None:
-    if not condition:
-        raise InputError(f"{type(where).__name__}: {message}")
-
-
-def _check_lengths(where: object, **lists: Sequence[object]) -> None:
-    if len({len(items) for items in lists.values()}) > 1:
-        told = ", ".join(f"{name} has {len(items)}" for name, items in lists.items())
-        raise InputError(f"{type(where).__name__}: lists of one length expected, but {told}.")
 
 
 @dataclass(slots=True)
@@ -57,7 +43,7 @@ class TokensData:
     n_distinct: int
 
     def __post_init__(self) -> None:
-        _check_lengths(
+        check_same_length(
             self,
             token_ids=self.token_ids,
             n_active=self.n_active,
@@ -65,14 +51,14 @@ class TokensData:
             mean=self.mean,
             share=self.share,
         )
-        _check(
+        check(
             all(1 <= n <= of <= MOST for n, of in zip(self.n_active, self.n_occurrences, strict=True)),
             self,
             "n_active must be from 1 to n_occurrences.",
         )
-        _check(all(map(math.isfinite, self.mean)), self, "mean must be finite numbers.")
-        _check(all(0.0 <= share <= 1.0 for share in self.share), self, "share must be from 0 to 1.")
-        _check(
+        check_finite(self, mean=self.mean)
+        check(all(0.0 <= share <= 1.0 for share in self.share), self, "share must be from 0 to 1.")
+        check(
             len(self.token_ids) <= self.n_distinct <= MOST, self, "n_distinct must be no less than the tokens listed."
         )
 
@@ -130,13 +116,13 @@ class PositionsData:
     n_counted: list[int]
 
     def __post_init__(self) -> None:
-        _check_lengths(self, n_active=self.n_active, n_counted=self.n_counted, bins=self.bar_edges[1:])
-        _check(
+        check_same_length(self, n_active=self.n_active, n_counted=self.n_counted, bins=self.bar_edges[1:])
+        check(
             len(self.bar_edges) > 1 and self.bar_edges[0] >= 0 and all(a < b for a, b in pairwise(self.bar_edges)),
             self,
             "bar_edges must be two positions or more, and rise.",
         )
-        _check(
+        check(
             all(0 <= n <= of <= MOST for n, of in zip(self.n_active, self.n_counted, strict=True)),
             self,
             "n_active must be from 0 to n_counted.",

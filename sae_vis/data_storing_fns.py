@@ -24,7 +24,6 @@ from collections.abc import (
     KeysView,
     Mapping,
     Sequence,
-    Sized,
     ValuesView,
 )
 from dataclasses import dataclass, field
@@ -34,10 +33,20 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sae_vis import _feature_folder, _json, _labels, _overview, _page, _render_pool, _rows, _site, _text, html_fns
+from sae_vis._checks import (
+    check,
+    check_counts,
+    check_feature_idx,
+    check_finite,
+    check_hex,
+    check_same_length,
+    short_int,
+)
 from sae_vis._errors import InputError
 from sae_vis._neighbours_data import LossShareData, NeighboursData
 from sae_vis._params import BUILT_IN, COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
 from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, ReconstructionData, heat_data, heat_html, heat_rows
+from sae_vis._saved import Saved, SavedPage, TextTwin
 from sae_vis._templates import Html, join, template
 from sae_vis._token_data import PositionsData, TokensData
 from sae_vis.html_fns import NOTHING, TokenPrinter
@@ -62,69 +71,6 @@ TEXT_LIMIT = 2000  # likewise of a note or a reason
 ScoreName = Literal["act_size", "act_quantile", "loss_effect", "loss_effect_full"]
 SCORE_NAMES: tuple[ScoreName, ...] = ("act_size", "act_quantile", "loss_effect", "loss_effect_full")
 LOSS_SCORES: tuple[ScoreName, ...] = ("loss_effect", "loss_effect_full")
-
-
-def _check(condition: bool, where: object, message: str) -> None:
-    if not condition:
-        raise InputError(f"{type(where).__name__}: {message}")
-
-
-def _check_hex(where: object, vocab_bytes: Mapping[int, str]) -> None:
-    """The bytes of tokens are texts of hexadecimal digits."""
-    for token_id, text in vocab_bytes.items():
-        try:
-            bytes.fromhex(text)
-        except (TypeError, ValueError):
-            raise InputError(
-                f"{type(where).__name__}: vocab_bytes[{token_id}] must be bytes as hexadecimal digits, got {str(text)[:40]!r}."
-            ) from None
-
-
-def _check_same_length(where: object, **lists: Sized | None) -> None:
-    """All the lists that are there have one length; the error names them."""
-    if len({len(items) for items in lists.values() if items is not None}) > 1:
-        lengths = {name: len(items) for name, items in lists.items() if items is not None}
-        told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise InputError(f"{type(where).__name__}: lists of one length expected, but {told}.")
-
-
-# Files hold hundreds of the following two classes for each feature. Their checks look at all at once, which a right one
-# passes; only what is not seen to be right so goes through the checks above, which say what is wrong.
-_UNSEEN = (TypeError, OverflowError, AttributeError)  # what looking at values of wrong types may raise
-
-MOST = 2**63 - 1  # of anything that is counted: more than a corpus can hold, and JSON allows numbers of any length
-
-
-def _check_counts(where: object, **counts: Sequence[int]) -> None:
-    """Nothing is negative, nor larger than anything can be."""
-    for name, values in counts.items():
-        if all(0 <= value <= MOST for value in values):
-            continue
-        for index, value in enumerate(values):
-            _check(0 <= value <= MOST, where, f"{name}[{index}] must be from 0 to {MOST}, got {_short_int(value)}.")
-
-
-def _check_feature_idx(where: object, feature_idx: int) -> None:
-    _check(
-        0 <= feature_idx < 2**31, where, f"feature_idx must be from 0 to {2**31 - 1}, got {_short_int(feature_idx)}."
-    )
-
-
-def _short_int(value: int) -> str:
-    text = repr(value)
-    return text if len(text) < 40 else f"{text[:20]}… ({len(text)} digits)"
-
-
-def _check_finite(where: object, **values: Sequence[float | None] | float | None) -> None:
-    """No NaN and no infinity, which JSON cannot hold and no page can show."""
-    for name, value in values.items():
-        items: Any = value if type(value) is list or isinstance(value, Sequence) else (value,)  # the first is fast
-        # Files hold millions of numbers, and only a finite sum rules both out.
-        if math.isfinite(sum(filter(None, items))):
-            continue
-        for index, item in enumerate(items):
-            if item is not None and not math.isfinite(item):
-                raise InputError(f"{type(where).__name__}: {name}[{index}] is {item!r}, a finite number was expected.")
 
 
 # --- what drawing needs to know ----------------------------------------------------------------------------------
@@ -202,22 +148,22 @@ class HistogramData:
 
     def __post_init__(self) -> None:
         expected = len(self.bar_heights) + 1 if self.bar_heights else 0
-        _check(
+        check(
             len(self.bar_edges) == expected,
             self,
             f"{len(self.bar_heights)} bars need {expected} edges, got {len(self.bar_edges)}.",
         )
-        _check_counts(self, bar_heights=self.bar_heights)
-        _check_finite(self, bar_edges=self.bar_edges, tick_vals=self.tick_vals)
+        check_counts(self, bar_heights=self.bar_heights)
+        check_finite(self, bar_edges=self.bar_edges, tick_vals=self.tick_vals)
         if self.bar_edges:
             low, high = self.bar_edges[0], self.bar_edges[-1]
-            _check(
+            check(
                 low < high and math.isfinite(high - low),
                 self,
                 f"bar_edges must rise over a finite range, got {low!r} to {high!r}.",
             )
-            _check(sorted(self.bar_edges) == self.bar_edges, self, "bar_edges must not fall.")
-        _check(sorted(set(self.tick_vals)) == self.tick_vals, self, "tick_vals must rise.")
+            check(sorted(self.bar_edges) == self.bar_edges, self, "bar_edges must not fall.")
+        check(sorted(set(self.tick_vals)) == self.tick_vals, self, "tick_vals must rise.")
 
     def get_html(
         self,
@@ -243,9 +189,9 @@ class NeuronAlignmentData:
     share_of_l1: list[float]
 
     def __post_init__(self) -> None:
-        _check_same_length(self, indices=self.indices, values=self.values, share_of_l1=self.share_of_l1)
-        _check_finite(self, values=self.values, share_of_l1=self.share_of_l1)
-        _check(all(0.0 <= share <= 1.0 for share in self.share_of_l1), self, "share_of_l1 must be from 0 to 1.")
+        check_same_length(self, indices=self.indices, values=self.values, share_of_l1=self.share_of_l1)
+        check_finite(self, values=self.values, share_of_l1=self.share_of_l1)
+        check(all(0.0 <= share <= 1.0 for share in self.share_of_l1), self, "share_of_l1 must be from 0 to 1.")
 
     def get_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
         """The table, with at most ``rows`` rows."""
@@ -268,8 +214,8 @@ class CorrelationData:
     cosine: list[float]
 
     def __post_init__(self) -> None:
-        _check_same_length(self, indices=self.indices, pearson=self.pearson, cosine=self.cosine)
-        _check_finite(self, pearson=self.pearson, cosine=self.cosine)
+        check_same_length(self, indices=self.indices, pearson=self.pearson, cosine=self.cosine)
+        check_finite(self, pearson=self.pearson, cosine=self.cosine)
 
     def get_html(
         self,
@@ -326,9 +272,9 @@ class ActivationsData:
     histogram: HistogramData
 
     def __post_init__(self) -> None:
-        _check(0.0 <= self.density <= 1.0, self, f"density must be from 0 to 1, got {self.density!r}.")
-        _check_counts(self, n_active=[self.n_active])
-        _check_finite(
+        check(0.0 <= self.density <= 1.0, self, f"density must be from 0 to 1, got {self.density!r}.")
+        check_counts(self, n_active=[self.n_active])
+        check_finite(
             self, max=self.max, mean=self.mean, variance=self.variance, skewness=self.skewness, kurtosis=self.kurtosis
         )
 
@@ -370,9 +316,9 @@ class LogitsData:
     kurtosis: float | None = None
 
     def __post_init__(self) -> None:
-        _check_same_length(self, top_token_ids=self.top_token_ids, top_logits=self.top_logits)
-        _check_same_length(self, bottom_token_ids=self.bottom_token_ids, bottom_logits=self.bottom_logits)
-        _check_finite(
+        check_same_length(self, top_token_ids=self.top_token_ids, top_logits=self.top_logits)
+        check_same_length(self, bottom_token_ids=self.bottom_token_ids, bottom_logits=self.bottom_logits)
+        check_finite(
             self,
             top_logits=self.top_logits,
             bottom_logits=self.bottom_logits,
@@ -409,6 +355,11 @@ class LogitsData:
         return html_fns.logits_histogram(f"of {_count(sum(self.histogram.bar_heights), 'token')}", plot)
 
 
+# Files hold hundreds of the following two classes for each feature. Their checks look at all at once, which a right one
+# passes; only what is not seen to be right so goes through the checks one by one, which say what is wrong.
+_UNSEEN = (TypeError, OverflowError, AttributeError)  # what looking at values of wrong types may raise
+
+
 @dataclass(slots=True)
 class TokenEffect:
     """The tokens whose log-probability the feature raises and lowers most, at the predicted token ``at`` of a sequence.
@@ -437,9 +388,9 @@ class TokenEffect:
         self._check_each()
 
     def _check_each(self) -> None:
-        _check_same_length(self, raised_token_ids=self.raised_token_ids, raised_logprobs=self.raised_logprobs)
-        _check_same_length(self, lowered_token_ids=self.lowered_token_ids, lowered_logprobs=self.lowered_logprobs)
-        _check_finite(self, raised_logprobs=self.raised_logprobs, lowered_logprobs=self.lowered_logprobs)
+        check_same_length(self, raised_token_ids=self.raised_token_ids, raised_logprobs=self.raised_logprobs)
+        check_same_length(self, lowered_token_ids=self.lowered_token_ids, lowered_logprobs=self.lowered_logprobs)
+        check_finite(self, raised_logprobs=self.raised_logprobs, lowered_logprobs=self.lowered_logprobs)
 
 
 @dataclass(slots=True)
@@ -450,7 +401,7 @@ class FullEffects:
     effects: list[TokenEffect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check_finite(self, loss_contribution=self.loss_contribution)
+        check_finite(self, loss_contribution=self.loss_contribution)
 
 
 @dataclass(slots=True)
@@ -491,7 +442,7 @@ class SequenceData:
         self._check_each()
 
     def _check_each(self) -> None:
-        _check_same_length(
+        check_same_length(
             self,
             token_ids=self.token_ids,
             feat_acts=self.feat_acts,
@@ -499,21 +450,19 @@ class SequenceData:
             **({"full.loss_contribution": self.full.loss_contribution} if self.full else {}),
         )
         n_tokens = len(self.token_ids)
-        _check(n_tokens > 0, self, "a sequence needs at least one token.")
-        _check(
-            0 <= self.bold_idx < n_tokens, self, f"bold_idx must be from 0 to {n_tokens - 1}, got {self.bold_idx!r}."
-        )
-        _check(
+        check(n_tokens > 0, self, "a sequence needs at least one token.")
+        check(0 <= self.bold_idx < n_tokens, self, f"bold_idx must be from 0 to {n_tokens - 1}, got {self.bold_idx!r}.")
+        check(
             self.row >= 0 and self.start >= 0,
             self,
             f"row and start must not be negative, got {self.row}, {self.start}.",
         )
-        _check(
+        check(
             all(0 <= effect.at < n_tokens for effect in self.all_effects()),
             self,
             f"an effect lies outside the sequence of {n_tokens} tokens.",
         )
-        _check_finite(self, feat_acts=self.feat_acts, loss_contribution=self.loss_contribution)
+        check_finite(self, feat_acts=self.feat_acts, loss_contribution=self.loss_contribution)
 
     def get_html(self, page: PageContext | None = None, *, bold_idx: int | None = None) -> Html:
         """The tokens in a line, coloured by activation and underlined by effect on the loss."""
@@ -567,11 +516,11 @@ class SequenceGroupData:
     near_duplicates: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check_finite(self, lower=self.lower, upper=self.upper)
-        _check(self.share is None or 0.0 <= self.share <= 1.0, self, f"share must be from 0 to 1, got {self.share!r}.")
+        check_finite(self, lower=self.lower, upper=self.upper)
+        check(self.share is None or 0.0 <= self.share <= 1.0, self, f"share must be from 0 to 1, got {self.share!r}.")
         share = self.share_of_activation
-        _check(share is None or 0.0 <= share <= 1.0, self, f"share_of_activation must be from 0 to 1, got {share!r}.")
-        _check_counts(self, n_positions=[self.n_positions or 0], near_duplicates=self.near_duplicates)
+        check(share is None or 0.0 <= share <= 1.0, self, f"share_of_activation must be from 0 to 1, got {share!r}.")
+        check_counts(self, n_positions=[self.n_positions or 0], near_duplicates=self.near_duplicates)
 
     def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
         """The title and at most so many examples."""
@@ -649,11 +598,11 @@ class CounterexamplesData:
     negatives: list[SequenceData]
 
     def __post_init__(self) -> None:
-        _check_counts(self, n_near_misses=[self.n_near_misses])
-        _check(
+        check_counts(self, n_near_misses=[self.n_near_misses])
+        check(
             len(self.near_misses) <= self.n_near_misses,
             self,
-            f"{len(self.near_misses)} near misses are shown, but n_near_misses is {_short_int(self.n_near_misses)}.",
+            f"{len(self.near_misses)} near misses are shown, but n_near_misses is {short_int(self.n_near_misses)}.",
         )
 
     def sequences(self) -> list[SequenceData]:
@@ -740,14 +689,14 @@ class QuantileKnots:
     n: int
 
     def __post_init__(self) -> None:
-        _check_same_length(self, values=self.values, ranks=self.ranks)
-        _check_finite(self, values=self.values)
-        _check(
+        check_same_length(self, values=self.values, ranks=self.ranks)
+        check_finite(self, values=self.values)
+        check(
             all(map(operator.ge, self.values, self.values[1:])) and all(map(operator.lt, self.ranks, self.ranks[1:])),
             self,
             "values must fall and ranks must rise.",
         )
-        _check(
+        check(
             not self.ranks or (self.ranks[0] >= 1 and self.ranks[-1] <= self.n),
             self,
             f"ranks must be from 1 to {self.n}.",
@@ -762,11 +711,11 @@ class DirectionData:
     y: float
 
     def __post_init__(self) -> None:
-        _check_finite(self, x=self.x, y=self.y)
+        check_finite(self, x=self.x, y=self.y)
 
 
 @dataclass
-class FeatureData:
+class FeatureData(TextTwin):
     """Everything shown of one feature. ``label``, ``note`` and ``starred`` are what a reader says of it."""
 
     feature_idx: int
@@ -788,8 +737,8 @@ class FeatureData:
 
     def __post_init__(self) -> None:
         self.extras = {name: _extra(name, value) for name, value in self.extras.items()}
-        _check_feature_idx(self, self.feature_idx)
-        _check_finite(self, decoder_norm=self.decoder_norm)
+        check_feature_idx(self, self.feature_idx)
+        check_finite(self, decoder_norm=self.decoder_norm)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_context"}
@@ -798,18 +747,18 @@ class FeatureData:
         return f"FeatureData({_text.summary(self)})"
 
     def _repr_html_(self) -> str:
-        return _page.notebook_frame(self.get_html(), repr(self), 900)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+        return _page.notebook_frame(self.get_html(), repr(self))
 
     def to_text(self, examples: int = 5) -> str:
         """The feature as plain text, for where no HTML is shown: density, maximum, top tokens, logits and examples.
 
         The bold token of an example stands between « and »; what cannot be printed is named, e.g. ``[U+200B]``.
+
+        Raises:
+            InputError: if ``examples`` is no int from 0 on.
         """
         page = vars(self).get("_context") or PageContext()
-        return _text.feature_text(self, _token_texts(page.printer), examples)
+        return _text.feature_text(self, _token_texts(page.printer), _text.checked_number("examples", examples))
 
     def get_html(self, page: PageContext | None = None) -> Html:
         """The feature's panels on a page; without ``page``, a whole document of this feature alone.
@@ -1012,7 +961,7 @@ class _Said(msgspec.Struct):
 
 
 @dataclass(repr=False)
-class MultiFeatureData:
+class MultiFeatureData(Saved, TextTwin):
     """Many features of one encoder on one set of tokens: a mapping from feature index to ``FeatureData``.
 
     ``vocab`` holds the text of every token id that occurs, ``vocab_bytes`` the bytes (hex) of those that are only part of
@@ -1035,8 +984,8 @@ class MultiFeatureData:
         ):  # which is sorted, and checks what it reads
             self.feature_data_dict = dict(sorted(self.feature_data_dict.items()))
             for index, feature in self.feature_data_dict.items():
-                _check(index == feature.feature_idx, self, f"key {index} holds feature {feature.feature_idx}.")
-        _check_hex(self, self.vocab_bytes)
+                check(index == feature.feature_idx, self, f"key {index} holds feature {feature.feature_idx}.")
+        check_hex(self, self.vocab_bytes)
 
     def __getitem__(self, feature: int) -> FeatureData:
         try:
@@ -1228,19 +1177,6 @@ class MultiFeatureData:
             title, assets = _first_title(page, first), functools.partial(_overview_assets, overview, page, vocab)
             _site.write(folder, title, _title(page), body, vocab, packed, self.rows, _whose(page), assets)
 
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which pages can be drawn again."""
-        _json.save(self, path)
-
-    @classmethod
-    def load_json(cls, path: str | os.PathLike[str], *, max_bytes: int = _json.MAX_BYTES) -> MultiFeatureData:
-        """Read what ``save_json`` wrote; neither the model nor torch is needed.
-
-        Raises:
-            FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
-        """
-        return _json.load(cls, path, max_bytes=max_bytes)
-
     @classmethod
     def load_dir(cls, folder: str | os.PathLike[str]) -> MultiFeatureData:
         """Open a folder that ``get_feature_data(..., out_dir=folder)`` wrote, finished or not; neither model nor torch is needed.
@@ -1259,14 +1195,16 @@ class MultiFeatureData:
         while len(document) > _page.NOTEBOOK_BYTES and len(shown) > 1:
             shown = shown[: max(1, len(shown) * _page.NOTEBOOK_BYTES // (len(document) + 1))]
             document = self._notebook_document(shown)
-        return _page.notebook_frame(document, repr(self), 900)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
+        return _page.notebook_frame(document, repr(self))
 
     def to_text(self, at_most: int = 5, examples: int = 3) -> str:
-        """The first features as plain text, for where no HTML is shown; see ``FeatureData.to_text``."""
-        shown = [self[feature].to_text(examples) for feature in itertools.islice(self, at_most)]
+        """The first features as plain text, for where no HTML is shown; see ``FeatureData.to_text``.
+
+        Raises:
+            InputError: if ``at_most`` or ``examples`` is no int from 0 on.
+        """
+        listed = itertools.islice(self, _text.checked_number("at_most", at_most))
+        shown = [self[feature].to_text(examples) for feature in listed]
         left = len(self) - len(shown)
         more = [f"… and {_count(left, 'other')}: features[8].to_text() gives one."] if left else []
         return "\n\n".join([_text.plain(repr(self)), *shown, *more])
@@ -1639,7 +1577,7 @@ class PromptData:
     label: str | None = None
 
     def __post_init__(self) -> None:
-        _check_feature_idx(self, self.feature_idx)
+        check_feature_idx(self, self.feature_idx)
 
     def get_html(self, page: PageContext | None = None, *, rank: str = "", score: str = "") -> Html:
         """The feature's column. With a position on the page, its token is bold and the histograms have their lines."""
@@ -1695,7 +1633,7 @@ def _prompt_drawers(data: PromptData) -> dict[str, Drawer]:
 
 
 @dataclass(repr=False)
-class MultiPromptData:
+class MultiPromptData(SavedPage, TextTwin):
     """Which features matter at each token of one prompt.
 
     ``scores[score_name][position]`` lists ``(feature, score)``, best first; ``n_active[position]`` counts the features
@@ -1718,34 +1656,34 @@ class MultiPromptData:
 
     def __post_init__(self) -> None:
         self.prompt_data_dict = dict(sorted(self.prompt_data_dict.items()))
-        _check_same_length(self, prompt_token_ids=self.prompt_token_ids, n_active=self.n_active)
-        _check_counts(self, n_active=self.n_active)
+        check_same_length(self, prompt_token_ids=self.prompt_token_ids, n_active=self.n_active)
+        check_counts(self, n_active=self.n_active)
         n_tokens = len(self.prompt_token_ids)
         for name, positions in self.scores.items():
-            _check(name in SCORE_NAMES, self, f"unknown score {name!r}; known: {', '.join(SCORE_NAMES)}.")
-            _check(
+            check(name in SCORE_NAMES, self, f"unknown score {name!r}; known: {', '.join(SCORE_NAMES)}.")
+            check(
                 len(positions) == n_tokens,
                 self,
                 f"scores[{name!r}] has {len(positions)} positions, expected {n_tokens}.",
             )
             for position, ranked in enumerate(positions):
                 distinct = len({feature for feature, _ in ranked})
-                _check(distinct == len(ranked), self, f"scores[{name!r}][{position}] names a feature twice.")
+                check(distinct == len(ranked), self, f"scores[{name!r}][{position}] names a feature twice.")
                 for feature, score in ranked:
-                    _check(feature in self.prompt_data_dict, self, f"scores name feature {feature}, which has no data.")
-                    _check_finite(self, scores=score)
+                    check(feature in self.prompt_data_dict, self, f"scores name feature {feature}, which has no data.")
+                    check_finite(self, scores=score)
         for feature, data in self.prompt_data_dict.items():
-            _check(feature == data.feature_idx, self, f"key {feature} holds feature {data.feature_idx}.")
+            check(feature == data.feature_idx, self, f"key {feature} holds feature {data.feature_idx}.")
             shown = len(data.sequence.token_ids)
-            _check(shown == n_tokens, self, f"feature {feature} shows {shown} tokens of a prompt of {n_tokens}.")
+            check(shown == n_tokens, self, f"feature {feature} shows {shown} tokens of a prompt of {n_tokens}.")
         for name, rows in self.heat_map.items():
-            _check(name in self.scores, self, f"heat_map has the score {name!r}, which scores have not.")
+            check(name in self.scores, self, f"heat_map has the score {name!r}, which scores have not.")
             for row in rows:
                 last = row.positions[-1]
-                _check(last < n_tokens, self, f"heat_map has position {last} of a prompt of {n_tokens} tokens.")
+                check(last < n_tokens, self, f"heat_map has position {last} of a prompt of {n_tokens} tokens.")
         if self.reconstruction and not self.reconstruction.reason:
-            _check_same_length(self, prompt_token_ids=self.prompt_token_ids, reconstruction=self.reconstruction.error)
-        _check_hex(self, self.vocab_bytes)
+            check_same_length(self, prompt_token_ids=self.prompt_token_ids, reconstruction=self.reconstruction.error)
+        check_hex(self, self.vocab_bytes)
 
     def with_layout(self, layout: Layout | None) -> MultiPromptData:
         """The same data, whose columns have another layout (None: the default); nothing is computed.
@@ -1799,36 +1737,13 @@ class MultiPromptData:
         document = self.get_html(seq_pos=seq_pos, score_name=score_name, feature_url=feature_url)
         _json.write_atomic(path, document.encode())
 
-    def save_json(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a JSON file (gzipped if its name ends in ``.gz``), from which the page can be drawn again."""
-        _json.save(self, path)
-
-    @classmethod
-    def load_json(cls, path: str | os.PathLike[str], *, max_bytes: int = _json.MAX_BYTES) -> MultiPromptData:
-        """Read what ``save_json`` wrote; neither the model nor torch is needed.
-
-        Raises:
-            FileFormatError: if the file is not what it should be, or larger (inflated) than ``max_bytes``.
-        """
-        return _json.load(cls, path, max_bytes=max_bytes)
-
-    def _repr_html_(self) -> str:
-        document = self.get_html()
-        if len(document) > _page.NOTEBOOK_BYTES:
-            text = f"{self!r} is too large to show here: write it to a file with .save_html('prompt.html')."
-            return html_fns.empty(text)
-        return _page.notebook_frame(document, repr(self), 900)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/plain": self.to_text()}  # the HTML comes from _repr_html_, where it is wanted
-
     def to_text(self, score_name: ScoreName | None = None, at_most: int = 3) -> str:
         """The prompt as plain text, for where no HTML is shown: at each token the first features of a ranking.
 
         Raises:
-            InputError: if there is no such score.
+            InputError: if there is no such score, or ``at_most`` is no int from 0 on.
         """
-        name = self._score_name(score_name)
+        name, at_most = self._score_name(score_name), _text.checked_number("at_most", at_most)
         tokens = _text.TokenTexts(self.vocab, self.vocab_bytes).line(self.prompt_token_ids)
         lines = []
         for position, ranked in enumerate(self.scores.get(name, [[] for _ in tokens])):
@@ -2002,7 +1917,7 @@ def _whole_prompt(prompt: MultiPromptData, page: PageContext, heat: Mapping[str,
 # --- for the comparison of two prompts, which is a module of its own -----------------------------------------------
 
 METRICS = _METRICS
-check_finite, check_hex, checked_url = _check_finite, _check_hex, _checked_url
+checked_url = _checked_url
 hover_of, token_ids_of, vocab_element = _hover, _token_ids, _vocab_element
 subtitle_of, notes_of, footer_of, loss_key_of = _subtitle, _notes, _footer, _loss_key
 whose = _whose

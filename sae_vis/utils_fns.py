@@ -247,3 +247,13 @@ def _decoded(data: bytes) -> str | None:
         return data.decode()
     except UnicodeDecodeError:
         return None
+
+
+def varint(value: int) -> bytes:
+    """A number from 0 on as LEB128: seven bits a byte, the lowest first, the eighth says that more follow."""
+    parts = bytearray()
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)

@@ -39,7 +39,18 @@ REPORT = ROOT / "docs" / "mutants.md"
 COPIED = ("sae_vis", "css", "html", "js", "tests", "docs", "pyproject.toml")
 # What takes long to import is imported once, in the process that all others are forked from; nothing of ours is.
 PRELOADED = ["torch", "numpy", "msgspec", "tqdm", "safetensors.torch", "transformers", "transformer_lens.model_bridge"]
-PYTEST = ["-q", "-p", "no:cacheprovider", "-p", "no:cov", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+# No browser runs within the limit of memory below.
+PYTEST = [
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:cov",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+    "-m",
+    "not browser",
+]
 AUTOMATIC_TITLE = "## Automatic mutants"
 MEMORY_LIMIT = 16 * 2**30  # of address space, of which torch takes much and uses little
 CHANGE = "  ->  "  # between a line as it is and as an automatic mutant has it

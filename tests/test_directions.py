@@ -202,7 +202,6 @@ def test_tokens_do_not_move_the_map():
 
 
 def test_a_twin_has_the_largest_cosine_of_the_dictionary_if_it_is_larger_than_0_95():
-    pytest.importorskip("sae_vis._neighbours", reason="nearest directions are not computed")
     encoder, model, tokens = planted(torch.rand(6, 8, 12, generator=torch.Generator().manual_seed(0)))
     rows = torch.randn(12, encoder.d_in, generator=torch.Generator().manual_seed(1))
     rows[7] = 2 * rows[3] + 0.01 * rows[5]

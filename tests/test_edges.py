@@ -18,11 +18,12 @@ from drawing import check_drawn, check_features, check_lines, has_class, numbers
 from models import HOOK_POINT, ToyModel, fetch, identity_encoder, planted, random_tokens
 from page_reading import parse, text_of
 
-from sae_vis import MultiFeatureData, get_prompt_data
+from sae_vis import MultiFeatureData, _assemble, get_prompt_data
+from sae_vis._ablation import FormulaTail
 from sae_vis._activations import encode
 from sae_vis._errors import ModelError
 from sae_vis._statistics import histogram
-from sae_vis.model_fns import steady_product
+from sae_vis.model_fns import MIN_PRODUCT_ROWS, steady_product
 
 FLOAT32_MAX = float(torch.finfo(torch.float32).max)
 FLOAT32_MIN = 2.0**-149  # the smallest subnormal
@@ -371,6 +372,26 @@ def test_logit_weights_that_overflow_are_told_with_their_feature():
         encoder.W_dec[3] = FLOAT32_MAX
     with pytest.raises(ModelError, match=r"logit weights of feature 3 hold NaN or infinity"):
         fetch(encoder, model, tokens)
+
+
+def test_no_more_logit_weights_are_there_at_once_to_tell_the_feature_than_to_show_them(monkeypatch):
+    n = 2 * MIN_PRODUCT_ROWS
+    encoder, model, tokens = planted(rand(3, 5, n))
+    with torch.no_grad():
+        encoder.W_dec[n - 1] = FLOAT32_MAX
+    sizes: list[int] = []
+    own = FormulaTail.logit_weights
+
+    def noted(self, some=slice(None)):
+        weights = own(self, some)
+        sizes.append(len(weights))
+        return weights
+
+    monkeypatch.setattr(FormulaTail, "logit_weights", noted)
+    monkeypatch.setattr(_assemble, "LOGITS_BYTES", 1)
+    with pytest.raises(ModelError, match=rf"logit weights of feature {n - 1} hold NaN or infinity"):
+        fetch(encoder, model, tokens)
+    assert sizes == [MIN_PRODUCT_ROWS] * 2
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e-6, 1e6, 1e30])

@@ -21,7 +21,8 @@ from sae_vis import (
     TokenEffect,
     _json,
 )
-from sae_vis.data_storing_fns import MOST, FullEffects
+from sae_vis._checks import MOST
+from sae_vis.data_storing_fns import FullEffects
 
 HUGE = 1.7976931348623157e308  # the sum of two is infinite, though each is finite
 NUMBERS = st.sampled_from([0.0, -0.0, 1.5, -2.25, HUGE, -HUGE, math.nan, math.inf, -math.inf, 7]) | st.floats()

@@ -162,8 +162,8 @@ def test_any_options_are_refused_or_kept_in_their_canonical_form():
         check_canonical(params)
         return "kept"
 
-    answers = survey("options", 15_000, case, check)
-    assert answers["kept"] > 450
+    answers = survey("options", 16_500, case, check)
+    assert answers["kept"] > 500
     assert answers["refused"] > 5000
 
 

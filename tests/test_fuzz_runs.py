@@ -58,7 +58,7 @@ def check_data(data, rows):
             for sequence in group.sequences:
                 row = rows[sequence.row]
                 assert sequence.token_ids == row[sequence.start : sequence.start + len(sequence.token_ids)]
-    data.get_html()
+    next(iter(data.values())).get_html()  # one is enough here, and draws in a fifth of the time
 
 
 # --- tokens ------------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_any_tokens_are_refused_or_read_as_they_are(model, encoder):
         check_data(data, rows)
         return "read"
 
-    answers = survey("tokens", 3000, lambda random: Case(tokens=some_tokens(random)), check)
+    answers = survey("tokens", 2000, lambda random: Case(tokens=some_tokens(random)), check)
     assert answers["read"] > 0.02 * answers.total()
     assert answers["refused"] > 0.2 * answers.total()
 
@@ -354,7 +354,7 @@ def test_any_encoder_is_refused_or_used(part, model):
             return fetch_odd(identity_encoder(WIDTH, 3), model, odd, **options | {"hook_point": HOOK_POINT})
         return fetch_odd(odd, model, **options)
 
-    answers = survey(f"encoders {part}", 800, case, check)
+    answers = survey(f"encoders {part}", 550, case, check)
     assert answers["fetched"] > 0.02 * answers.total()
     assert answers["the user's own error"]
     assert answers["refused"] > 0.2 * answers.total()
@@ -471,7 +471,7 @@ def test_any_model_is_refused_or_used(part, table, encoder):
         return answer
 
     answers = survey(
-        f"models {part}", 500, lambda random: Case(ablation=random.choice(ABLATIONS), **odd_model(random)), check
+        f"models {part}", 330, lambda random: Case(ablation=random.choice(ABLATIONS), **odd_model(random)), check
     )
     assert answers["fetched"] > 0.02 * answers.total()
     assert answers["the user's own error"]

@@ -76,6 +76,8 @@ def test_colours_are_shares_of_the_largest_and_nines_of_a_quantile():
 def test_rows_that_cannot_be_are_refused(positions, scores):
     with pytest.raises(InputError, match="HeatRow"):
         HeatRow(3, positions, scores)
+    with pytest.raises(InputError, match="HeatRow: feature_idx must be from 0"):
+        HeatRow(-1, [0], [1.0])
 
 
 def test_a_map_of_another_prompt_is_refused():

@@ -58,7 +58,7 @@ def test_an_interrupt_anywhere_leaves_the_model_as_it_was_and_tells_what_was_fin
     n_finished = set()
     total = count_calls(model, encoder, **options)
     assert total > 20
-    for call in range(1, total + 1, 2):
+    for call in range(1, total + 1, 3):
         handle = interrupt_at(model, call)
         with pytest.raises(Interrupted) as caught:
             get_feature_data(encoder, model, some_tokens(), params(**options))
@@ -68,10 +68,10 @@ def test_an_interrupt_anywhere_leaves_the_model_as_it_was_and_tells_what_was_fin
         n = len(finished) if finished else 0
         assert f": {n} of 6 features are finished" in str(caught.value)
         assert str(caught.value).startswith("Interrupted while ")
-        n_finished.add(n)
         if finished:
             assert finished.feature_data_dict == {i: whole[i] for i in finished}
-            assert finished.get_html()
+            assert n in n_finished or finished.get_html()
+        n_finished.add(n)
     assert n_finished == {0, 2, 4}
     assert get_feature_data(encoder, model, some_tokens(), params(**options)) == whole
 

@@ -9,7 +9,7 @@ import page_reading
 import pytest
 from rendering_fixtures import make_features, make_provenance
 
-from sae_vis import FileFormatError, InputError, MultiFeatureData
+from sae_vis import FileFormatError, InputError, MultiFeatureData, _labels
 from sae_vis._feature_folder import FeatureFolder
 
 FEW = {"first_group_size": 2, "n_groups": 1, "other_groups_size": 1, "n_bins": 4, "n_logits": 3}
@@ -168,6 +168,23 @@ def test_a_missing_file_is_refused(features, tmp_path):
         features.load_labels(tmp_path / "no.json")
 
 
+def test_what_a_file_says_is_stripped_like_what_is_set(features, tmp_path):
+    file = {"format": "sae_vis labels", "version": 1, "of": {}}
+    marks = {"0": {"label": "  imports\n", "note": "  "}, "1": {"label": " "}}
+    (tmp_path / "labels.json").write_text(json.dumps(file | {"features": marks}), encoding="utf-8")
+    features.labels = {1: "before"}
+    features.load_labels(tmp_path / "labels.json")
+    assert features.labels == {0: "imports"}
+    assert (features[0].label, features[0].note, features[1].label) == ("imports", None, None)
+
+
+@pytest.mark.parametrize("feature", [1.0, True, "1", [1], None, 99])
+def test_what_is_no_feature_has_no_label(features, feature):
+    features.labels = {1: "one"}
+    assert 1 in features.labels
+    assert feature not in features.labels
+
+
 def test_labels_of_other_features_are_taken_only_if_asked(features, tmp_path):
     path = tmp_path / "labels.json"
     path.write_text(
@@ -188,3 +205,9 @@ def test_browsers_keep_labels_under_one_key_whatever_text_the_features_were_look
 
     assert key() == key(digests={"encoder": "1a2b3c4d5e6f7890", "tokens": "other"}, n_rows=5)
     assert len({key(), key(digests={"encoder": "other"}), key(model="other"), key(hook_point="other")}) == 4
+
+
+def test_the_key_of_a_browser_does_not_depend_on_the_order_in_which_a_file_says_whose_labels_they_are():
+    of = {"model": "gelu-1l", "hook_point": "blocks.0.mlp.hook_post", "encoder": "1a2b"}
+    assert _labels.storage_key(of) == _labels.storage_key(dict(reversed(of.items())))
+    assert _labels.storage_key(of) != _labels.storage_key(of | {"encoder": "1a2c"})

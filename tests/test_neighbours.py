@@ -24,10 +24,11 @@ from sae_vis import (
     _near_duplicates,
     _neighbours,
 )
-from sae_vis._correlations import SparseColumns, co_moments_by_tile, most_coactive
+from sae_vis._correlations import CoMoments, SparseColumns, co_moments, co_moments_by_tile, most_coactive
 from sae_vis._near_duplicates import near_duplicates
 from sae_vis._neighbours import nearest_directions
-from sae_vis._shares import loss_shares
+from sae_vis._shares import Predicted, loss_shares
+from sae_vis._shown import EffectAt, Window
 from sae_vis._statistics import Example
 
 # --- nearest directions ------------------------------------------------------------------------------------------
@@ -81,6 +82,14 @@ def test_a_dictionary_of_many_tiles_gives_what_one_tile_gives():
     ids = torch.arange(300)
     whole = nearest_directions(lambda some: rows[some], ids, rows, 300, 3)
     assert nearest_directions(lambda some: rows[some], ids, rows, 300, 3, memory_bytes=1) == whole
+
+
+def test_features_asked_for_in_several_pieces_keep_their_neighbours(monkeypatch):
+    rows = directions(100, 5, 0)
+    ids = torch.arange(100)
+    whole = nearest_directions(lambda some: rows[some], ids, rows, 100, 3)
+    monkeypatch.setattr(_neighbours, "TILE_BYTES", 1)  # pieces of 32
+    assert nearest_directions(lambda some: rows[some], ids, rows, 100, 3) == whole
 
 
 def test_orthogonal_directions_tie_to_the_lower_index():
@@ -147,6 +156,20 @@ def test_the_strongest_co_activation_is_that_of_sets(rows, seed, size, tile):
             found += most_coactive(co.both, counts[some], counts, np.arange(9), size, np.arange(9)[some])
         listed = dense.T.tolist()
         assert [list(zip(*one, strict=True)) for one in found] == [plain_coactive(listed, i, size) for i in range(9)]
+
+
+def test_counts_of_two_sets_of_positions_are_added_when_their_moments_are():
+    dense = torch.rand(40, 5, generator=torch.Generator().manual_seed(0)).sub(0.5).clamp_min(0)
+
+    def counted(rows: torch.Tensor) -> CoMoments:
+        columns = SparseColumns.of(rows)
+        return next(co_moments_by_tile(columns, columns, tile=5, counting=True))
+
+    merged = counted(dense[:13]).merged(counted(dense[13:]))
+    assert torch.equal(merged.both, counted(dense).both.double())
+    assert (
+        counted(dense[:13]).merged(co_moments(SparseColumns.of(dense[13:]), SparseColumns.of(dense[13:]))).both is None
+    )
 
 
 def test_counts_beyond_what_float32_holds_are_in_float64(monkeypatch):
@@ -223,6 +246,15 @@ def test_there_are_no_loss_shares_where_they_cannot_be_known():
     assert loss_shares([[], [-1.0]], [3, 1]) is None  # positions, and no example of them
     assert loss_shares([[0.0], [0.0]], [1, 1]) is None  # nothing to have a share of
     assert loss_shares([[], [-1.0]], [0, 1])[0].lowered == 0.0
+
+
+def test_the_effect_of_an_activation_is_that_on_the_token_after_it_where_one_is_predicted():
+    tokens = np.array([[4, 5, 6, 1]])
+    effect_at = {place: EffectAt(-float(place), [], [], [], []) for place in range(1, 4)}
+    predicted = Predicted(effect_at, tokens, 1)
+    assert predicted.losses_after([Window(0, 0, 4, bold) for bold in range(4)]) == [-1.0, -2.0, 0.0, 0.0]
+    assert predicted._replace(padding=None).losses_after([Window(0, 0, 4, 2)]) == [-3.0]
+    assert predicted._replace(effect_at={}).losses_after([Window(0, 0, 4, 0)]) == [0.0]
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +353,15 @@ def test_near_duplicates_are_those_of_loops(seed, buffer, piece):
         assert near_duplicates(groups, tokens, buffer) == plain_repeats(groups, tokens, buffer)
 
 
+def test_an_example_is_compared_only_with_those_that_repeat_none_themselves():
+    first = list(range(10, 21))
+    second = [1, 2, *first[2:]]  # of 11 tokens 2 are others: near the first
+    third = [1, 2, 3, 4, *first[4:]]  # near the second, and not the first
+    tokens = np.array([first, second, third])
+    assert near_duplicates([[Example(row, 5) for row in range(3)]], tokens, (5, 5)) == [[1]]
+    assert near_duplicates([[Example(1, 5), Example(2, 5)]], tokens, (5, 5)) == [[1]]
+
+
 def repeated_rows() -> tuple[Tensor, Tensor]:
     """Activations and tokens of rows of which half are the same text."""
     tokens = random_tokens(12, 14, 30, seed=4)
@@ -370,6 +411,7 @@ def test_the_search_for_something_new_ends(monkeypatch):
         lambda: NearestData([1], [math.nan]),
         lambda: CoactiveData([1], [1.5], [3]),
         lambda: CoactiveData([1], [0.5], []),
+        lambda: CoactiveData([1], [0.5], [-3]),
         lambda: LossShareData(1.5, 0.0, 1, False),
         lambda: LossShareData(0.5, 0.0, -1, False),
         lambda: FeatureVisParams(near_duplicates="hide"),  # type: ignore[arg-type]

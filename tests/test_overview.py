@@ -201,6 +201,10 @@ def test_the_texts_of_tokens_can_be_told_from_their_html():
     assert not {0, 1, 3, 4, 5, 6, 7, 13} & set(apart)  # most need no room
 
 
+def test_the_text_of_a_token_that_is_shown_as_another_is_kept():
+    assert _overview.texts_apart([1, 2], ["other", "same"], {1: "text", 2: "same"}, {}) == {1: "text"}
+
+
 def unescaped(html):
     for entity, char in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#x27;", "'"), ("&amp;", "&")):
         html = html.replace(entity, char)

@@ -370,6 +370,10 @@ GOOD = {"template": "empty.html", "help": "Mine", "data": Doubled}
         ("mine", {"data": int}, "must be a dataclass"),
         ("mine", {"views": ("page",)}, "'feature', 'prompt' or both"),
         ("mine", {"views": ()}, "'feature', 'prompt' or both"),
+        ("mine", {"views": "feature"}, "'feature', 'prompt' or both"),
+        ("mine", {"views": 5}, "'feature', 'prompt' or both"),
+        ("mine", {"views": ([],)}, "'feature', 'prompt' or both"),
+        ("mine", {"options": 5}, "options must be a mapping"),
         ("mine", {"folder": "/no/such"}, "is not there"),
     ],
 )

@@ -198,6 +198,10 @@ def test_it_is_saved_loaded_and_drawn_by_the_command_line(tmp_path, name, capsys
             "feature 99, which has no data",
         ),
         ({"totals": {"act_size": []}, "differences": {"act_size": [[]]}}, "1 pairs, expected 10"),
+        (
+            {"totals": {"act_size": [(1, 2.0), (1, 1.0)]}, "differences": {"act_size": [[]] * 10}},
+            "a ranking by 'act_size' names a feature twice",
+        ),
         ({"prompt_token_ids": [1]}, "each of the 1 positions once"),
         ({"vocab_bytes": {3: "xyz"}}, "hexadecimal"),
     ],
@@ -213,6 +217,8 @@ def test_quantiles_that_cannot_be_are_refused():
         dataclasses.replace(one, other_quantiles=[0.5])
     with pytest.raises(InputError, match="quantiles must be from 0 to 1"):
         dataclasses.replace(one, quantiles=[2.0] * 8)
+    with pytest.raises(InputError, match="feature_idx must be from 0"):
+        dataclasses.replace(one, feature_idx=-1)
 
 
 @pytest.mark.parametrize("asked", [{"pair": 10}, {"pair": -1}, {"pair": True}, {"score_name": "loss_effect_full"}])

@@ -150,6 +150,22 @@ def test_a_file_without_the_divergence_is_drawn_without_it(tmp_path):
     assert '<th scope="col">KL</th>' not in old.get_html()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_an_encoder_scales_back_is_scaled_in_the_reconstruction(dtype):
+    encoder = random_encoder(8, 24, apply_b_dec_to_input=False)
+    scales = torch.tensor([[0.5, 1.0, 3.0]], dtype=dtype)
+    encoder.write_scale = lambda x: scales
+    x = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(0))
+    made = fast.decoded(encoder, x, torch.tensor(CHOSEN))
+    acts = activations(encoder, x)[0]
+    for found, features in ((made.whole, range(24)), (made.chosen, CHOSEN)):
+        for position, scale in enumerate([0.5, 1.0, 3.0]):
+            rows = sum(acts[position, feature] * encoder.W_dec[feature].detach().double() for feature in features)
+            torch.testing.assert_close(
+                found[position], encoder.b_dec.detach().double() + scale * rows, rtol=1e-5, atol=1e-5
+            )
+
+
 @pytest.mark.parametrize(("name", "hook_point"), [PLACES[0], PLACES[3], PLACES[5], PLACES[6], PLACES[7]])
 def test_error_and_count_of_features_are_those_of_the_definition(name, hook_point):
     found = told(prompted(name, hook_point))

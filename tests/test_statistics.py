@@ -26,6 +26,7 @@ from sae_vis._statistics import (
     knot_ranks,
     moments,
     quantile_knots,
+    significant,
 )
 from sae_vis.utils_fns import ticks
 
@@ -566,3 +567,15 @@ def test_identity_encoder_reads_what_is_planted():  # the ground that the tests 
     x = torch.randn(4, 9, 5)
     with torch.no_grad():
         assert torch.equal(identity_encoder(5, 3).encode(x), x[..., :3].clamp(min=0))
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20)
+    | st.lists(st.floats(1e-45, 1e-20) | st.floats(1e20, 3e38), min_size=1, max_size=20),
+    st.integers(1, 8),
+)
+def test_numbers_far_from_one_are_rounded_to_the_floats_nearest_to_their_decimals(values, digits):
+    for value, rounded in zip(values, significant(np.array(values), digits).tolist(), strict=True):
+        assert rounded == pytest.approx(value, rel=0.5000001 * 10.0 ** (1 - digits), abs=1e-310)
+        if value and not 1e-13 < abs(value) < 1e22:
+            assert rounded == float(f"{value:.{digits - 1}e}")

@@ -9,7 +9,7 @@ import pytest
 
 from sae_vis import _templates
 from sae_vis._errors import TemplateError
-from sae_vis._templates import Html, Template, asset, escape, folder, join, template
+from sae_vis._templates import Html, Template, add_folder, asset, escape, fill_template, folder, join, template
 
 
 def fill(text, **values):
@@ -101,6 +101,23 @@ def test_a_missing_file_is_named():
         asset("css/no_such.css")
     with pytest.raises(TemplateError, match="neither a style sheet"):
         asset("html/page.html")
+
+
+def test_a_list_of_what_is_no_text_is_refused():
+    with pytest.raises(
+        TemplateError, match=r"moments.html: a list for the hole 'moments' holds what is no Html: \[1\]"
+    ):
+        fill_template("moments.html", moments=[1])
+
+
+def test_no_file_that_comes_later_stands_for_one_of_the_library(tmp_path, monkeypatch):
+    monkeypatch.setattr(_templates, "_FOLDERS", [])
+    add_folder(tmp_path)
+    own = _templates._read("css/general.css")
+    (tmp_path / "general.css").write_text("body { color: red }", encoding="utf-8")
+    assert _templates._read("css/general.css") == own
+    (tmp_path / "mine.css").write_text("i { color: red }", encoding="utf-8")
+    assert _templates._read("css/mine.css") == "i { color: red }"
 
 
 def test_templates_are_read_once():

@@ -64,6 +64,20 @@ def test_many_features_are_some_and_a_count(features):
     assert len(features.to_text()) < 8000
 
 
+@pytest.mark.parametrize("wrong", [-1, "3", None, True, 1.5])
+def test_how_much_is_told_is_a_number_from_0_on(features, wrong):
+    prompt = make_prompt(3, 6, n_top=2)
+    for told in (
+        lambda: features.to_text(wrong),
+        lambda: features.to_text(examples=wrong),
+        lambda: next(iter(features.values())).to_text(wrong),
+        lambda: prompt.to_text(at_most=wrong),
+    ):
+        with pytest.raises(InputError, match=r"(at_most|examples) must be an int >= 0"):
+            told()
+    assert "features" in features.to_text(0, 0)
+
+
 def test_an_example_of_a_whole_row_is_cut_around_its_bold_token():
     features = make_features(2, dead=(), buffer=None, **FEW)
     sequence = max(

@@ -384,7 +384,7 @@ SEQUENCE = SequenceData(0, 0, 0, [1], [0.0], [None])
         (lambda: TokensData([1], [3], [2], [0.5], [0.5], 1), "n_active must be from 1 to n_occurrences"),
         (lambda: TokensData([1], [0], [2], [0.5], [0.5], 1), "n_active must be from 1 to n_occurrences"),
         (lambda: TokensData([1], [1], [2**63], [0.5], [0.5], 1), "n_active must be from 1"),
-        (lambda: TokensData([1], [1], [2], [math.inf], [0.5], 1), "mean must be finite"),
+        (lambda: TokensData([1], [1], [2], [math.inf], [0.5], 1), r"mean\[0\] is inf, a finite number"),
         (lambda: TokensData([1], [1], [2], [0.5], [1.5], 1), "share must be from 0 to 1"),
         (lambda: TokensData([1], [1], [2], [0.5], [0.5], 0), "n_distinct must be no less"),
         (lambda: PositionsData([0, 1], [1, 2], [3, 4]), "lists of one length"),
