@@ -1475,8 +1475,8 @@ MUTANTS: list[Mutant] = [
         (
             "nearest-of-zeros",
             "a row of zeros has no direction",
-            "torch.isfinite(self.norms) & (self.norms > 0)",
-            "torch.isfinite(self.norms)",
+            "usable = torch.isfinite(norms) & (norms > 0)",
+            "usable = torch.isfinite(norms)",
         ),
         (
             "nearest-float32",
@@ -1490,12 +1490,23 @@ MUTANTS: list[Mutant] = [
             "(pairs.other, -pairs.cosine, pairs.feature)",
             "(-pairs.other, -pairs.cosine, pairs.feature)",
         ),
-        ("nearest-not-normal", "cosines do not depend on lengths", "/ x.norms[a] / y.norms[b]", "/ x.norms[a]"),
+        (
+            "nearest-not-normal",
+            "cosines do not depend on lengths",
+            "/ norms[a] / decoder_norms(y.rows[b])",
+            "/ norms[a]",
+        ),
         (
             "nearest-whole-rows",
             "whole rows are as long as one too",
-            "/ few.norms[:, None] / y.norms",
-            "/ few.norms[:, None]",
+            "/ decoder_norms(few.rows)[:, None] / decoder_norms(y.rows)",
+            "/ decoder_norms(few.rows)[:, None]",
+        ),
+        (
+            "nearest-odd-lengths",
+            "directions that are far too long or short are looked at too",
+            "if bool(odd.any()):",
+            "if False:",
         ),
         ("nearest-in-part", "every piece of the features keeps its number", "pairs.feature + start", "pairs.feature"),
     ),
@@ -1574,8 +1585,8 @@ MUTANTS: list[Mutant] = [
         (
             "map-not-centred",
             "the axes are those of the deviations from the mean",
-            "main_axes(rows - mean)",
-            "main_axes(rows)",
+            "axes = main_axes(centred)",
+            "axes = main_axes(rows)",
         ),
         (
             "map-second-first",

@@ -9,7 +9,18 @@ import pytest
 
 from sae_vis import _templates
 from sae_vis._errors import TemplateError
-from sae_vis._templates import Html, Template, add_folder, asset, escape, fill_template, folder, join, template
+from sae_vis._templates import (
+    Html,
+    Template,
+    add_folder,
+    asset,
+    compact_css,
+    escape,
+    fill_template,
+    folder,
+    join,
+    template,
+)
 
 
 def fill(text, **values):
@@ -157,3 +168,18 @@ def test_no_element_has_an_id_but_data_and_what_another_names():
         for found in re.findall(r'\bid="([^"]*)"', file.read_text("utf-8"))
     }
     assert named == {("data.html", "{{ id }}"), ("site.html", "site"), ("feature_selector.html", "choices")}
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("/* what */\na {\n  color: red; /* why */\n}\n\n/* more\n   of it */\nb {}\n", "a {\ncolor: red;\n}\nb {}\n"),
+        ('a::before { content: "/* x */ \\"  "; }', 'a::before { content: "/* x */ \\"  "; }\n'),
+        ("a::after { content: 'one\\\n   two'; }", "a::after { content: 'one\\\n   two'; }\n"),
+        ("a/* no space */.b {}", "a/**/.b {}\n"),
+        ("a /* x */ .b {}", "a /**/ .b {}\n"),
+    ],
+)
+def test_a_style_sheet_loses_comments_and_indentation_alone(written, kept):
+    assert compact_css(written) == kept
+    assert compact_css(kept) == kept
