@@ -203,8 +203,11 @@ def _mean_square(x: Tensor) -> Tensor:
 
 def _in_pieces(n: int, step: int, compute: Callable[[slice], Tensor], like: Tensor) -> Tensor:
     """One number for each of ``n`` rows, computed for some rows at a time."""
-    none = like.new_zeros(0, dtype=_precise(like.device))
-    return torch.cat([none, *(compute(some) for some in _slices(n, step))])
+    # Written into one array: kept pieces would lie between the large arrays of each piece, whose memory then stays taken.
+    found = like.new_empty(n, dtype=_precise(like.device))
+    for some in _slices(n, step):
+        found[some] = compute(some)
+    return found
 
 
 def _add_up(before: Float[Tensor, " k"], logits: Float[Tensor, "k width"]) -> Float[Tensor, " k"]:
