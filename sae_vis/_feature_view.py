@@ -129,7 +129,7 @@ class FeatureFetcher:
         self.activations_file = activations_file
         self.fvp = run.fvp
         self.norm = run.model.final_norm()
-        self.ending = self._ending()
+        self.ending: Ending | None = None
         self.padding = run.model.padding_id()
         self.seq_len = tokens.shape[1]
         self.tokens_array = tokens.numpy()  # many times faster to take pieces of
@@ -193,6 +193,7 @@ class FeatureFetcher:
         """Some of the features asked for, round by round."""
         if not len(wanted):
             return
+        self.ending = self._ending()
         places = self.map.of(wanted)
         self.places = dict(zip(wanted.tolist(), places, strict=True))
         plan = self._plan(len(wanted))

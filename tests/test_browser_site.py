@@ -644,6 +644,7 @@ def test_a_missing_file_of_rows_is_said_where_the_row_would_be(visit, folder):
     opened = visit(folder, complains=True)
     opened.page.locator(".seq").first.press("Enter")
     expect(opened.page.locator(".whole")).to_contain_text("is missing or cannot be read")
+    opened.page.keyboard.press("Escape")  # the hover text
     opened.page.keyboard.press("Escape")
     expect(opened.page.locator(".whole")).to_have_count(0)
 
