@@ -38,10 +38,11 @@ UNPRINTABLE = re.compile(
 )
 
 
+_CSS_COMMENT = r"/\*(?:[^*]|\*(?!/))*\*/"  # to its own end, and never to that of a later one
 _CSS_PIECES = re.compile(
     r"""(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
-    r"""|(?P<lines>[ \t]*(?:/\*.*?\*/[ \t]*)*\n\s*(?:/\*.*?\*/\s*)*)"""  # the end of a line, with comments beside it
-    r"""|/\*.*?\*/""",  # between other things, where even a space could mean something
+    rf"|(?P<lines>[ \t]*(?:{_CSS_COMMENT}[ \t]*)*\n\s*(?:{_CSS_COMMENT}\s*)*)"  # the end of a line, with comments beside it
+    rf"|{_CSS_COMMENT}",  # between other things, where even a space could mean something
     re.DOTALL,
 )
 

@@ -178,6 +178,8 @@ def test_no_element_has_an_id_but_data_and_what_another_names():
         ("a::after { content: 'one\\\n   two'; }", "a::after { content: 'one\\\n   two'; }\n"),
         ("a/* no space */.b {}", "a/**/.b {}\n"),
         ("a /* x */ .b {}", "a /**/ .b {}\n"),
+        ("a/* one */.b {}\nc {} /* two */\n", "a/**/.b {}\nc {}\n"),
+        ("a" + "/* x **/" * 40 + ".b {}", "a" + "/**/" * 40 + ".b {}\n"),
     ],
 )
 def test_a_style_sheet_loses_comments_and_indentation_alone(written, kept):
