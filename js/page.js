@@ -163,7 +163,6 @@
     }
     if (turn !== latest) return; // another feature was asked for meanwhile
     saeVis.hideHover?.();
-    document.title = `Feature ${feature} · ${index.title}`; // first: beside a changed document it takes longer
     saeVis.replaceContent(place, html);
     saeVis.checkLosses?.();
     saeVis.tellShown?.();
