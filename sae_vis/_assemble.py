@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_vis._params import FeatureVisParams
-from sae_vis._ranking import BLOCK, largest
+from sae_vis._ranking import largest_of_any_width
 from sae_vis._shown import EffectAt, ShownFeature
 from sae_vis._statistics import FeatureActivations, histogram, histograms, moments, significant
 from sae_vis.data_storing_fns import (
@@ -127,12 +126,7 @@ class LogitPanels(NamedTuple):
         if weights is None:
             return cls(None, [], [], [], [])
         n = min(fvp.n_logits, weights.shape[1])
-        missing = -weights.shape[1] % BLOCK
-        best = []
-        for negated in (False, True):
-            nothing = torch.inf if negated else -torch.inf
-            padded = torch.nn.functional.pad(weights, (0, missing), value=nothing) if missing else weights
-            best.append(largest(padded, n, negated=negated).sorted()[0].tolist())
+        best = [largest_of_any_width(weights, n, negated=negated).sorted()[0].tolist() for negated in (False, True)]
         edges, heights = histograms(weights, fvp.n_bins)
         return cls(weights.cpu().numpy(), best[0], best[1], edges, heights)
 

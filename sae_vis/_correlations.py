@@ -28,6 +28,7 @@ BYTES_PER_PRODUCT = 8 + 8 + 8 + 8  # the product, sparse and dense, and what is 
 BYTES_PER_COUNT = 8 + 8 + 8  # how often both are active, and what is made of it
 FLOAT32_WHOLE = 2**24  # below, float32 counts exactly
 BYTES_PER_SORTED = 40  # of a non-zero, while the columns are laid out by position
+DENSE_PIECE = 2**16  # numbers of neurons that are added up together: they stay in the cache
 PIECE = 2**22  # non-zeros that are looked at together
 
 
@@ -347,13 +348,16 @@ class WithDense:
         self.high = torch.maximum(self.high, y.amax(0).double())
         if self.room.shape != y.shape:  # new memory for every batch would cost as much as what is computed in it
             self.room = torch.empty(y.shape, dtype=torch.float64, device=self.device)
-        shifted = torch.sub(y, self.shift, out=self.room)
         self.n += len(y)
-        self.sums += shifted.sum(0)
+        step = max(1, DENSE_PIECE // self.n_y)
+        squared = self.room.new_empty(step, self.n_y)
+        for start in range(0, len(y), step):
+            shifted = self.room[start : start + step].copy_(y[start : start + step]).sub_(self.shift)
+            self.sums += shifted.sum(0)
+            self.squares += torch.square(shifted, out=squared[: len(shifted)]).sum(0)
         matrix = _csr(x.offsets, x.rows, x.values.double(), (len(x), len(y)))
         with _sparse_warnings_off():
-            self.products.addmm_(matrix, shifted)
-        self.squares += shifted.square_().sum(0)
+            self.products.addmm_(matrix, self.room)
 
     def select(self, chosen: Int[Tensor, " k"]) -> WithDense:
         """Those of some of the columns x."""

@@ -32,6 +32,10 @@ class Ranked(NamedTuple):
         keys = self.keys.sort(descending=True).values
         return _indices(keys), _values(keys)
 
+    def values(self) -> Float[Tensor, "k n"]:
+        """The values, as they stand."""
+        return _values(self.keys)
+
 
 def largest(values: Float[Tensor, "k width"], n: int, first: int = 0, *, negated: bool = False) -> Ranked:
     """The ``n`` largest values of each row; its first column has the index ``first``.
@@ -49,6 +53,19 @@ def largest(values: Float[Tensor, "k width"], n: int, first: int = 0, *, negated
     within = torch.arange(BLOCK, device=values.device)
     keys = _keys(candidates, (first + chosen[:, :, None] * BLOCK + within).flatten(1))
     return Ranked(keys.topk(min(n, keys.shape[1]), sorted=False).values)
+
+
+def largest_of_any_width(values: Float[Tensor, "k width"], n: int, *, negated: bool = False) -> Ranked:
+    """As ``largest``, of rows of whatever width."""
+    missing = -values.shape[1] % BLOCK
+    if missing:
+        values = torch.nn.functional.pad(values, (0, missing), value=torch.inf if negated else -torch.inf)
+    return largest(values, n, negated=negated)
+
+
+def keyed(values: Float[Tensor, "*k width"], indices: Int[Tensor, "*k width"]) -> Ranked:
+    """Float32 values by their indices."""
+    return Ranked(_keys(values, indices))
 
 
 def _keys(values: Tensor, indices: Tensor) -> Tensor:

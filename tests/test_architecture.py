@@ -40,6 +40,7 @@ UPPER = [
     "_neighbours",
     "_full_ablation",
     "_direct_effects",
+    "_linear_changes",
     "_ablation",
     "_ending",
     "_store_file",

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_vis import _direct_effects
+from sae_vis import _direct_effects, _linear_changes
 from sae_vis._ablation import Effects, FormulaTail, Pairs, direct_effects
 from sae_vis._direct_effects import SUM_WIDTH, direct_effects_by_formula
-from sae_vis.model_fns import FinalNorm
+from sae_vis.model_fns import MIN_PRODUCT_ROWS, FinalNorm
 
 WIDTHS = [1, 63, 64, 65, SUM_WIDTH - 1, SUM_WIDTH, SUM_WIDTH + 1, 2 * SUM_WIDTH + 4, 5000]
 FLOAT32 = torch.finfo(torch.float32).eps
@@ -325,7 +325,8 @@ def test_equal_columns_have_equal_changes_under_a_norm_too(tile_bytes):
         assert ((values[:, 1:] == values[:, :-1]).sum(1) > 200).all(), "columns are equal"
 
 
-def test_the_shift_of_the_whole_vocabulary_is_in_every_number():
+@pytest.mark.parametrize("cap", [0.0, 1e4])
+def test_the_shift_of_the_whole_vocabulary_is_in_every_number(cap):
     """A direction that raises one frequent token lowers all others, in whatever tile they are."""
     case = whole_numbers(2 * SUM_WIDTH)
     case.formula.bias[5] = 20.0  # nearly all of the probability
@@ -335,6 +336,7 @@ def test_the_shift_of_the_whole_vocabulary_is_in_every_number():
     one[0, 0] = 1.0
     case = made(case.formula, one, torch.zeros(1, 8))
     case.formula.bias[5] = 20.0
+    case.formula.cap = cap
     at = torch.zeros(1, dtype=torch.int64)
     for next_token in (5, 6, SUM_WIDTH - 1, SUM_WIDTH, 2 * SUM_WIDTH - 1):
         pairs = Pairs(at, at, torch.ones(1), at + next_token)
@@ -351,6 +353,7 @@ def test_the_shift_of_the_whole_vocabulary_is_in_every_number():
 @pytest.mark.parametrize("tiles", [0, 1, 3])
 def test_no_array_is_as_wide_as_the_vocabulary_where_a_tile_is_narrower(tiles, monkeypatch):
     monkeypatch.setattr(_direct_effects, "ROWS", 128)
+    monkeypatch.setattr(_linear_changes, "LOGITS_BYTES", 1)
     case = random_case(9 * SUM_WIDTH + 100, p=200, n=50)
     pairs = some_pairs(case, 400)
     tile_bytes = tiles * 4 * 50 * SUM_WIDTH + 1
@@ -365,10 +368,13 @@ def test_no_array_is_as_wide_as_the_vocabulary_where_a_tile_is_narrower(tiles, m
     monkeypatch.setattr(FormulaTail, "product", watched)
     case.effects(pairs, tile_bytes=tile_bytes)
     widest = max(1, tiles) * SUM_WIDTH
-    assert max(width for _, width in shapes) == widest
-    assert sum(width for rows, width in shapes if rows == 50) == case.d_vocab, "the features' logits once"
-    assert sum(rows * width for rows, width in shapes if rows != 50) == 200 * case.d_vocab, "the positions' once"
-    assert max(rows for rows, _ in shapes) == _direct_effects.ROWS
+    whole, of_tiles = ([shape for shape in shapes if (shape[1] == case.d_vocab) is same] for same in (True, False))
+    assert max(width for _, width in of_tiles) == widest
+    assert sum(width for rows, width in of_tiles if rows == 50) == case.d_vocab, "the features' logits once"
+    assert sum(rows * width for rows, width in of_tiles if rows != 50) == 200 * case.d_vocab, "the positions' once"
+    assert max(rows for rows, _ in of_tiles) == _direct_effects.ROWS
+    assert sum(rows for rows, _ in whole) == 49, "those with a position, again for the tokens that change most"
+    assert max(rows for rows, _ in whole) == MIN_PRODUCT_ROWS
     assert 4 * 50 * widest <= max(tile_bytes, 4 * 50 * SUM_WIDTH)
 
 

@@ -126,6 +126,8 @@ PIECES = {
     "_correlations.PIECE": 40,
     "_direct_effects.PIECE": 1,  # a pair at a time
     "_direct_effects.ROWS": 3,
+    "_linear_changes.BLOCK_PAIRS": 2,
+    "_linear_changes.FIRST_LOOK": 1,
     "_assemble.LOGITS_BYTES": 1,
     "_measure_direct.SHARE_OF_RESIDUALS": 10**12,  # a batch of rows at a time
     "_store.CHUNK": 50,

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_vis._ranking import BLOCK, ID_BITS, Ranked, largest, stable_order
+from sae_vis._ranking import BLOCK, ID_BITS, Ranked, keyed, largest, largest_of_any_width, stable_order
 
 FEW = [0.0, -0.0, 1.0, -1.0, 2.5, 1e-45, -1e-45, 3.4e38, -3.4e38, math.inf, -math.inf]
 FLOATS = st.one_of(st.sampled_from(FEW), st.floats(width=32, allow_nan=False))
@@ -68,6 +68,22 @@ def test_the_best_values_may_all_be_in_one_block_or_one_in_each():
     for values in (together, apart):
         for n in (1, 9, 10, 11):
             check(largest(values, n), values.tolist(), n)
+
+
+@pytest.mark.parametrize("width", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("shift", [-9.0, 9.0])
+def test_rows_of_any_width_are_ranked(width, shift):
+    values = torch.randn(3, width, generator=torch.Generator().manual_seed(0)) + shift
+    n = min(7, width)
+    check(largest_of_any_width(values, n), values.tolist(), n)
+    check(largest_of_any_width(values, n, negated=True), (-values).tolist(), n)
+
+
+def test_values_are_ranked_by_the_indices_that_they_are_given():
+    values = torch.tensor([[1.0, 2.0, 2.0], [0.0, -1.0, 5.0]])
+    indices, found = keyed(values, torch.tensor([30, 20, 10])).sorted()
+    assert indices.tolist() == [[10, 20, 30], [10, 30, 20]]
+    assert found.tolist() == [[2.0, 2.0, 1.0], [5.0, 0.0, -1.0]]
 
 
 def test_minus_infinity_comes_last():
