@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_vis._params import FeatureVisParams
 from sae_vis._ranking import largest_of_any_width
-from sae_vis._shown import EffectAt, ShownFeature
+from sae_vis._shown import ByPlace, EffectAt, ShownFeature
 from sae_vis._statistics import FeatureActivations, histogram, histograms, moments, significant
 from sae_vis.data_storing_fns import (
     ActivationsData,
@@ -41,24 +41,32 @@ def sequence_data(
     padding: int | None,
 ) -> SequenceData:
     """A shown sequence, from what was looked up and measured at its places."""
-    predicted = [start + at > 0 and token != padding for at, token in enumerate(token_ids)]
-    measured = [_measured(effect_at, places, predicted) for effect_at in seen.effects.values()]
+    unpredicted = [at for at, token in enumerate(token_ids) if token == padding] if padding in token_ids else []
+    if start == 0:
+        unpredicted.append(0)
+    measured = [_measured(effect_at, places, unpredicted) for effect_at in seen.effects.values()]
     losses, effects = measured[0] if measured else ([None] * len(token_ids), [])
-    acts = [seen.activation.get(place, 0.0) for place in places]
+    acts = [0.0] * len(token_ids)
+    for place, value in seen.activation.within(places):
+        acts[place - places.start] = value
     both = FullEffects(*measured[1]) if len(measured) > 1 else None
     return SequenceData(row, start, bold, token_ids, acts, losses, effects, both)
 
 
 def _measured(
-    effect_at: Mapping[int, EffectAt], places: range, predicted: Sequence[bool]
+    effect_at: ByPlace[EffectAt], places: range, unpredicted: Sequence[int]
 ) -> tuple[list[float | None], list[TokenEffect]]:
     """The loss contributions of the tokens that are predicted, and the tokens that are raised and lowered there."""
-    losses: list[float | None] = []
+    losses: list[float | None] = [0.0] * len(places)
+    for at in unpredicted:
+        losses[at] = None
     effects = []
-    for at, (place, is_predicted) in enumerate(zip(places, predicted, strict=True)):
-        effect = effect_at.get(place)
-        losses.append((effect.loss if effect else 0.0) if is_predicted else None)
-        if is_predicted and effect and (effect.raised_ids or effect.lowered_ids):
+    for place, effect in effect_at.within(places):
+        at = place - places.start
+        if losses[at] is None:
+            continue
+        losses[at] = effect.loss
+        if effect.raised_ids or effect.lowered_ids:
             effects.append(TokenEffect(at, *effect[1:]))
     return losses, effects
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -177,8 +177,9 @@ class FeatureFetcher:
             missing = asked[~torch.isin(asked, torch.tensor(folder.finished, dtype=torch.int64))]
             features = self._features(missing, asked)
             try:
-                while part := list(itertools.islice(features, FEATURES_A_PART)):
-                    folder.add(part)
+                with _Writer(folder.add) as writer:
+                    while part := list(itertools.islice(features, FEATURES_A_PART)):
+                        writer.write(part)
             except KeyboardInterrupt:
                 told = self._told(len(folder.finished), len(asked))
                 raise Interrupted(
@@ -470,10 +471,9 @@ class FeatureFetcher:
         panel: LogitPanel | None,
         tables: _Tables,
     ) -> FeatureData:
-        groups = []
+        groups = [group for group, _ in one.groups]
         for group, windows in one.groups:
-            sequences = [self._sequence(window, seen) for window in windows]
-            groups.append(dataclasses.replace(group, sequences=sequences))
+            group.sequences = [self._sequence(window, seen) for window in windows]
         against = self._counterexamples(one.against, seen)
         shown = [sequence for group in groups for sequence in group.sequences] + (
             against.sequences() if against else []
@@ -564,6 +564,32 @@ class FeatureFetcher:
         return MultiFeatureData(
             features, texts.text, texts.partial, dict(sorted(rows.items())), self.fvp, self.provenance
         )
+
+
+class _Writer:
+    """Writes finished features while the next ones are made: most of it is compressing, which needs no interpreter."""
+
+    def __init__(self, write: Callable[[list[FeatureData]], None]) -> None:
+        self._write, self._thread = write, ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def write(self, part: list[FeatureData]) -> None:
+        """Write a part when the one before is written; what went wrong with that one is raised here."""
+        self._wait()
+        self._last = self._thread.submit(self._write, part)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """What was given is written, also when something else went wrong."""
+        with self._thread:
+            self._wait()
 
 
 def _logit_weights(formula: FormulaTail | None, ids: Sequence[int], some: slice) -> Tensor | None:

@@ -14,7 +14,7 @@ from sae_vis._ablation import Tail, check_finite_effects
 from sae_vis._full_ablation import FullAblation, RowAblation
 from sae_vis._measure_direct import Corpus, DirectEffects, measure_direct
 from sae_vis._params import Ablation
-from sae_vis._shown import EffectAt, ShownFeature, Window, rounded, shown_activations, shown_places
+from sae_vis._shown import ByPlace, EffectAt, ShownFeature, Window, rounded, shown_activations, shown_places
 from sae_vis._statistics import FeatureActivations, Ints
 
 
@@ -37,12 +37,12 @@ class Measured:
     def __init__(self, features: Sequence[FeatureActivations], shown: Sequence[Ints], seq_len: int) -> None:
         self._features, self._shown, self._seq_len = features, shown, seq_len
         self.direct: DirectEffects | None = None
-        self.full: list[dict[int, EffectAt]] | None = None
+        self.full: list[ByPlace[EffectAt]] | None = None
 
     def of(self, index: int) -> ShownFeature:
         """The activations and the effects of the ``index``-th feature on the tokens that it shows."""
         activation = shown_activations(self._features[index], self._shown[index], self._seq_len)
-        effects: dict[Ablation, dict[int, EffectAt]] = {}
+        effects: dict[Ablation, ByPlace[EffectAt]] = {}
         if self.direct is not None:
             effects["direct"] = self.direct.of(index)
         if self.full is not None:
@@ -71,7 +71,7 @@ def measure(
     if methods.direct is not None:
         result.direct = measure_direct(methods.direct, corpus, features, shown, n_changes, memory_bytes, on_rows)
     if methods.full is not None:
-        result.full = [{} for _ in features]
+        result.full = [ByPlace() for _ in features]
         rows = np.unique(np.concatenate([places // seq_len for places in shown] or [np.zeros(0, dtype=np.int64)]))
         for start in range(0, len(rows), corpus.rows_a_batch):
             batch = _Batch.of(rows[start : start + corpus.rows_a_batch], corpus)

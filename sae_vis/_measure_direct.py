@@ -18,7 +18,7 @@ from sae_vis._ablation import Effects, FormulaTail, Pairs, Tail, check_finite_ef
 from sae_vis._activations import write_scale
 from sae_vis._direct_effects import direct_effects_by_formula
 from sae_vis._ending import Ending
-from sae_vis._shown import EffectAt, rounded
+from sae_vis._shown import ByPlace, EffectAt, rounded
 from sae_vis._statistics import FeatureActivations, Ints
 from sae_vis.model_fns import Encoder, LanguageModel
 
@@ -71,11 +71,11 @@ class DirectEffects(NamedTuple):
     predicted: Ints
     effects: Effects
 
-    def of(self, index: int) -> dict[int, EffectAt]:
+    def of(self, index: int) -> ByPlace[EffectAt]:
         """The effects of one feature by the place of the token that is predicted."""
         own = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         effects = rounded(Effects(*(values[own] for values in self.effects)))
-        return dict(zip(self.predicted[own].tolist(), effects, strict=True))
+        return ByPlace(zip(self.predicted[own].tolist(), effects, strict=True))
 
 
 class _Pairs(NamedTuple):

@@ -14,7 +14,7 @@ from sae_vis._prompt_comparison import ComparedFeature, Pair, PromptComparisonDa
 from sae_vis._prompt_scoring import Ranking
 from sae_vis._prompt_view import PromptFetcher
 from sae_vis._run import Run
-from sae_vis._shown import ShownFeature
+from sae_vis._shown import ByPlace, ShownFeature
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import LOSS_SCORES, LogitsData, MultiFeatureData, SequenceData, SequenceGroupData
 from sae_vis.utils_fns import round_significant
@@ -145,7 +145,9 @@ class Comparer:
 
     def _sequence(self, which: int, feature: int) -> SequenceData:
         ids, measured = self.ids[which], self.fetchers[which].measured
-        nowhere = ShownFeature({}, {ablation: {} for ablation in measured})  # not active: its effect is exactly 0
+        nowhere = ShownFeature(
+            ByPlace(), {ablation: ByPlace() for ablation in measured}
+        )  # not active: its effect is exactly 0
         seen = self.seen[which].get(feature, nowhere)
         return sequence_data(0, 0, 0, ids, range(len(ids)), seen, self.run.model.padding_id())
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import functools
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from sae_vis._ablation import Effects
 from sae_vis._params import Ablation
 from sae_vis._statistics import Example, FeatureActivations, Ints, significant
+
+V = TypeVar("V")
 
 LOSS_DECIMALS = 5
 LOGPROB_DIGITS = 4
@@ -45,14 +49,28 @@ class EffectAt(NamedTuple):
     lowered: list[float]
 
 
+class ByPlace(dict[int, V]):
+    """What a feature has at places (``row * seq_len + position``), which rise; a missing place has nothing."""
+
+    def within(self, places: range) -> Iterator[tuple[int, V]]:
+        """What it has at some places that follow each other, without a look at each of them."""
+        rising = self._rising
+        for place in rising[bisect_left(rising, places.start) : bisect_left(rising, places.stop)]:
+            yield place, self[place]
+
+    @functools.cached_property
+    def _rising(self) -> list[int]:
+        return sorted(self)
+
+
 class ShownFeature(NamedTuple):
-    """A feature's activations and effects by place (``row * seq_len + position``); a missing place has none.
+    """A feature's activations and effects by place.
 
     ``effects`` has an entry for each way in which they were measured, the one that is shown first before the other.
     """
 
-    activation: dict[int, float]
-    effects: Mapping[Ablation, dict[int, EffectAt]]
+    activation: ByPlace[float]
+    effects: Mapping[Ablation, ByPlace[EffectAt]]
 
 
 def shown_places(windows: Sequence[Window], seq_len: int) -> Ints:
@@ -61,11 +79,11 @@ def shown_places(windows: Sequence[Window], seq_len: int) -> Ints:
     return np.unique(np.concatenate(pieces)) if pieces else np.zeros(0, dtype=np.int64)
 
 
-def shown_activations(acts: FeatureActivations, places: Ints, seq_len: int) -> dict[int, float]:
+def shown_activations(acts: FeatureActivations, places: Ints, seq_len: int) -> ByPlace[float]:
     """The feature's activations at the places where it has one."""
     own = acts.rows * seq_len + acts.positions
     found = np.isin(own, places, assume_unique=True)
-    return dict(zip(own[found].tolist(), acts.values[found].tolist(), strict=True))
+    return ByPlace(zip(own[found].tolist(), acts.values[found].tolist(), strict=True))
 
 
 def rounded(effects: Effects) -> list[EffectAt]:

@@ -6,6 +6,7 @@ ranked, counted or shown uses the rounded values; so neither the batch size nor 
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -207,15 +208,11 @@ def quantile_knots(raw: Floats) -> tuple[list[float], list[int]]:
     """
     if not len(raw):
         return [], []
-    falling = np.sort(raw)[::-1]
     ranks = knot_ranks(len(raw))
-    values = [
-        float(falling[rank - 1]) if rank <= EXACT_KNOTS else round_significant(float(falling[rank - 1]), FLOAT32_DIGITS)
-        for rank in ranks
-    ]
-    for i in range(1, len(values)):  # rounding must not lift a value above the exact ones before it
-        values[i] = min(values[i], values[i - 1])
-    return values, ranks
+    values = np.sort(raw)[::-1][np.array(ranks) - 1]
+    values[EXACT_KNOTS:] = significant(values[EXACT_KNOTS:], FLOAT32_DIGITS)
+    # Rounding must not lift a value above the exact ones before it.
+    return np.minimum.accumulate(values).tolist(), ranks
 
 
 def knot_ranks(n_active: int) -> list[int]:
@@ -267,19 +264,21 @@ IsNew = Callable[[Example], bool]
 
 def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The finaliser of the SplitMix64 generator (Steele, Lea and Flood 2014): a well-mixed hash of 64 bits."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    x = x + np.uint64(0x9E3779B97F4A7C15)  # of arrays: they wrap around without a warning
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def priorities(seed: int, feature: int, rows: Ints, positions: Ints) -> npt.NDArray[np.uint64]:
     """The random order of candidates: a hash of seed, feature, row in the whole set of tokens, and position."""
-    hashed = splitmix64(np.array([seed], dtype=np.uint64))
-    hashed = splitmix64(hashed ^ np.uint64(feature))
-    hashed = splitmix64(hashed ^ rows.astype(np.uint64))
+    hashed = splitmix64(rows.astype(np.uint64) ^ _hash_of(seed, feature))
     return splitmix64(hashed ^ positions.astype(np.uint64))
+
+
+@functools.lru_cache(64)  # several draws for each feature, one after the other
+def _hash_of(seed: int, feature: int) -> np.uint64:
+    return splitmix64(splitmix64(np.array([seed], dtype=np.uint64)) ^ np.uint64(feature))[0]  # type: ignore[no-any-return]
 
 
 def top_examples(
@@ -290,7 +289,7 @@ def top_examples(
     is_new: IsNew | None = None,
 ) -> list[Example]:
     """The positions with the largest activations; ties go to the lower row, then the lower position."""
-    order = np.lexsort((acts.positions, acts.rows, -acts.values))
+    order = np.argsort(-acts.values, kind="stable")  # they stand in order of their places
     return _take(order, acts, size, buffer, allow_overlap, is_new)
 
 
@@ -314,7 +313,7 @@ def interval_examples(
     intervals = []
     for i in reversed(range(n_groups)):
         members = by_interval[ends[i] : ends[i + 1]]
-        order = members[np.lexsort((acts.positions[members], acts.rows[members], priority[members]))]
+        order = members[np.argsort(priority[members], kind="stable")]  # likewise
         examples = _take(order, acts, size, buffer, allow_overlap, is_new)
         share = len(members) / acts.n_counted
         of_activation = float(sums[i] / sums.sum())
