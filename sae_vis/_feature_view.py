@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -74,6 +74,8 @@ from sae_vis.model_fns import WritePath
 from sae_vis.utils_fns import decimals_for, format_fixed, round_significant
 
 CHECKED_ROWS = 2
+T = TypeVar("T")
+
 FEATURES_A_PART = 128  # of a folder that they are written to
 
 
@@ -283,8 +285,7 @@ class FeatureFetcher:
                 _logit_weights(formula, ids, some)
             raise
         del kept
-        for some in self._pieces(len(ids)):
-            panels = LogitPanels.of(_logit_weights(formula, ids, some), self.fvp)
+        for some, panels in _one_ahead(self._panels(formula, ids)):
             for index in range(some.start, some.stop):
                 row = decoder_rows[index].cpu().numpy().astype(np.float64)
                 acts = self._activations(store, index)
@@ -299,6 +300,11 @@ class FeatureFetcher:
         """The features in pieces whose logit weights may be in memory together."""
         step = logits_at_a_time(self.run.model.d_vocab)
         return (slice(start, min(start + step, n_features)) for start in range(0, n_features, step))
+
+    def _panels(self, formula: FormulaTail | None, ids: Sequence[int]) -> Iterator[tuple[slice, LogitPanels]]:
+        """Some of the features, and their logit panels."""
+        for some in self._pieces(len(ids)):
+            yield some, LogitPanels.of(_logit_weights(formula, ids, some), self.fvp)
 
     def _activations(self, store: ActivationStore, index: int) -> FeatureActivations:
         places, values = store.of(index)
@@ -564,6 +570,22 @@ class FeatureFetcher:
         return MultiFeatureData(
             features, texts.text, texts.partial, dict(sorted(rows.items())), self.fvp, self.provenance
         )
+
+
+def _one_ahead(values: Iterator[T]) -> Iterator[T]:
+    """The values, each computed while what is done with the one before goes on: tensors need no interpreter."""
+    nothing: Any = object()
+
+    @torch.no_grad()  # a thread has a mode of its own
+    def following() -> T:
+        return next(values, nothing)
+
+    with ThreadPoolExecutor(1) as thread:
+        value = following()
+        while value is not nothing:
+            coming = thread.submit(following)
+            yield value
+            value = coming.result()
 
 
 class _Writer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 
@@ -27,12 +28,15 @@ from sae_vis.utils_fns import (
 NOTHING = Html("")
 TOKEN_LIMIT = 48  # characters of a token that are shown; the title of a longer one tells more
 TITLE_LIMIT = 400
+_SIMPLE = re.compile(r" ?[!#-%(-;=?-~]+(?: [!#-%(-;=?-~]+)*")  # visible, and none of it means anything in HTML
 
 # --- token text --------------------------------------------------------------------------------------------------
 
 
 def token_text(text: str) -> Html:
     """A token's text with its whitespace made visible and everything invisible named; never more than a line."""
+    if len(text) <= TOKEN_LIMIT and _SIMPLE.fullmatch(text):  # most of a vocabulary
+        return Html(_mark("·") + text[1:]) if text[0] == " " else Html(text)
     shown = _pieces(printable(shorten(text, TOKEN_LIMIT)))
     if len(text) <= TOKEN_LIMIT:
         return shown

@@ -6,8 +6,10 @@ import inspect
 import re
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from sae_vis import _page, _prompt_comparison, _prompt_panels, _site, _templates, html_fns
+from sae_vis import _page, _prompt_comparison, _prompt_panels, _site, _templates, html_fns, utils_fns
 from sae_vis._templates import Html
 
 
@@ -16,6 +18,16 @@ def numbers(path):
 
 
 # --- tokens ------------------------------------------------------------------------------------------------------
+
+
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7F), max_size=60))
+@example("a  b")
+@example(" ")
+@example("a ")
+def test_plain_tokens_look_as_any_text_does(text):
+    pieces = html_fns._pieces(utils_fns.printable(text))
+    assert html_fns.token_text(text) == pieces or len(text) > html_fns.TOKEN_LIMIT
+    assert isinstance(html_fns.token_text(text), Html)
 
 
 def test_token_text_marks_whitespace_apart_from_text():
