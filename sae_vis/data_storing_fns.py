@@ -1224,13 +1224,15 @@ class MultiFeatureData(Saved, TextTwin):
         features = None
         if self.params.features is not None and other.params.features is not None:
             features = tuple(sorted({*self.params.features, *other.params.features}))
+        kept = self.provenance.map_variance
+        kept = other.provenance.map_variance if kept is None else kept
         return MultiFeatureData(
             feature_data_dict=_feature_folder.joined(self.feature_data_dict, other.feature_data_dict),
             vocab=dict(_merged("vocab", self.vocab, other.vocab)),
             vocab_bytes=dict(_merged("vocab_bytes", self.vocab_bytes, other.vocab_bytes)),
             rows=_merged("rows", self.rows, other.rows),
             params=dataclasses.replace(self.params, features=features),
-            provenance=self.provenance,
+            provenance=dataclasses.replace(self.provenance, map_variance=kept),
         )
 
     def _with_context(self, feature: FeatureData) -> FeatureData:
@@ -1522,9 +1524,12 @@ def _some(values: Sequence[object], at_most: int = 8) -> str:
 
 
 def _check_same_run(one: MultiFeatureData, other: MultiFeatureData) -> None:
+    # The variance of the map tells of the encoder, whose digest is compared: older files have none, and its last digit may be
+    # another machine's.
+    told = dataclasses.replace(other.provenance, map_variance=one.provenance.map_variance)
     for what, mine, others in (
         ("parameters", *(dataclasses.replace(data.params, **RUN_OPTIONS) for data in (one, other))),
-        ("provenance", one.provenance, other.provenance),
+        ("provenance", one.provenance, told),
     ):
         names = [f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) != getattr(others, f.name)]  # type: ignore[arg-type]
         if names:

@@ -497,6 +497,17 @@ def test_merge_refuses_what_does_not_belong_together():
         one.merge([])
 
 
+@pytest.mark.parametrize(("own", "others", "kept"), [(0.25, None, 0.25), (None, 0.5, 0.5), (0.25, 0.26, 0.25)])
+def test_merge_takes_what_the_map_holds_from_where_it_is_known(own, others, kept):
+    """It tells of the encoder, not of the run: files of before it was measured have none."""
+    _, one, other = halves()
+    one.provenance = dataclasses.replace(one.provenance, map_variance=own)
+    other.provenance = dataclasses.replace(other.provenance, map_variance=others)
+    merged = one.merge(other)
+    assert merged.provenance == dataclasses.replace(one.provenance, map_variance=kept)
+    assert [data.provenance.map_variance for data in (one, other)] == [own, others]
+
+
 # --- notebooks ---------------------------------------------------------------------------------------------------
 
 
