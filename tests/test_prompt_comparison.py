@@ -242,7 +242,8 @@ def test_a_file_of_before_there_was_a_heat_map_loads_and_has_one_of_its_features
 
 def test_the_heat_map_of_an_older_file_is_the_same_where_it_has_all_features():
     for ablation in ("direct", ("direct", "full")):
-        data = compared((7, PAD, 21, 12), (9, PAD, 33, 12), ablation=ablation)
+        data = compared((7, PAD, 21, 12), (9, 33, 21, 12), ablation=ablation)
+        assert (2, 2) in data.pairs  # of them only the one is predicted
         older = dataclasses.replace(data, heat_map={}, rows={})
         assert page_data(older.get_html(), "heat") == page_data(data.get_html(), "heat")
 
