@@ -143,7 +143,8 @@
     key.replaceChildren(low, ...swatches, high);
   };
 
-  /* The chosen token's column, which is brought into view, and the chosen feature's row. */
+  /* The chosen token's column, which is brought into view, and the chosen feature's row. Where all tokens are chosen, what is
+     strongest is brought into view. */
   const mark = () => {
     const grid = panel.querySelector(".heat-grid");
     for (const cell of grid.querySelectorAll(".at")) cell.classList.remove("at");
@@ -152,9 +153,13 @@
       row.setAttribute("aria-selected", String(Number(row.dataset.feature) === state.feature));
     }
     const scroll = panel.querySelector(".heat-scroll");
-    const chosen = grid.querySelector("thead .at");
-    if (!chosen) return;
     const names = grid.querySelector(".corner").offsetWidth;
+    const chosen = grid.querySelector("thead .at");
+    if (!chosen) {
+      const strongest = grid.querySelector(`thead [data-at="${metric().rows[0]?.[4]}"]`);
+      if (strongest) scroll.scrollLeft = strongest.offsetLeft - (names + scroll.clientWidth) / 2;
+      return;
+    }
     const left = chosen.offsetLeft - names;
     const right = chosen.offsetLeft + chosen.offsetWidth - scroll.clientWidth;
     if (scroll.scrollLeft > left) scroll.scrollLeft = left;

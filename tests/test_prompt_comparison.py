@@ -446,6 +446,26 @@ def test_a_cell_of_the_heat_map_tells_both_scores_and_chooses_its_pair(show, man
 
 
 @in_browser
+def test_where_no_pair_is_chosen_the_strongest_difference_is_in_view_and_titles_are_whole(show):
+    data = make_comparison(30, n_top=3, first_group_size=4)
+    row = data.heat_map["act_size"][0]
+    opened = show(data.get_html(score_name="act_size"), size=(320, 800))
+    peak = row.positions[row.scores.index(max(row.scores, key=abs))]
+    (cell,) = opened.boxes(f'.heat tbody tr:first-child td[data-at="{peak + 1}"]')
+    (name,) = opened.boxes(".heat tbody tr:first-child th")
+    (scroll,) = opened.boxes(".heat-scroll")
+    assert name["right"] <= cell["left"] + 1
+    assert cell["right"] <= scroll["right"] + 1
+    opened.page.locator(".strip button").nth(4).click()
+    expect(opened.page.locator(".strip button").nth(4)).to_have_attribute("aria-checked", "true")
+    titles, scores = opened.boxes(".prompt-column h2"), opened.boxes(".prompt-column [data-slot=score]")
+    assert titles
+    for title, score in zip(titles, scores, strict=True):
+        assert title["height"] < 30  # one line, the score below it
+        assert score["top"] >= title["bottom"] - 1
+
+
+@in_browser
 def test_whole_rows_open_beside_the_examples_but_not_below_the_prompts(show, many):
     opened = show(many.get_html(score_name="act_size"))
     column = opened.page.locator(".prompt-columns > article").first
