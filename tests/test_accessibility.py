@@ -651,6 +651,18 @@ def test_forced_colours_leave_the_data_its_colours_and_its_text(show, features_p
     assert min(ratio for ratio, *_ in found["texts"]) >= 4.5
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_forced_colours_leave_the_heat_map_and_whole_rows_their_colours(show, comparison_page, theme):
+    opened = show(comparison_page, color_scheme=theme, forced_colors="active")
+    cells = "[...document.querySelectorAll('.heat td[data-text]')].map(c => getComputedStyle(c).backgroundColor)"
+    assert len(set(opened.js(cells))) > 5
+    opened.page.locator(".seqs:not(.prompt) .seq").first.press("Enter")
+    expect(opened.page.locator(".whole .tokens .b")).to_be_visible()
+    row = "getComputedStyle(document.querySelector('.whole .b'))"
+    assert "linear-gradient" in opened.js(f"{row}.backgroundImage")
+    assert opened.js(f"{row}.color") == ("rgb(0, 0, 0)" if theme == "light" else "rgb(255, 255, 255)")
+
+
 def test_nothing_moves_for_those_who_asked_for_that(show, features_page):
     opened = show(features_page, reduced_motion="reduce")
     moving = """[...document.querySelectorAll("*")].filter((e) => {
