@@ -1,17 +1,11 @@
-/* The heat map of a prompt: features × tokens for the metric that is chosen, strongest features first. A cell chooses its token
-   and marks its feature's column, and a feature's name the token where it is strongest; one cell is a tab stop, and the arrow keys
-   move from cell to cell. */
+/* The heat map of a prompt: features × tokens for the metric that is chosen, strongest features first; of two prompts, features ×
+   aligned tokens. A cell chooses its token and marks its feature's column, and a feature's name the token where it is strongest; one
+   cell is a tab stop, and the arrow keys move from cell to cell. */
 (() => {
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});
-  const ABOUT = {
-    act_size: "the features with the largest activation on any token",
-    act_quantile: "the features that are most unusually active on any token",
-    loss_effect: "the features that lower the loss of any token most",
-    loss_effect_full: "the features that lower the loss of any token most when they are taken out at the hook point",
-  };
-  const WHAT = { act_size: "activation", act_quantile: "quantile", loss_effect: "loss", loss_effect_full: "loss" };
   let panel, data, tokens, state, shown = null; // the cell that is told of
+  let places; // of two prompts, by position in the strip: the positions in both, null where one has no counterpart
 
   const start = () => {
     panel = document.querySelector(".heat");
@@ -19,7 +13,8 @@
     const rankings = saeVis.data("rankings");
     const strip = document.querySelector(".strip");
     if (!panel || !data || !rankings || !strip) return;
-    tokens = [...strip.querySelectorAll(".text")].map((text) => text.innerHTML);
+    tokens = [...strip.children].map(textsOf);
+    places = rankings.places;
     state = { position: rankings.position, metric: rankings.metric, feature: null };
     document.addEventListener("sae-vis-prompt", (event) => follow(event.detail));
     panel.querySelector(".heat-size").addEventListener("change", draw);
@@ -51,10 +46,19 @@
     else mark();
   };
 
+  /* The html of the token at a place of the strip, or of both tokens if they differ; it is escaped. */
+  const textsOf = (button) => {
+    const texts = [...button.querySelectorAll(".text")].map((text) => text.innerHTML);
+    return texts[0] === texts[1] ? texts.slice(1) : texts;
+  };
+
   /* --- drawing --- */
 
+  const metric = () => data.metrics[state.metric] ?? { rows: [], key: [] };
+  const columns = () => tokens.slice(data.first);
+
   const shownRows = () => {
-    const rows = (data.rows[state.metric] ?? []).slice(0, Number(panel.querySelector(".heat-size").value));
+    const rows = metric().rows.slice(0, Number(panel.querySelector(".heat-size").value));
     const byPlace = panel.querySelector(".heat-order").value === "place";
     return byPlace ? rows.map((row, rank) => [row, rank]).sort(([a, i], [b, j]) => a[4] - b[4] || i - j).map(([row]) => row) : rows;
   };
@@ -75,13 +79,13 @@
     const rows = shownRows();
     tell(null);
     const grid = panel.querySelector(".heat-grid");
-    panel.querySelector(".heat-more").hidden = rows.length >= (data.rows[state.metric] ?? []).slice(0, panel.querySelector(".heat-size").lastChild.value).length;
-    grid.style.setProperty("--tokens", tokens.length);
-    panel.querySelector(".heat-about").textContent = rows.length ? ABOUT[state.metric] : "no feature has a score here";
-    grid.setAttribute("aria-label", `Heat map, ${WHAT[state.metric]}: ${rows.length} features by ${tokens.length} tokens`);
+    panel.querySelector(".heat-more").hidden = rows.length >= metric().rows.slice(0, panel.querySelector(".heat-size").lastChild.value).length;
+    grid.style.setProperty("--tokens", columns().length);
+    panel.querySelector(".heat-about").textContent = rows.length ? metric().about : "no feature has a score here";
+    grid.setAttribute("aria-label", `Heat map, ${places ? "difference of " : ""}${metric().what}: ${rows.length} features by ${columns().length} ${places ? "pairs of tokens" : "tokens"}`);
     const head = element("thead");
     const top = element("tr", {}, { role: "row" });
-    top.append(element("th", { textContent: "Feature" }, { role: "columnheader", class: "corner" }), ...tokens.map(header));
+    top.append(element("th", { textContent: "Feature" }, { role: "columnheader", class: "corner" }), ...columns().map((texts, at) => header(texts, at + data.first)));
     head.append(top);
     const body = element("tbody");
     body.append(...rows.map(line));
@@ -91,11 +95,18 @@
     rove(grid.querySelector(`td[data-at="${state.position}"]`) ?? grid.querySelector("td"));
   };
 
-  const header = (html, position) => {
-    const cell = element("th", {}, { role: "columnheader", "data-at": position, title: `Position ${position}` });
-    cell.append(element("span", { innerHTML: html })); // escaped already: it is the strip's
+  const header = (texts, position) => {
+    const title = places ? `Positions ${placeOf(position)}` : `Position ${position}`;
+    const cell = element("th", {}, { role: "columnheader", "data-at": position, title });
+    cell.append(...texts.map((innerHTML) => element("span", { innerHTML })));
+    if (texts.length > 1) {
+      cell.className = "two";
+      cell.setAttribute("aria-label", [...cell.children].map((text) => text.textContent).join(" \u2192 "));
+    }
     return cell;
   };
+
+  const placeOf = (position) => (places ? places[position].map((at) => at ?? "\u2013").join(", ") : position);
 
   const line = ([feature, positions, strengths, texts, peak]) => {
     const row = element("tr", {}, { role: "row", "data-feature": feature });
@@ -103,7 +114,7 @@
     const label = data.labels[feature] ?? "";
     name.append(element("b", { textContent: feature }), element("bdi", { textContent: label ? ` ${label}` : "" }));
     const found = new Map(positions.map((position, place) => [position, place]));
-    row.append(name, ...tokens.map((_, position) => cellAt(position, found.get(position), strengths, texts)));
+    row.append(name, ...columns().map((_, at) => cellAt(at + data.first, found.get(at + data.first), strengths, texts)));
     return row;
   };
 
@@ -112,26 +123,28 @@
     if (place === undefined) return cell;
     const strength = strengths[place];
     cell.dataset.text = texts[place];
-    cell.className = state.metric.startsWith("loss") ? (strength < 0 ? "lowers" : "raises") : "acts";
+    cell.className = kindOf(strength);
     cell.style.setProperty("--s", Math.abs(strength) / 100);
     return cell;
   };
 
-  const spoken = (text) => (text ? `${WHAT[state.metric]} ${text}` : state.metric.startsWith("loss") ? "no effect" : "not active");
+  const kindOf = (strength) => (metric().signed ? (strength < 0 ? "lowers" : "raises") : "acts");
+  const spoken = (text) => (text ? `${metric().what} ${text}` : metric().nothing);
 
   const drawKey = () => {
     const key = panel.querySelector(".heat-key");
-    const steps = state.metric.startsWith("loss") ? [-1, -0.6, -0.25, 0.25, 0.6, 1] : [0.1, 0.325, 0.55, 0.775, 1];
-    const [low, high] = { act_size: ["weak", "strongest here"], act_quantile: ["usual", "99.999 %"] }[state.metric] ?? ["lowers the loss", "raises it"];
+    const steps = metric().signed ? [-1, -0.6, -0.25, 0.25, 0.6, 1] : [0.1, 0.325, 0.55, 0.775, 1];
+    const [low, high] = metric().key;
     const swatches = steps.map((step) => {
-      const swatch = element("i", { className: state.metric.startsWith("loss") ? (step < 0 ? "lowers" : "raises") : "acts" });
+      const swatch = element("i", { className: kindOf(step) });
       swatch.style.setProperty("--s", Math.abs(step));
       return swatch;
     });
     key.replaceChildren(low, ...swatches, high);
   };
 
-  /* The chosen token's column, which is brought into view, and the chosen feature's row. */
+  /* The chosen token's column, which is brought into view, and the chosen feature's row. Where all tokens are chosen, what is
+     strongest is brought into view. */
   const mark = () => {
     const grid = panel.querySelector(".heat-grid");
     for (const cell of grid.querySelectorAll(".at")) cell.classList.remove("at");
@@ -140,9 +153,13 @@
       row.setAttribute("aria-selected", String(Number(row.dataset.feature) === state.feature));
     }
     const scroll = panel.querySelector(".heat-scroll");
-    const chosen = grid.querySelector("thead .at");
-    if (!chosen) return;
     const names = grid.querySelector(".corner").offsetWidth;
+    const chosen = grid.querySelector("thead .at");
+    if (!chosen) {
+      const strongest = grid.querySelector(`thead [data-at="${metric().rows[0]?.[4]}"]`);
+      if (strongest) scroll.scrollLeft = strongest.offsetLeft - (names + scroll.clientWidth) / 2;
+      return;
+    }
     const left = chosen.offsetLeft - names;
     const right = chosen.offsetLeft + chosen.offsetWidth - scroll.clientWidth;
     if (scroll.scrollLeft > left) scroll.scrollLeft = left;
@@ -165,7 +182,6 @@
     cell.tabIndex = 0;
   };
 
-  const NAME = -1; // the column of the features' names
   const MOVES = {
     ArrowLeft: (row, at) => [row, at - 1],
     ArrowRight: (row, at) => [row, at + 1],
@@ -173,7 +189,7 @@
     ArrowDown: (row, at) => [row + 1, at],
     PageUp: (row, at) => [row - 10, at],
     PageDown: (row, at) => [row + 10, at],
-    Home: (row) => [row, 0],
+    Home: (row) => [row, data.first],
     End: (row) => [row, Infinity],
   };
 
@@ -187,12 +203,13 @@
     if (!MOVES[event.key]) return;
     event.preventDefault();
     const rows = [...panel.querySelectorAll("tbody tr")];
-    let [row, at] = MOVES[event.key](rows.indexOf(cell.parentElement), Number(cell.dataset.at ?? NAME));
+    const name = data.first - 1; // the column of the features' names
+    let [row, at] = MOVES[event.key](rows.indexOf(cell.parentElement), Number(cell.dataset.at ?? name));
     if (event.ctrlKey && event.key === "Home") row = 0;
     if (event.ctrlKey && event.key === "End") row = Infinity;
     row = Math.max(0, Math.min(rows.length - 1, row));
-    at = Math.max(NAME, Math.min(tokens.length - 1, at));
-    const next = rows[row].querySelector(at === NAME ? "th" : `td[data-at="${at}"]`);
+    at = Math.max(name, Math.min(tokens.length - 1, at));
+    const next = rows[row].querySelector(at === name ? "th" : `td[data-at="${at}"]`);
     rove(next);
     next.focus();
   };
@@ -208,7 +225,10 @@
     const label = data.labels[feature];
     tip.replaceChildren(element("b", { textContent: `Feature ${feature}` }), element("bdi", { textContent: label ? ` ${label}` : "" }));
     if (cell.dataset.at === undefined) tip.append(": go where it is strongest");
-    else tip.append(" on ", element("span", { className: "text", innerHTML: tokens[cell.dataset.at] }), ` (${cell.dataset.at}): `, spoken(cell.dataset.text));
+    else {
+      const texts = tokens[cell.dataset.at].flatMap((innerHTML, which) => [which ? " \u2192 " : " on ", element("span", { className: "text", innerHTML })]);
+      tip.append(...texts, ` (${placeOf(cell.dataset.at)}): `, spoken(cell.dataset.text));
+    }
     place();
   };
 

@@ -72,6 +72,14 @@
   };
   overview.tokenHtml = (id) => overview.vocabulary()?.get(id) ?? `<samp>id ${Number(id)}</samp>`;
 
+  /* A number in a column of the table: zeros at its end stay, so that points stand below each other and widths are alike. */
+  overview.formatCell = (name, value) => {
+    const shown = name === "density" ? 100 * value : value;
+    const size = Math.abs(shown);
+    if (!(size >= 1e-4 && size < 999.5)) return overview.format(name, value);
+    return `${shown.toPrecision(3).replace("-", "\u2212")}${name === "density" ? "\u2009%" : ""}`;
+  };
+
   /* Three significant digits, as the page writes numbers; densities in percent. */
   overview.format = (name, value) => {
     if (Number.isNaN(value)) return "–";

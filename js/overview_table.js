@@ -87,7 +87,7 @@
     element.setAttribute("role", "row");
     element.dataset.row = row;
     element.tabIndex = -1;
-    element.append(idCell(id), labelCell(id, row), densityCell(row, dead), cell(dead ? "" : overview.format("max", overview.columns.max?.[row] ?? NaN)));
+    element.append(idCell(id), labelCell(id, row), densityCell(row, dead), cell(dead ? "" : overview.formatCell("max", overview.columns.max?.[row] ?? NaN)));
     element.append(tokensCell(row, "top_tokens"), tokensCell(row, "promoted"));
     return element;
   };
@@ -133,7 +133,7 @@
     const bar = document.createElement("i");
     bar.style.setProperty("--share", Math.max(0.02, 1 - Math.log10(density) / lowest).toFixed(3));
     element.className = "density";
-    element.append(bar, overview.format("density", density));
+    element.append(bar, overview.formatCell("density", density));
     return element;
   };
 

@@ -92,8 +92,8 @@
     });
   };
   const printable = (text) => {
-    if (!text) return [saeVis.element("i", {}, "\u2039")];
-    if (/^\p{M}/u.test(text)) return [saeVis.element("i", {}, "\u25cc"), text];
+    if (!text) return [saeVis.element("i", { class: "in" }, "\u2039")];
+    if (/^\p{M}/u.test(text)) return [saeVis.element("i", { class: "in" }, "\u25cc"), text];
     return [...text].map((char) => {
       if (/\p{C}|[\p{Z}\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0]/u.test(char)) return saeVis.element("samp", {}, `U+${hex(char)}`);
       return char;

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
+from sae_vis import _rows
 from sae_vis._assemble import sequence_data, sequence_token_ids
-from sae_vis._prompt_comparison import ComparedFeature, Pair, PromptComparisonData
+from sae_vis._prompt_comparison import DIFFERENCE_DIGITS, NOISE, ComparedFeature, Pair, PromptComparisonData
+from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, heat_rows
 from sae_vis._prompt_scoring import Ranking
-from sae_vis._prompt_view import PromptFetcher
+from sae_vis._prompt_view import PromptFetcher, kept_rows
 from sae_vis._run import Run
 from sae_vis._shown import ByPlace, ShownFeature
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import LOSS_SCORES, LogitsData, MultiFeatureData, SequenceData, SequenceGroupData
 from sae_vis.utils_fns import round_significant
-
-DIFFERENCE_DIGITS = 6
 
 
 def aligned(first: Sequence[int], other: Sequence[int]) -> list[Pair]:
@@ -78,9 +78,6 @@ def _scores(fetcher: PromptFetcher) -> dict[str, list[dict[int, float]]]:
     return scores
 
 
-NOISE = 1e-12  # what is left of sums that cancel
-
-
 class Comparer:
     """Both prompts, each run as for a view of its own, so that every number is the same as there."""
 
@@ -95,19 +92,23 @@ class Comparer:
         ]
 
     def data(self) -> PromptComparisonData:
-        """The differences, and the features that they name."""
+        """The differences, their heat map, and the features that either of them names."""
         pairs = aligned(*self.ids)
         differences: dict[Any, list[Ranking]] = {}
         totals: dict[Any, Ranking] = {}
+        heat: dict[Any, list[HeatRow]] = {}
         for name in self.scores[0]:
             usable = [self._usable(pair) for pair in pairs] if name in LOSS_SCORES else pairs
             of_pairs, total = ranked_differences(self.scores[0][name], self.scores[1][name], usable)
             differences[name] = [ranking[: self.size] for ranking in of_pairs]
             totals[name] = total[: self.size]
+            heat[name] = heat_rows(of_pairs, HEAT_ROWS, "size")
         lists = [*totals.values(), *(ranking for of_pairs in differences.values() for ranking in of_pairs)]
-        named = sorted({feature for ranking in lists for feature, _ in ranking})
-        compared = {feature: self._feature(feature) for feature in named}
-        vocab, vocab_bytes = self._vocabulary(compared)
+        named = {feature for ranking in lists for feature, _ in ranking}
+        named |= {row.feature_idx for rows in heat.values() for row in rows}
+        compared = {feature: self._feature(feature) for feature in sorted(named)}
+        rows = kept_rows(self.features, [one.example_rows() for one in compared.values()])
+        vocab, vocab_bytes = self._vocabulary(compared, rows)
         return PromptComparisonData(
             self.ids[0],
             self.ids[1],
@@ -119,6 +120,8 @@ class Comparer:
             self.features.provenance,
             differences,
             totals,
+            heat,
+            rows,
         )
 
     def _usable(self, pair: Pair) -> Pair:
@@ -157,7 +160,9 @@ class Comparer:
         shown = {token: stored.shown_logits[token] for sequence in top.sequences for token in sequence.token_ids}
         return dataclasses.replace(stored, shown_logits=dict(sorted(shown.items())))
 
-    def _vocabulary(self, compared: Mapping[int, ComparedFeature]) -> tuple[dict[int, str], dict[int, str]]:
+    def _vocabulary(
+        self, compared: Mapping[int, ComparedFeature], rows: Mapping[int, Sequence[int]]
+    ) -> tuple[dict[int, str], dict[int, str]]:
         own, others = {*self.ids[0], *self.ids[1]}, set[int]()
         for feature in compared.values():
             for sequence in (feature.sequence, feature.other_sequence):
@@ -167,6 +172,7 @@ class Comparer:
             if feature.logits is not None:
                 others.update((*feature.logits.top_token_ids, *feature.logits.bottom_token_ids))
         texts, stored = token_texts(self.run.model.tokenizer, own), self.features
+        others |= {token for token in _rows.token_ids(rows.values()) if token in stored.vocab}
         rest = others - own
         known: dict[int, Any] = {i: stored.vocab_bytes[i] for i in rest if i in stored.vocab_bytes}
         return (

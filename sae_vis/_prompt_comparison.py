@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from sae_vis import _json, _page, _text, data_storing_fns, html_fns
+from sae_vis import _json, _page, _rows, _text, data_storing_fns, html_fns
 from sae_vis._checks import check, check_feature_idx, check_finite, check_hex
 from sae_vis._errors import InputError
 from sae_vis._params import FeatureVisParams
+from sae_vis._prompt_panels import HEAT_ROWS, HeatMetric, HeatRow, difference_metric, heat_data, heat_html, heat_rows
 from sae_vis._saved import SavedPage, TextTwin
 from sae_vis._templates import Html, join, template
 from sae_vis.data_storing_fns import (
@@ -25,11 +27,13 @@ from sae_vis.data_storing_fns import (
     SequenceGroupData,
 )
 from sae_vis.html_fns import NOTHING, TokenPrinter
-from sae_vis.utils_fns import decimals_for, format_general, format_quantile, format_signed
+from sae_vis.utils_fns import decimals_for, format_general, format_quantile, format_signed, round_significant
 
 Pair = tuple[int | None, int | None]
 Ranking = list[tuple[int, float]]
 EXAMPLES = 8  # of the top activations that a column shows
+DIFFERENCE_DIGITS = 6
+NOISE = 1e-12  # what is left of sums that cancel
 
 
 @dataclass
@@ -80,6 +84,10 @@ class ComparedFeature:
         label = html_fns.label(self.label or "")
         return html_fns.prompt_column(self.feature_idx, link, label, rank, score, [column], page.params.border)
 
+    def example_rows(self) -> list[int]:
+        """The rows of the examples that the column shows, the strongest first, each once."""
+        return list(dict.fromkeys(sequence.row for sequence in self.top_group.sequences[:EXAMPLES]))
+
     def token_ids(self) -> set[int]:
         """Every token that the column may name."""
         return data_storing_fns.token_ids_of([self.sequence, self.other_sequence, *self.top_group.sequences])
@@ -92,7 +100,11 @@ class PromptComparisonData(SavedPage, TextTwin):
     ``pairs`` aligns their tokens in order: positions of the first and the other, None where one has no counterpart.
     ``differences[score_name][pair]`` lists ``(feature, difference)``, the score on the other prompt less that on the first, the
     largest in size first. ``totals[score_name]`` lists the sums over all pairs. A feature that is not active has the score 0, and
-    so has every one where a token has no counterpart. ``compared_dict`` has the features that are listed anywhere.
+    so has every one where a token has no counterpart. ``heat_map[score_name]`` has the rows of the features with the largest
+    difference at any pair, the largest in size first; their positions are indices of ``pairs``.
+
+    ``compared_dict`` has the features that are listed anywhere, and ``rows`` the whole rows of their examples, where the
+    features' own data has them. ``heat_map`` and ``rows`` are empty in older files.
     """
 
     prompt_token_ids: list[int]
@@ -105,6 +117,8 @@ class PromptComparisonData(SavedPage, TextTwin):
     provenance: Provenance
     differences: dict[ScoreName, list[list[tuple[int, float]]]]
     totals: dict[ScoreName, list[tuple[int, float]]]
+    heat_map: dict[ScoreName, list[HeatRow]] = field(default_factory=dict)
+    rows: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.compared_dict = dict(sorted(self.compared_dict.items()))
@@ -119,6 +133,7 @@ class PromptComparisonData(SavedPage, TextTwin):
             fits = shown == (len(self.prompt_token_ids), len(self.other_token_ids))
             check(fits, self, f"feature {feature} shows prompts of {shown} tokens.")
         self._check_rankings()
+        self._check_heat_map()
         check_hex(self, self.vocab_bytes)
 
     def _check_rankings(self) -> None:
@@ -133,6 +148,15 @@ class PromptComparisonData(SavedPage, TextTwin):
                 check(absent is None, self, f"differences name feature {absent}, which has no data.")
                 check(len(set(features)) == len(features), self, f"a ranking by {name!r} names a feature twice.")
                 check_finite(self, differences=[difference for _, difference in ranked])
+
+    def _check_heat_map(self) -> None:
+        for name, rows in self.heat_map.items():
+            check(name in self.totals, self, f"heat_map has the score {name!r}, which totals have not.")
+            for row in rows:
+                known = row.feature_idx in self.compared_dict
+                check(known, self, f"heat_map names feature {row.feature_idx}, which has no data.")
+                last, n = row.positions[-1], len(self.pairs)
+                check(last < n, self, f"heat_map has pair {last} of {n} pairs.")
 
     def __repr__(self) -> str:
         lengths = f"{len(self.prompt_token_ids)} and {len(self.other_token_ids)} tokens"
@@ -209,13 +233,22 @@ class PromptComparisonData(SavedPage, TextTwin):
 
 # --- the page ------------------------------------------------------------------------------------------------------
 
-_ABOUT = {
+_WHAT: dict[ScoreName, str] = {
+    "act_size": "activation",
+    "act_quantile": "quantile",
+    "loss_effect": "loss",
+    "loss_effect_full": "loss",
+}
+_ABOUT: dict[ScoreName, str] = {
     "act_size": "activation",
     "act_quantile": "quantile",
     "loss_effect": "loss effect",
     "loss_effect_full": "full loss effect",
 }
 _NONE = "No feature to show: none differs here."
+_HEAT: dict[str, HeatMetric] = {
+    name: difference_metric(_WHAT[name], long_name, rooted=name != "act_size") for name, long_name in _ABOUT.items()
+}
 
 
 def _document(data: PromptComparisonData, page: PageContext, position: int) -> Html:
@@ -235,6 +268,7 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
         for feature, one in data.compared_dict.items()
         if feature not in shown
     ]
+    heat = _heat_map(data)
     body = template("comparison_page.html").fill(
         subtitle=data_storing_fns.subtitle_of(page.provenance),
         notes=data_storing_fns.notes_of(page),
@@ -242,12 +276,14 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
         metrics=join(html_fns.prompt_metric(one, data_storing_fns.METRICS[one][0], one == name) for one in data.totals),
         about=_about(name),
         legend=html_fns.legend("the feature’s maximum", data_storing_fns.loss_key_of(page)),
+        heat=heat_html() if any(heat.values()) else NOTHING,
         columns=join(columns),
         none=_NONE,
         none_hidden=Html(" hidden") if columns else NOTHING,
         footer=data_storing_fns.footer_of(page),
         hovertext=html_fns.hovertext(),
     )
+    rows = _rows.chosen(data.rows, [one.example_rows() for one in data.compared_dict.values()])
     ids = {*data.prompt_token_ids, *data.other_token_ids}.union(*(f.token_ids() for f in data.compared_dict.values()))
     state: dict[str, Any] = {
         "position": position,
@@ -265,7 +301,14 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
             for one in data.totals
         },
     }
-    elements = [data_storing_fns.vocab_element(page, ids), _page.data("rankings", state), *packed]
+    cells = heat_data(heat, _HEAT, {f: one.label for f, one in data.compared_dict.items()}, _cell_text(data), first=1)
+    elements = [
+        data_storing_fns.vocab_element(page, ids | _rows.token_ids(rows.values())),
+        _page.data("rankings", state),
+        _page.data("heat", cells),
+        *data_storing_fns.rows_element(rows),
+        *packed,
+    ]
     return _page.document(f"Two prompts · {data_storing_fns.subtitle_of(page.provenance)}", body, elements)
 
 
@@ -275,28 +318,31 @@ def _ranked(data: PromptComparisonData, name: ScoreName) -> list[Ranking]:
 
 def _about(name: ScoreName) -> str:
     return (
-        f"The {_ABOUT[name]} on the second prompt less that on the first, largest differences first; 0 where a token has no "
-        "counterpart. For all tokens, the sum."
+        f"The second prompt’s {_ABOUT[name]} less the first’s (0 where a token has no counterpart), largest differences first; "
+        "for all tokens, the sum."
     )
 
 
 def _text_of(data: PromptComparisonData, name: ScoreName, position: int, feature: int, difference: float) -> str:
-    """The difference, behind the two scores where it is that of a pair."""
-    what = "quantile" if name == "act_quantile" else "loss" if name in LOSS_SCORES else "activation"
+    """What it is and the difference, behind the two scores where it is that of a pair."""
+    return f"{_WHAT[name]} {_number_of(data, name, position, feature, difference)}"
+
+
+def _number_of(data: PromptComparisonData, name: ScoreName, position: int, feature: int, difference: float) -> str:
     decimals = min(6, max(3, decimals_for(difference, 2)))
     if name == "act_quantile":
         difference, decimals = 100.0 * difference, min(4, max(2, decimals_for(100.0 * difference, 2)))
     unit = " %" if name == "act_quantile" else ""
     told = f"{format_signed(difference, decimals)}{unit}"
     if not position:
-        return f"{what} {told}"
+        return told
     pair, one = data.pairs[position - 1], data.compared_dict[feature]
     first, other = (0.0 if at is None else _score(one, name, which, at) for which, at in enumerate(pair))
     if name in LOSS_SCORES:
-        return f"{what} {format_signed(first, decimals)} → {format_signed(other, decimals)} ({told})"
+        return f"{format_signed(first, decimals)} → {format_signed(other, decimals)} ({told})"
     if name == "act_quantile":
-        return f"{what} {format_quantile(first)} → {format_quantile(other)} ({told})"
-    return f"{what} {format_general(first)} → {format_general(other)} ({told})"
+        return f"{format_quantile(first)} → {format_quantile(other)} ({told})"
+    return f"{format_general(first)} → {format_general(other)} ({told})"
 
 
 def _score(one: ComparedFeature, name: ScoreName, which: int, at: int) -> float:
@@ -307,6 +353,40 @@ def _score(one: ComparedFeature, name: ScoreName, which: int, at: int) -> float:
         return sequence.feat_acts[at]
     losses = sequence.full_losses() if name == "loss_effect_full" else sequence.loss_contribution
     return losses[at] or 0.0
+
+
+def _heat_map(data: PromptComparisonData) -> dict[str, list[HeatRow]]:
+    """The rows that are stored; of older files, those of the features that they have, from the features' own numbers."""
+    stored: dict[str, list[HeatRow]] = {name: rows for name, rows in data.heat_map.items()}  # noqa: C416  # for mypy
+    return stored or {
+        name: heat_rows([_differences(data, name, pair) for pair in data.pairs], HEAT_ROWS, _HEAT[name].best)
+        for name in data.totals
+    }
+
+
+def _differences(data: PromptComparisonData, name: ScoreName, pair: Pair) -> Ranking:
+    """What of all features differs at a pair; there is no effect on the loss of a token that nothing predicts."""
+    found = []
+    for feature, one in data.compared_dict.items():
+        if name in LOSS_SCORES and not _is_predicted(one, pair):
+            continue
+        first, other = (0.0 if at is None else _score(one, name, which, at) for which, at in enumerate(pair))
+        difference = round_significant(other - first, DIFFERENCE_DIGITS)
+        if abs(difference) > NOISE:
+            found.append((feature, difference))
+    return found
+
+
+def _is_predicted(one: ComparedFeature, pair: Pair) -> bool:
+    sequences = zip(pair, (one.sequence, one.other_sequence), strict=True)
+    return all(at is None or sequence.loss_contribution[at] is not None for at, sequence in sequences)
+
+
+def _cell_text(data: PromptComparisonData) -> Callable[[str, int, int, float], str]:
+    def text(name: str, feature: int, pair: int, difference: float) -> str:
+        return _number_of(data, name, pair + 1, feature, difference)  # type: ignore[arg-type]  # one of the scores
+
+    return text
 
 
 def _strip(data: PromptComparisonData, page: PageContext, chosen: int) -> list[Html]:

@@ -1,6 +1,7 @@
 """What the prompt-centric view shows of the whole prompt: a heat map of features × tokens, and how well it is reconstructed.
 
-The numbers only, with their checks, and how they become panels; what computes them is above.
+The numbers only, with their checks, and how they become panels; what computes them is above. The comparison of two prompts
+has the same heat map, of differences.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sae_vis._checks import check, check_feature_idx, check_finite, check_same_length
 from sae_vis._templates import Html, join, template
@@ -26,7 +27,10 @@ LEAST_GAP = 0.01  # nats between the ablated model and the model, for their quot
 
 @dataclass(slots=True)
 class HeatRow:
-    """A feature's scores on the prompt, at the rising positions at which it has one."""
+    """A feature's scores on the prompt, at the rising positions at which it has one.
+
+    Of two prompts the positions are those of the list of pairs, and the scores differences.
+    """
 
     feature_idx: int
     positions: list[int]
@@ -41,10 +45,73 @@ class HeatRow:
         check_finite(self, scores=self.scores)
 
 
-def heat_rows(ranked: Sequence[Sequence[tuple[int, float]]], size: int, *, largest_first: bool) -> list[HeatRow]:
+Best = Literal["largest", "lowest", "size"]
+_ORDER: dict[Best, Callable[[float], float]] = {
+    "largest": lambda score: -score,
+    "lowest": lambda score: score,
+    "size": lambda score: -abs(score),
+}
+
+
+class HeatMetric(NamedTuple):
+    """How the heat map of one score is drawn, and what is said of it.
+
+    ``best`` is the score of a row by which it is ranked; ``nines`` and ``rooted`` say how a colour grows (else evenly).
+    """
+
+    best: Best
+    about: str  # whose the rows are
+    what: str  # what a number is
+    nothing: str  # what an empty cell is
+    key: tuple[str, str]  # the ends of the colours
+    nines: bool = False
+    rooted: bool = False  # beside a strong one stand many that are a hundred times weaker
+
+    @property
+    def signed(self) -> bool:
+        """Whether scores lie on both sides of zero."""
+        return self.best != "largest"
+
+
+_LOSS = HeatMetric(
+    "lowest",
+    "the features that lower the loss of any token most",
+    "loss",
+    "no effect",
+    ("lowers the loss", "raises it"),
+    rooted=True,
+)
+PROMPT_HEAT: dict[str, HeatMetric] = {
+    "act_size": HeatMetric(
+        "largest",
+        "the features with the largest activation on any token",
+        "activation",
+        "not active",
+        ("weak", "strongest here"),
+    ),
+    "act_quantile": HeatMetric(
+        "largest",
+        "the features that are most unusually active on any token",
+        "quantile",
+        "not active",
+        ("usual", "99.999 %"),
+        nines=True,
+    ),
+    "loss_effect": _LOSS,
+    "loss_effect_full": _LOSS._replace(about=f"{_LOSS.about} when they are taken out at the hook point"),
+}
+
+
+def difference_metric(what: str, long_name: str, *, rooted: bool) -> HeatMetric:
+    """The heat map of the differences of a score between two prompts."""
+    about = f"the features whose {long_name} differs most between two aligned tokens"
+    return HeatMetric("size", about, what, "no difference", ("lower on the second", "higher"), rooted=rooted)
+
+
+def heat_rows(ranked: Sequence[Sequence[tuple[int, float]]], size: int, best: Best) -> list[HeatRow]:
     """The ``size`` features with the best score anywhere, the best first; ties go to the lower feature.
 
-    ``ranked[position]`` lists ``(feature, score)``. The best score of a feature is its largest one, or its lowest.
+    ``ranked[position]`` lists ``(feature, score)``. ``best`` is a feature's largest score, its lowest, or the largest in size.
     """
     found: dict[int, tuple[list[int], list[float]]] = {}
     for position, at in enumerate(ranked):
@@ -52,59 +119,70 @@ def heat_rows(ranked: Sequence[Sequence[tuple[int, float]]], size: int, *, large
             positions, scores = found.setdefault(feature, ([], []))
             positions.append(position)
             scores.append(score)
-    best = {f: -max(scores) if largest_first else min(scores) for f, (_, scores) in found.items()}
-    order = sorted(found, key=lambda feature: (best[feature], feature))
+    own_best = {feature: min(map(_ORDER[best], scores)) for feature, (_, scores) in found.items()}
+    order = sorted(found, key=lambda feature: (own_best[feature], feature))
     return [HeatRow(feature, *found[feature]) for feature in order[:size]]
 
 
 def heat_data(
     rows: Mapping[str, Sequence[HeatRow]],
+    metrics: Mapping[str, HeatMetric],
     labels: Mapping[int, str | None],
-    columns: set[int],
-    is_loss: Callable[[str], bool],
-    text: Callable[[str, float], str],
+    text: Callable[[str, int, int, float], str],
+    first: int = 0,
 ) -> dict[str, Any]:
     """What ``js/heat.js`` draws the heat map from: for each score its rows, the cells as strengths (−100 to 100) and texts.
 
-    ``columns`` are the features that the page has a column of.
+    Args:
+        rows: of each score.
+        metrics: how each score is drawn.
+        labels: of features.
+        text: of a cell, from the score's name, the feature, the position and the score itself.
+        first: the place in the page's strip of tokens of position 0.
     """
     features = sorted({row.feature_idx for of_score in rows.values() for row in of_score})
     return {
         "labels": {feature: labels[feature] for feature in features if labels.get(feature)},
-        "columns": [feature for feature in features if feature in columns],
-        "rows": {
-            name: [
-                [
-                    row.feature_idx,
-                    row.positions,
-                    [_strength(name, score, scale, is_loss=is_loss(name)) for score in row.scores],
-                    [text(name, score) for score in row.scores],
-                    _peak(row, lowest=is_loss(name)),
-                ]
-                for row in of_score
-            ]
-            for name, of_score in rows.items()
-            for scale in [largest(score for row in of_score for score in row.scores)]
-        },
+        "first": first,
+        "metrics": {name: _drawn(name, of, metrics[name], text, first) for name, of in rows.items()},
     }
 
 
-def _peak(row: HeatRow, *, lowest: bool) -> int:
+def _drawn(
+    name: str, rows: Sequence[HeatRow], metric: HeatMetric, text: Callable[[str, int, int, float], str], first: int
+) -> dict[str, Any]:
+    scale = largest(score for row in rows for score in row.scores)
+    return {
+        "about": metric.about,
+        "what": metric.what,
+        "nothing": metric.nothing,
+        "key": metric.key,
+        "signed": metric.signed,
+        "rows": [
+            [
+                row.feature_idx,
+                [position + first for position in row.positions],
+                [_strength(metric, score, scale) for score in row.scores],
+                [text(name, row.feature_idx, *cell) for cell in zip(row.positions, row.scores, strict=True)],
+                _peak(row, metric.best) + first,
+            ]
+            for row in rows
+        ],
+    }
+
+
+def _peak(row: HeatRow, best: Best) -> int:
     """The position of the best score, the first of them."""
-    best = min(row.scores) if lowest else max(row.scores)
-    return row.positions[row.scores.index(best)]
+    return row.positions[row.scores.index(min(row.scores, key=_ORDER[best]))]
 
 
-def _strength(name: str, score: float, scale: float, *, is_loss: bool) -> int:
-    """How strong a cell's colour is: of a quantile by its nines, else as a share of the largest score of the map.
-
-    Of that share, losses take the square root: beside a strong effect stand many that are a hundred times weaker.
-    """
-    if name == "act_quantile":
+def _strength(metric: HeatMetric, score: float, scale: float) -> int:
+    """How strong a cell's colour is: of a quantile by its nines, else as a share of the largest score of the map, or its root."""
+    if metric.nines:
         nines = -math.log10(max(10.0**-QUANTILE_NINES, 1.0 - score))
         return max(1, round(100 * nines / QUANTILE_NINES))
     share = level(score, scale)
-    return round(100 * (math.copysign(math.sqrt(abs(share)), share) if is_loss else share))
+    return round(100 * (math.copysign(math.sqrt(abs(share)), share) if metric.rooted else share))
 
 
 def heat_html() -> Html:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from sae_vis._activations import check_finite, decoder_rows, encode
 from sae_vis._assemble import logits_at_a_time, sequence_data, sequence_token_ids, stored_logits
 from sae_vis._measure import Methods, measure
 from sae_vis._params import Ablation
-from sae_vis._prompt_panels import HEAT_ROWS, ReconstructionData, heat_rows
+from sae_vis._prompt_panels import HEAT_ROWS, PROMPT_HEAT, ReconstructionData, heat_rows
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
 from sae_vis._reconstruction import Splicer, as_decoder, reconstruct
 from sae_vis._run import Run, check_features, methods_of
@@ -24,7 +24,6 @@ from sae_vis._shown import LOSS_DECIMALS, ShownFeature, Window
 from sae_vis._statistics import FeatureActivations
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import (
-    LOSS_SCORES,
     LogitsData,
     MultiFeatureData,
     MultiPromptData,
@@ -151,7 +150,7 @@ class PromptFetcher:
         """The scores and the heat map, and one column for each feature that either of them names."""
         every = self.all_scores()
         scores = {name: [ranking[: self.size] for ranking in rankings] for name, rankings in every.items()}
-        heat = {name: heat_rows(of, HEAT_ROWS, largest_first=name not in LOSS_SCORES) for name, of in every.items()}
+        heat = {name: heat_rows(of, HEAT_ROWS, PROMPT_HEAT[name].best) for name, of in every.items()}
         ranked = {feature for rankings in scores.values() for ranking in rankings for feature, _ in ranking}
         ranked |= {row.feature_idx for rows in heat.values() for row in rows}
         self.logits = self._logit_weights(ranked)
@@ -168,7 +167,7 @@ class PromptFetcher:
             ids.update(sequence_token_ids(column.sequence))
         own_texts = token_texts(self.run.model.tokenizer, ids)
         stored = self.features
-        rows = self._rows(columns)
+        rows = kept_rows(stored, [column.example_rows()[:EXAMPLE_ROWS] for column in columns.values()])
         others = {token for column in columns.values() for token in _column_token_ids(column)} - ids
         others |= {token for token in _rows.token_ids(rows.values()) if token in stored.vocab} - ids
         return MultiPromptData(
@@ -188,12 +187,6 @@ class PromptFetcher:
             rows=rows,
         )
 
-    def _rows(self, columns: Mapping[int, PromptData]) -> dict[int, list[int]]:
-        """The whole rows of each column's strongest examples, as many as a page would hold."""
-        examples = [column.example_rows()[:EXAMPLE_ROWS] for column in columns.values()]
-        kept = _rows.chosen(self.features.rows, examples)
-        return {row: list(kept[row]) for row in sorted(kept)}
-
     def _column(self, feature: int, seen: ShownFeature) -> PromptData:
         data = self.features[feature]
         token_ids = self.ids[0].tolist()
@@ -209,6 +202,12 @@ class PromptFetcher:
         of_examples = {token for sequence in top.sequences for token in sequence.token_ids}
         shown = {token: stored.shown_logits[token] for token in of_examples} | self.logits.get(feature, {})
         return dataclasses.replace(stored, shown_logits=dict(sorted(shown.items())))
+
+
+def kept_rows(features: MultiFeatureData, examples: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    """The whole rows of each column's examples, as many as a page would hold."""
+    kept = _rows.chosen(features.rows, examples)
+    return {row: list(kept[row]) for row in sorted(kept)}
 
 
 def _column_token_ids(column: PromptData) -> Iterator[int]:

@@ -45,7 +45,15 @@ from sae_vis._checks import (
 from sae_vis._errors import InputError
 from sae_vis._neighbours_data import LossShareData, NeighboursData
 from sae_vis._params import BUILT_IN, COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
-from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, ReconstructionData, heat_data, heat_html, heat_rows
+from sae_vis._prompt_panels import (
+    HEAT_ROWS,
+    PROMPT_HEAT,
+    HeatRow,
+    ReconstructionData,
+    heat_data,
+    heat_html,
+    heat_rows,
+)
 from sae_vis._saved import Saved, SavedPage, TextTwin
 from sae_vis._templates import Html, join, template
 from sae_vis._token_data import PositionsData, TokensData
@@ -1224,13 +1232,15 @@ class MultiFeatureData(Saved, TextTwin):
         features = None
         if self.params.features is not None and other.params.features is not None:
             features = tuple(sorted({*self.params.features, *other.params.features}))
+        kept = self.provenance.map_variance
+        kept = other.provenance.map_variance if kept is None else kept
         return MultiFeatureData(
             feature_data_dict=_feature_folder.joined(self.feature_data_dict, other.feature_data_dict),
             vocab=dict(_merged("vocab", self.vocab, other.vocab)),
             vocab_bytes=dict(_merged("vocab_bytes", self.vocab_bytes, other.vocab_bytes)),
             rows=_merged("rows", self.rows, other.rows),
             params=dataclasses.replace(self.params, features=features),
-            provenance=self.provenance,
+            provenance=dataclasses.replace(self.provenance, map_variance=kept),
         )
 
     def _with_context(self, feature: FeatureData) -> FeatureData:
@@ -1522,9 +1532,12 @@ def _some(values: Sequence[object], at_most: int = 8) -> str:
 
 
 def _check_same_run(one: MultiFeatureData, other: MultiFeatureData) -> None:
+    # The variance of the map tells of the encoder, whose digest is compared: older files have none, and its last digit may be
+    # another machine's.
+    told = dataclasses.replace(other.provenance, map_variance=one.provenance.map_variance)
     for what, mine, others in (
         ("parameters", *(dataclasses.replace(data.params, **RUN_OPTIONS) for data in (one, other))),
-        ("provenance", one.provenance, other.provenance),
+        ("provenance", one.provenance, told),
     ):
         names = [f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) != getattr(others, f.name)]  # type: ignore[arg-type]
         if names:
@@ -1846,7 +1859,7 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
         },
     }
     labels = {feature: data.label for feature, data in prompt.prompt_data_dict.items()}
-    cells = heat_data(heat, labels, set(labels), LOSS_SCORES.__contains__, _score_number)
+    cells = heat_data(heat, PROMPT_HEAT, labels, lambda name, feature, at, score: _score_number(name, score))
     elements = [
         _vocab_element(page, ids),
         _page.data("rankings", state),
@@ -1898,8 +1911,7 @@ def _heat_map(prompt: MultiPromptData) -> dict[str, list[HeatRow]]:
     """The rows that are stored; of older files, those that the ranked features make up."""
     stored: dict[str, list[HeatRow]] = {name: rows for name, rows in prompt.heat_map.items()}  # noqa: C416  # for mypy
     return stored or {
-        name: heat_rows(positions, HEAT_ROWS, largest_first=name not in LOSS_SCORES)
-        for name, positions in prompt.scores.items()
+        name: heat_rows(positions, HEAT_ROWS, PROMPT_HEAT[name].best) for name, positions in prompt.scores.items()
     }
 
 
@@ -1920,4 +1932,4 @@ METRICS = _METRICS
 checked_url = _checked_url
 hover_of, token_ids_of, vocab_element = _hover, _token_ids, _vocab_element
 subtitle_of, notes_of, footer_of, loss_key_of = _subtitle, _notes, _footer, _loss_key
-whose = _whose
+whose, rows_element = _whose, _rows_element

@@ -82,6 +82,8 @@ def _pieces(pieces: Sequence[Piece]) -> Html:
 
 @lru_cache(1024)  # there are few, mostly one space
 def _mark(marks: str) -> Html:
+    if marks[0] in "‹◌":  # of a character, not before a word: no line breaks there
+        return template("token_mark_inside.html").fill(mark=marks)
     return template("token_mark.html").fill(mark=marks)
 
 

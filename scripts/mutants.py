@@ -1835,6 +1835,34 @@ MUTANTS: list[Mutant] = [
             "self._sequence(1, feature)",
             "self._sequence(0, feature)",
         ),
+        (
+            "heat-cut",
+            "a heat map has all differences, not those that are listed",
+            "heat[name] = heat_rows(of_pairs,",
+            "heat[name] = heat_rows(differences[name],",
+        ),
+        (
+            "heat-without-columns",
+            "every row of the heat map has a column",
+            "named |= {row.feature_idx for rows in heat.values() for row in rows}",
+            "named |= set()",
+        ),
+    ),
+    *_group(
+        "_prompt_comparison.py",
+        "test_prompt_comparison.py",
+        (
+            "old-heat-unpredicted",
+            "what is not predicted has no difference",
+            "if name in LOSS_SCORES and not _is_predicted(one, pair):",
+            "if False:",
+        ),
+        (
+            "old-heat-turned",
+            "the other prompt less the first",
+            "round_significant(other - first,",
+            "round_significant(first - other,",
+        ),
     ),
     *_group(
         "_prompt_panels.py",
@@ -1842,14 +1870,26 @@ MUTANTS: list[Mutant] = [
         (
             "heat-order",
             "of losses the lowest is the best",
-            "-max(scores) if largest_first else min(scores)",
-            "-max(scores) if largest_first else -min(scores)",
+            '"lowest": lambda score: score,',
+            '"lowest": lambda score: -score,',
+        ),
+        (
+            "heat-signed-order",
+            "a difference is ranked by its size",
+            "lambda score: -abs(score)",
+            "lambda score: -score",
+        ),
+        (
+            "heat-place",
+            "a strip that begins with all tokens has the first pair second",
+            "[position + first for position in row.positions]",
+            "[position for position in row.positions]",
         ),
         (
             "heat-linear",
             "a loss is as strong as its square root",
-            "math.copysign(math.sqrt(abs(share)), share) if is_loss",
-            "share if is_loss",
+            "math.copysign(math.sqrt(abs(share)), share) if metric.rooted",
+            "share if metric.rooted",
         ),
         (
             "recovered-turned",

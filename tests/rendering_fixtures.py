@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 
 from sae_vis._params import FeatureVisParams
+from sae_vis._prompt_comparison import ComparedFeature, PromptComparisonData
+from sae_vis._prompt_panels import heat_rows
 from sae_vis.data_storing_fns import (
     ActivationsData,
     CorrelationData,
@@ -288,3 +290,56 @@ def _ranked(data, p, n_top, score, active_at):  # type: ignore[no-untyped-def]
         return []
     found = [(feature, score(d, p)) for feature, d in data.items() if d.sequence.feat_acts[active_at] > 0]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:n_top]
+
+
+def make_comparison(n_features: int = 12, seed: int = 0, n_top: int = 10, **params: object) -> PromptComparisonData:
+    """Two prompts that differ in one token, and of which the other has two more."""
+    maker = Maker(seed, FeatureVisParams(**params))  # type: ignore[arg-type]
+    first = [BOS, *maker.token_ids(7)]
+    other = [*first[:3], maker.common[0], first[4], *maker.token_ids(2), *first[5:]]
+    pairs = [*((at, at) for at in range(5)), (None, 5), (None, 6), (5, 7), (6, 8), (7, 9)]
+    compared = {}
+    for feature in range(0, 7 * n_features, 7):
+        largest = round(0.5 + maker.random.expovariate(0.3), 3)
+        sequences = [maker.sequence(round(largest * maker.random.random(), 3), ids) for ids in (first, other)]
+        quantiles = [
+            [min(1.0, 0.9 + act / 100) if act else 0.0 for act in sequence.feat_acts] for sequence in sequences
+        ]
+        top = maker.groups(largest)[0]
+        top.sequences = top.sequences[:10]
+        logits = maker.logits([top, SequenceGroupData("", 0.0, 1.0, None, sequences)])
+        compared[feature] = ComparedFeature(feature, *sequences, *quantiles, maker.activations(largest), logits, top)
+    scores = {
+        "act_size": lambda one: (one.sequence.feat_acts, one.other_sequence.feat_acts),
+        "act_quantile": lambda one: (one.quantiles, one.other_quantiles),
+        "loss_effect": lambda one: (one.sequence.loss_contribution, one.other_sequence.loss_contribution),
+    }
+    found = {
+        name: {f: _differences(pairs, *score(one)) for f, one in compared.items()} for name, score in scores.items()
+    }
+    differences = {
+        name: [_largest({f: of[place] for f, of in by.items()}, n_top) for place in range(len(pairs))]
+        for name, by in found.items()
+    }
+    totals = {name: _largest({f: sum(of) for f, of in by.items()}, n_top) for name, by in found.items()}
+    heat = {
+        name: heat_rows(
+            [[(f, of[place]) for f, of in by.items() if of[place]] for place in range(len(pairs))], 50, "size"
+        )
+        for name, by in found.items()
+    }
+    rows = {row: maker.row(row) for one in compared.values() for row in one.example_rows()}
+    data = (maker.vocab, maker.vocab_bytes, compared, maker.params, make_provenance())
+    return PromptComparisonData(first, other, pairs, *data, differences, totals, heat, dict(sorted(rows.items())))  # type: ignore[arg-type]
+
+
+def _differences(pairs, first, other):  # type: ignore[no-untyped-def]
+    def score(of, at):  # type: ignore[no-untyped-def]
+        return 0.0 if at is None else of[at] or 0.0
+
+    return [round(score(other, b) - score(first, a), 6) for a, b in pairs]
+
+
+def _largest(found, n_top):  # type: ignore[no-untyped-def]
+    ranked = [(feature, difference) for feature, difference in found.items() if difference]
+    return sorted(ranked, key=lambda pair: (-abs(pair[1]), pair[0]))[:n_top]

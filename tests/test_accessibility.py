@@ -9,7 +9,7 @@ import axe
 import browser
 import colours
 import pytest
-from rendering_fixtures import make_features, make_prompt
+from rendering_fixtures import make_comparison, make_features, make_prompt
 from test_browser import CONTRAST, expect_feature
 from test_browser_site import visit  # noqa: F401
 
@@ -43,6 +43,11 @@ def features_page(features):
 @pytest.fixture(scope="module")
 def prompt_page():
     return make_prompt(10, first_group_size=4).get_html(seq_pos=5, score_name="act_size")
+
+
+@pytest.fixture(scope="module")
+def comparison_page():
+    return make_comparison(12, first_group_size=4).get_html(pair=3, score_name="act_size")
 
 
 def hover(opened):
@@ -82,6 +87,19 @@ def test_axe_finds_nothing_wrong_with_a_prompt(show, prompt_page, theme, size):
     opened = show(prompt_page, size=size, color_scheme=theme)
     assert axe.violations(opened) == []
     hover(opened)
+    assert axe.violations(opened) == []
+
+
+@THEMES
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_axe_finds_nothing_wrong_with_two_prompts(show, comparison_page, theme, size):
+    opened = show(comparison_page, size=size, color_scheme=theme)
+    assert axe.violations(opened) == []
+    opened.page.locator(".heat td[data-text]").first.hover()
+    expect(opened.page.locator(".heat-tip")).to_be_visible()
+    assert axe.violations(opened) == []
+    opened.page.locator(".seqs:not(.prompt) .seq").first.press("Enter")
+    expect(opened.page.locator(".whole .tokens")).to_be_visible()
     assert axe.violations(opened) == []
 
 
@@ -268,6 +286,39 @@ def test_what_helps_is_told_from_what_hurts_by_everyone(show, features_page, the
             ground = colours.over(one, 0.45 * level, paper)
             assert colours.contrast(text, ground) >= 4.5
             assert colours.contrast(colours.over(text, 0.88, ground), ground) >= 4.5  # the marks there
+
+
+HEAT_AT_LEVELS = """((levels) => {
+  const cell = document.querySelector(".heat td");
+  const square = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
+  const canvas = square.getContext("2d", { willReadFrequently: true });
+  return levels.map((level) => {
+    cell.className = level < 0 ? "lowers" : level > 0 ? "raises" : "";
+    cell.style.setProperty("--s", Math.abs(level));
+    for (const color of [getComputedStyle(document.body).backgroundColor, getComputedStyle(cell).backgroundColor]) {
+      canvas.fillStyle = color;
+      canvas.fillRect(0, 0, 1, 1);
+    }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  });
+})"""
+
+
+@THEMES
+@pytest.mark.parametrize("scale", LOSS_SCALES)
+def test_differences_are_told_from_none_and_by_their_sign_by_everyone(show, comparison_page, theme, scale):
+    """From the lowest through zero to the highest: each step is a clear one, and strength grows with the distance from zero."""
+    opened = show(comparison_page, color_scheme=theme)
+    chosen(opened, loss_scale=scale)
+    shown = opened.js(f"{HEAT_AT_LEVELS}({[place / 4 for place in range(-4, 5)]})")
+    for deficiency in (None, *colours.DEFICIENCIES):
+        steps = [colours.distance(a, b, deficiency) for a, b in itertools.pairwise(shown)]
+        assert min(steps) > 5, deficiency
+        from_none = [colours.distance(shown[4], one, deficiency) for one in shown]
+        assert from_none[:5] == sorted(from_none[:5], reverse=True)
+        assert from_none[4:] == sorted(from_none[4:])
+        for less, more in zip(shown[:3], reversed(shown[6:]), strict=True):
+            assert colours.distance(less, more, deficiency) > 10, deficiency
 
 
 def test_the_simulation_tells_apart_what_it_should():
@@ -469,8 +520,8 @@ LANDMARKS = """[...document.querySelectorAll("header.top, main, footer, nav, asi
   (e) => `${e.tagName} ${e.ariaLabel ?? ""}`)"""
 
 
-def test_every_landmark_is_the_only_one_of_its_name(show, features_page, prompt_page):
-    for document in (features_page, prompt_page):
+def test_every_landmark_is_the_only_one_of_its_name(show, features_page, prompt_page, comparison_page):
+    for document in (features_page, prompt_page, comparison_page):
         found = show(document).js(LANDMARKS)
         assert len(found) == len(set(found)) >= 4
 
@@ -547,8 +598,8 @@ def test_what_scrolls_on_the_screen_is_whole_on_paper(show, features):
 
 
 @pytest.mark.parametrize("width", [320, 400, 1024, 3840])
-def test_no_window_is_too_narrow_or_too_wide(show, features_page, prompt_page, width):
-    for document, fragment in ((features_page, "#feature=1"), (prompt_page, "")):
+def test_no_window_is_too_narrow_or_too_wide(show, features_page, prompt_page, comparison_page, width):
+    for document, fragment in ((features_page, "#feature=1"), (prompt_page, ""), (comparison_page, "")):
         opened = show(document, fragment, size=(width, 900))
         expect(opened.page.locator("article").first).to_be_visible()
         assert opened.js("document.documentElement.scrollWidth") <= width
@@ -598,6 +649,18 @@ def test_forced_colours_leave_the_data_its_colours_and_its_text(show, features_p
     assert opened.js(style.format(".plot text", "fill")) == text
     found = opened.js(f"{AT_LEVELS}({LEVELS}, {CONTRAST})")
     assert min(ratio for ratio, *_ in found["texts"]) >= 4.5
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_forced_colours_leave_the_heat_map_and_whole_rows_their_colours(show, comparison_page, theme):
+    opened = show(comparison_page, color_scheme=theme, forced_colors="active")
+    cells = "[...document.querySelectorAll('.heat td[data-text]')].map(c => getComputedStyle(c).backgroundColor)"
+    assert len(set(opened.js(cells))) > 5
+    opened.page.locator(".seqs:not(.prompt) .seq").first.press("Enter")
+    expect(opened.page.locator(".whole .tokens .b")).to_be_visible()
+    row = "getComputedStyle(document.querySelector('.whole .b'))"
+    assert "linear-gradient" in opened.js(f"{row}.backgroundImage")
+    assert opened.js(f"{row}.color") == ("rgb(0, 0, 0)" if theme == "light" else "rgb(255, 255, 255)")
 
 
 def test_nothing_moves_for_those_who_asked_for_that(show, features_page):

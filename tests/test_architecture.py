@@ -112,6 +112,8 @@ AT_MOST = {
     "_prompt_comparison": {
         "data_storing_fns",
         "html_fns",
+        "_prompt_panels",
+        "_rows",
         "_checks",
         "_page",
         "_json",

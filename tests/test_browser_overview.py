@@ -104,6 +104,22 @@ def test_a_page_opens_on_the_overview_and_comes_back_to_it(overview):
     assert overview.hash == "#overview"
 
 
+def test_numbers_of_a_column_have_as_many_digits_as_each_other(overview):
+    expected = {
+        ("density", "0.0039"): "0.390\u2009%",
+        ("density", "0.0104"): "1.04\u2009%",
+        ("density", "1"): "100\u2009%",
+        ("density", "1e-9"): "1.0e\u22127\u2009%",
+        ("max", "12"): "12.0",
+        ("max", "11.96"): "12.0",
+        ("max", "0.5"): "0.500",
+        ("max", "123456"): "123,456",
+        ("max", "NaN"): "\u2013",
+    }
+    for (name, value), text in expected.items():
+        assert overview.js(f"saeVis.overview.formatCell({name!r}, {value})") == text
+
+
 @pytest.mark.parametrize("key", ["Escape", "o"])
 def test_a_key_returns_to_the_overview(key, show, document):
     opened = ready(show(document, "#overview"))

@@ -61,6 +61,108 @@ def shown_sequences(features, index=0):
     return [sequence for group in features[index].sequences.groups for sequence in group.sequences]
 
 
+# --- where lines break -------------------------------------------------------------------------------------------------
+
+WORDS = [
+    " class",
+    "Con",
+    "crete",
+    "Model",
+    "(",
+    "self",
+    "):",
+    "\n\n   ",
+    " for",
+    "ward",
+    " in",
+    "visible",
+    " a",
+    "b",
+    "c",
+    "_",
+    "d",
+]
+CHINESE = ["你好", "世", "界", "中文", "的", "句子"]
+# Of each sequence the tokens of each line, and of every token on how many lines it is.
+LINES = """[...document.querySelectorAll(SELECTOR)].map((sequence) => {
+  const tokens = [...sequence.querySelectorAll("span:not(.window)")];
+  const lines = [];
+  const tops = new Set();
+  let top = null;
+  tokens.forEach((token, place) => {
+    const boxes = [...token.getClientRects()].filter((box) => box.width);
+    if (top === null || boxes[0].top > top + 11) lines.push([]);
+    lines.at(-1).push(place);
+    top = boxes.at(-1).top;
+    for (const box of boxes) tops.add(Math.round(box.top));
+  });
+  return { lines, rows: tops.size, pieces: tokens.map((token) => token.getClientRects().length),
+    right: Math.max(...tokens.flatMap((token) => [...token.getClientRects()].map((box) => box.right))) };
+})"""
+
+
+@pytest.fixture(scope="module")
+def breaking():
+    """A feature whose examples are words in pieces, a word without an end, and Chinese."""
+    data = make_features(1, dead=(), first_group_size=3, n_groups=0)
+    first = len(data.vocab) + 10
+    vocab = [*WORDS, *CHINESE, "abcdefg"]
+    data.vocab |= {first + place: text for place, text in enumerate(vocab)}
+    words = [first + place for place in range(len(WORDS))] * 6
+    chinese = [first + len(WORDS) + place for place in range(len(CHINESE))] * 20
+    endless = [first + len(vocab) - 1] * 40
+    for index, ids in enumerate((words, endless, chinese)):
+        acts = [0.0, 0.5, *[0.0] * (len(ids) - 2)]
+        data.rows[3000 + index] = ids
+        data[0].sequences.groups[0].sequences[index] = SequenceData(3000 + index, 0, 1, ids, acts, [None] * len(ids))
+    return data
+
+
+@pytest.mark.parametrize("width", [400, 1440])
+@pytest.mark.parametrize("where", [".seq", ".whole .tokens"])
+def test_lines_break_at_the_beginning_of_words(show, breaking, width, where):
+    opened = show(breaking.get_html(), size=(width, 900))
+    for _ in range(3 if where != ".seq" else 0):
+        opened.page.locator(".seq:not(.open)").first.press("Enter")
+        opened.js("document.activeElement.blur()")
+    expect(opened.page.locator(where)).to_have_count(3)
+    words, endless, chinese = opened.js(LINES.replace("SELECTOR", repr(where)))
+    assert len(words["lines"]) > 2
+    starts = [WORDS[line[0] % len(WORDS)] for line in words["lines"]]
+    assert all(text[0].isspace() for text in starts)
+    if where == ".seq":  # an outline is drawn around each piece of a token, even one of no width
+        assert set(words["pieces"]) == {1}
+    assert endless["rows"] > 1  # longer than any line, and without a place to break
+    assert chinese["rows"] > 1
+    for box, found in zip(opened.boxes(where), (words, endless, chinese), strict=True):
+        assert found["right"] <= box["right"] + 1
+    assert opened.js("document.documentElement.scrollWidth") <= width
+
+
+def test_raw_tokens_are_each_in_one_piece(show, breaking):
+    opened = show(breaking.get_html(), size=(400, 900))
+    choose(opened, "tokens", "raw")
+    for found in opened.js(LINES.replace("SELECTOR", "'.seq'")):
+        assert len(found["lines"]) > 2
+        assert set(found["pieces"]) == {1}
+    starts = [WORDS[line[0] % len(WORDS)] for line in opened.js(LINES.replace("SELECTOR", "'.seq'"))[0]["lines"]]
+    assert not all(text[0].isspace() for text in starts)
+    assert opened.js("document.documentElement.scrollWidth") == 400
+
+
+def test_what_a_line_may_break_at_is_in_no_text(show, breaking):
+    opened = show(breaking.get_html())
+    for kind in ("text", "html", "latex"):
+        assert "\u200b" not in opened.js(f"saeVis.copied.{kind}(document.querySelector('.seq'))")
+    assert opened.js("saeVis.copied.text(document.querySelector('.seq'))") == "".join(WORDS * 6)
+    selected = opened.js("""(() => {
+      getSelection().selectAllChildren(document.querySelector(".seq"));
+      return String(getSelection());
+    })()""")
+    assert "\u200b" not in selected
+    assert "Concrete" in selected
+
+
 # --- the menu of settings ----------------------------------------------------------------------------------------------
 
 

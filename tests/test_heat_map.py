@@ -12,7 +12,7 @@ from test_prompt import as_pairs, prompted
 
 from sae_vis import HeatRow, MultiPromptData
 from sae_vis._errors import InputError
-from sae_vis._prompt_panels import HEAT_ROWS, heat_data, heat_rows
+from sae_vis._prompt_panels import HEAT_ROWS, PROMPT_HEAT, difference_metric, heat_data, heat_rows
 
 if browser.sync_playwright:
     from playwright.sync_api import expect
@@ -42,10 +42,18 @@ def test_rows_are_the_features_with_the_best_score_anywhere_with_all_their_score
 
 def test_no_more_rows_than_there_may_be():
     ranked = [[(feature, float(feature % 70)) for feature in range(200)]]
-    rows = heat_rows(ranked, HEAT_ROWS, largest_first=True)
+    rows = heat_rows(ranked, HEAT_ROWS, "largest")
     assert [row.feature_idx for row in rows[:4]] == [69, 139, 68, 138]
     assert len(rows) == HEAT_ROWS
-    assert heat_rows([[], []], 5, largest_first=True) == []
+    assert heat_rows([[], []], 5, "largest") == []
+
+
+@pytest.mark.parametrize(("best", "order"), [("largest", [7, 3, 5]), ("lowest", [5, 3, 7]), ("size", [5, 7, 3])])
+def test_rows_are_ranked_by_the_largest_score_the_lowest_or_the_largest_in_size(best, order):
+    ranked = [[(3, 1.0), (7, 2.0)], [(5, -9.0), (3, -1.5)]]
+    rows = heat_rows(ranked, 9, best)
+    assert [row.feature_idx for row in rows] == order
+    assert rows[order.index(3)] == HeatRow(3, [0, 1], [1.0, -1.5])
 
 
 def test_the_strongest_feature_of_any_token_has_a_row_and_every_row_a_column():
@@ -62,12 +70,27 @@ def test_colours_are_shares_of_the_largest_and_nines_of_a_quantile():
         "act_quantile": [HeatRow(4, [0, 1, 2, 3], [0.0, 0.9, 0.99999, 1.0])],
         "loss_effect": [HeatRow(7, [1, 2], [-1.0, 0.25])],
     }
-    drawn = heat_data(rows, {4: "x", 7: None}, {4}, lambda name: name == "loss_effect", lambda name, score: str(score))
+    drawn = heat_data(rows, PROMPT_HEAT, {4: "x", 7: None}, lambda *cell: " ".join(map(str, cell)))
     assert drawn["labels"] == {4: "x"}
-    assert drawn["columns"] == [4]
-    assert drawn["rows"]["act_size"] == [[4, [0, 2], [100, 25], ["8.0", "2.0"], 0]]
-    assert drawn["rows"]["act_quantile"][0][2] == [1, 20, 100, 100]
-    assert drawn["rows"]["loss_effect"] == [[7, [1, 2], [-100, 50], ["-1.0", "0.25"], 1]]
+    found = {name: metric["rows"] for name, metric in drawn["metrics"].items()}
+    assert found["act_size"] == [[4, [0, 2], [100, 25], ["act_size 4 0 8.0", "act_size 4 2 2.0"], 0]]
+    assert found["act_quantile"][0][2] == [1, 20, 100, 100]
+    assert found["loss_effect"] == [[7, [1, 2], [-100, 50], ["loss_effect 7 1 -1.0", "loss_effect 7 2 0.25"], 1]]
+    assert [metric["signed"] for metric in drawn["metrics"].values()] == [False, False, True]
+
+
+def test_differences_have_a_colour_by_their_sign_and_their_place_in_a_strip_that_begins_with_all_tokens():
+    rows = {"act_size": [HeatRow(4, [0, 2], [1.0, -4.0])], "act_quantile": [HeatRow(4, [1], [0.25])]}
+    metrics = {
+        "act_size": difference_metric("activation", "activation", rooted=False),
+        "act_quantile": difference_metric("quantile", "quantile", rooted=True),
+    }
+    rows["act_quantile"].append(HeatRow(5, [2], [-1.0]))
+    drawn = heat_data(rows, metrics, {}, lambda name, feature, at, score: f"{score:g}", first=1)
+    assert drawn["first"] == 1
+    assert drawn["metrics"]["act_size"]["rows"] == [[4, [1, 3], [25, -100], ["1", "-4"], 3]]
+    assert [row[2] for row in drawn["metrics"]["act_quantile"]["rows"]] == [[50], [-100]]
+    assert all(metric["signed"] for metric in drawn["metrics"].values())
 
 
 @pytest.mark.parametrize(
@@ -95,9 +118,7 @@ def test_a_map_of_another_prompt_is_refused():
 def prompt() -> MultiPromptData:
     data = make_prompt(30, 14, n_top=3, first_group_size=2)
     full = make_prompt(30, 14, n_top=100, first_group_size=2)
-    data.heat_map = {
-        name: heat_rows(of, HEAT_ROWS, largest_first=name != "loss_effect") for name, of in full.scores.items()
-    }
+    data.heat_map = {name: heat_rows(of, HEAT_ROWS, PROMPT_HEAT[name].best) for name, of in full.scores.items()}
     label = data.heat_map["act_size"][2].feature_idx
     data.prompt_data_dict[label].label = "<b>bold & long label of a feature that has no end</b>"
     return data

@@ -47,7 +47,7 @@ def test_a_long_token_is_shortened_and_its_title_tells_more():
 def test_joined_tokens():
     alone = [Html("a"), Html("E2"), Html("9C93"), Html("E2")]
     shown = html_fns.joined_tokens(alone, ["", "e2", "9c93", "e2"])
-    assert shown == ["a", "✓", "<i>‹</i>", "E2"]
+    assert shown == ["a", "✓", '<i class="in">‹</i>', "E2"]
 
 
 def test_the_printer_knows_texts_bytes_and_neither():

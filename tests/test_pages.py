@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from page_reading import data, drawn, inflated, packed, parse, parse_fragment, running_scripts, text_of
-from rendering_fixtures import make_features, make_prompt, make_provenance
+from rendering_fixtures import make_comparison, make_features, make_prompt, make_provenance
 
 from sae_vis import _page, _templates
 from sae_vis._errors import InputError
@@ -64,15 +64,19 @@ def golden_pages():
     small = make_features(3, dead=(2,), **SMALL)
     whole_rows = make_features(1, dead=(), buffer=None, layout=Layout([Column("sequences")], height=600), **SMALL)
     prompt = make_prompt(3, 6, n_top=2, **SMALL)
+    two = make_comparison(3, n_top=2, **SMALL)
     return {
         "features.html": small.get_html(),
         "feature_alone.html": small[1].get_html(),
         "whole_rows.html": whole_rows.get_html(),
         "prompt.html": prompt.get_html(seq_pos=3, score_name="loss_effect", feature_url="f.html#feature={feature}"),
+        "comparison.html": two.get_html(pair=3, score_name="act_size", feature_url="f.html#feature={feature}"),
     }
 
 
-@pytest.mark.parametrize("name", ["features.html", "feature_alone.html", "whole_rows.html", "prompt.html"])
+@pytest.mark.parametrize(
+    "name", ["features.html", "feature_alone.html", "whole_rows.html", "prompt.html", "comparison.html"]
+)
 def test_golden_pages(name):
     """Run with SAE_VIS_UPDATE_GOLDEN=1 to write them anew, and look at what changed."""
     found = inflated(golden_pages()[name])
@@ -87,7 +91,7 @@ def test_golden_pages(name):
 
 
 def test_pages_parse_strictly(features, prompt):
-    for document in (features.get_html(), features[3].get_html(), prompt.get_html()):
+    for document in (features.get_html(), features[3].get_html(), prompt.get_html(), make_comparison(6).get_html()):
         check_page(document)
     for fragment in (*packed(features.get_html()).values(), *packed(prompt.get_html()).values()):
         parse_fragment(fragment)
@@ -497,6 +501,17 @@ def test_merge_refuses_what_does_not_belong_together():
         one.merge([])
 
 
+@pytest.mark.parametrize(("own", "others", "kept"), [(0.25, None, 0.25), (None, 0.5, 0.5), (0.25, 0.26, 0.25)])
+def test_merge_takes_what_the_map_holds_from_where_it_is_known(own, others, kept):
+    """It tells of the encoder, not of the run: files of before it was measured have none."""
+    _, one, other = halves()
+    one.provenance = dataclasses.replace(one.provenance, map_variance=own)
+    other.provenance = dataclasses.replace(other.provenance, map_variance=others)
+    merged = one.merge(other)
+    assert merged.provenance == dataclasses.replace(one.provenance, map_variance=kept)
+    assert [data.provenance.map_variance for data in (one, other)] == [own, others]
+
+
 # --- notebooks ---------------------------------------------------------------------------------------------------
 
 
@@ -690,6 +705,13 @@ def test_a_packed_feature_stays_small():
 def test_a_prompt_column_stays_small():
     prompt = make_prompt(60, 16)
     assert len(prompt.get_html().encode()) / len(prompt.prompt_data_dict) <= 10_000
+
+
+def test_a_compared_column_stays_small():
+    """Of a real model's features it takes less: their tokens and effects repeat."""
+    two = make_comparison(60)
+    assert len(two.heat_map["act_size"]) == 50
+    assert len(two.get_html().encode()) / len(two.compared_dict) <= 11_000
 
 
 def test_a_page_of_twenty_thousand_features_has_no_list_of_them():

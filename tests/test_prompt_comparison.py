@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 import browser
 import pytest
 from hf_models import BOS, PAD, shared
 from IPython.core.formatters import DisplayFormatter
+from page_reading import data as page_data
+from rendering_fixtures import make_comparison
 from test_prompt import encoder_for, fetched, prompted
 
-from sae_vis import MultiPromptData, PromptComparisonData, compare_prompts
+from sae_vis import HeatRow, MultiPromptData, PromptComparisonData, compare_prompts
 from sae_vis.__main__ import main
 from sae_vis._errors import FileFormatError, InputError
 from sae_vis._prompt_compare import aligned, ranked_differences
@@ -104,6 +107,42 @@ def test_every_difference_is_that_of_the_views_of_both_prompts(ablation):
         assert dict(data.totals[name]) == pytest.approx({f: d for f, d in sums.items() if abs(d) > 1e-12}, rel=1e-4)
 
 
+@pytest.mark.parametrize("ablation", ["direct", ("direct", "full")])
+@pytest.mark.parametrize("size", [1, 100])
+def test_the_heat_map_has_all_differences_however_few_are_listed(ablation, size):
+    data = compared(ablation=ablation, num_top_features=size)
+    features = fetched("gpt2", ablation=ablation)
+    views = [prompted(prompt, features=features, num_top_features=100) for prompt in (FIRST, OTHER)]
+    assert list(data.heat_map) == list(data.totals)
+    for name, rows in data.heat_map.items():
+        expected: dict[int, dict[int, float]] = {}
+        for index, (at, other_at) in enumerate(data.pairs):
+            for feature in range(8) if not (name.startswith("loss") and 0 in (at, other_at)) else ():
+                difference = score(views[1], name, other_at, feature) - score(views[0], name, at, feature)
+                if abs(difference) > 1e-12:
+                    expected.setdefault(feature, {})[index] = difference
+        found = {row.feature_idx: dict(zip(row.positions, row.scores, strict=True)) for row in rows}
+        assert list(found) == sorted(expected, key=lambda f: (-max(map(abs, expected[f].values())), f))
+        for feature, differences in found.items():
+            assert differences == pytest.approx(expected[feature], rel=1e-5)
+            assert feature in data.compared_dict
+
+
+def test_the_whole_rows_of_the_examples_that_a_column_shows_are_there():
+    data, features = compared(num_top_features=1), fetched("gpt2")
+    shown = {
+        sequence.row
+        for feature in data.compared_dict
+        for sequence in features[feature].sequences.groups[0].sequences[:8]
+    }
+    assert data.rows == {row: features.rows[row] for row in sorted(shown)}
+    assert all(data.vocab[token] == features.vocab[token] for row in data.rows.values() for token in row)
+    for sequence in next(iter(data.compared_dict.values())).top_group.sequences[:8]:
+        start = sequence.start
+        assert data.rows[sequence.row][start : start + len(sequence.token_ids)] == sequence.token_ids
+    assert compared(store_rows=False).rows == {}
+
+
 def test_a_feature_that_is_active_in_one_prompt_only_has_its_numbers_on_both():
     data = compared()
     views = [prompted(prompt, num_top_features=100) for prompt in (FIRST, OTHER)]
@@ -187,9 +226,34 @@ def test_it_is_saved_loaded_and_drawn_by_the_command_line(tmp_path, name, capsys
     assert "<iframe" in data._repr_html_()
 
 
+def test_a_file_of_before_there_was_a_heat_map_loads_and_has_one_of_its_features():
+    """It was written by the code of that time, from what the fixture makes."""
+    loaded = PromptComparisonData.load_json(Path(__file__).parent / "old_files" / "comparison_2.json")
+    small = {"first_group_size": 2, "n_groups": 1, "other_groups_size": 1, "n_bins": 4, "n_logits": 3, "n_changes": 2}
+    now = make_comparison(5, n_top=3, **small)
+    assert now.heat_map
+    assert now.rows
+    assert loaded == dataclasses.replace(now, heat_map={}, rows={})
+    document, drawn = loaded.get_html(), now.get_html()
+    assert 'id="rows">' in drawn
+    assert 'id="rows">' not in document
+    assert page_data(document, "heat") == page_data(drawn, "heat")
+
+
+def test_the_heat_map_of_an_older_file_is_the_same_where_it_has_all_features():
+    for ablation in ("direct", ("direct", "full")):
+        data = compared((7, PAD, 21, 12), (9, 33, 21, 12), ablation=ablation)
+        assert (2, 2) in data.pairs  # of them only the one is predicted
+        older = dataclasses.replace(data, heat_map={}, rows={})
+        assert page_data(older.get_html(), "heat") == page_data(data.get_html(), "heat")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"heat_map": {"act_size": [HeatRow(1, [0, 10], [1.0, 2.0])]}}, "pair 10 of 10 pairs"),
+        ({"heat_map": {"act_size": [HeatRow(99, [0], [1.0])]}}, "heat_map names feature 99, which has no data"),
+        ({"heat_map": {"loss_effect_full": []}}, "which totals have not"),
         ({"pairs": PAIRS[:-1]}, "each of the 8 positions once"),
         ({"pairs": [*PAIRS, (None, None)]}, "nothing and nothing"),
         ({"totals": {}}, "scores"),
@@ -295,6 +359,142 @@ def test_pairs_and_metrics_are_chosen(show):
     expect_columns(opened, data, "loss_effect", 0)
     opened.page.locator(".strip button").nth(1).click()
     expect(opened.page.locator(".none-ranked")).to_be_visible()  # nothing predicts the first token
+
+
+HEAT = """[...document.querySelectorAll('.heat tbody tr')].map(r => [Number(r.dataset.feature),
+  [...r.querySelectorAll('td[data-text]')].map(c => [Number(c.dataset.at) - 1, c.className.split(' ')[0], c.dataset.text])])"""
+
+
+@pytest.fixture(scope="module")
+def many() -> PromptComparisonData:
+    data = make_comparison(30, n_top=3, first_group_size=4)
+    label = data.heat_map["act_size"][1].feature_idx
+    data.compared_dict[label].label = "<b>bold & long label of a feature that has no end</b>"
+    return data
+
+
+@in_browser
+def test_the_heat_map_shows_every_difference_by_its_sign(show, many):
+    opened = show(many.get_html(score_name="act_size"))
+    page = opened.page
+    for metric, rows in many.heat_map.items():
+        page.locator(f".metrics [data-metric={metric}]").click()
+        expect(page.locator(".heat tbody tr")).to_have_count(8)
+        page.get_by_role("button", name="Show more").click()
+        expect(page.locator(".heat tbody tr")).to_have_count(20)
+        for (feature, cells), row in zip(opened.js(HEAT), rows[:20], strict=True):
+            assert feature == row.feature_idx
+            assert [at for at, _, _ in cells] == row.positions
+            assert [kind for _, kind, _ in cells] == ["lowers" if score < 0 else "raises" for score in row.scores]
+            for (_, _, text), score in zip(cells, row.scores, strict=True):
+                number = text.rpartition("(")[2].strip(")").replace("\u2212", "-").split()[0]
+                scale = 100 if metric == "act_quantile" else 1
+                assert float(number) == pytest.approx(scale * score, rel=0.06, abs=6e-3)
+        page.locator(".heat-size").select_option("8")
+    heads = opened.texts(".heat thead th:not(.corner)")
+    assert len(heads) == len(many.pairs)
+    assert [opened.js(f"document.querySelectorAll('.heat thead th')[{n}].children.length") for n in (1, 4, 6)] == [
+        1,
+        2,
+        2,
+    ]
+    expect(page.get_by_role("grid")).to_have_attribute(
+        "aria-label", "Heat map, difference of loss: 8 features by 10 pairs of tokens"
+    )
+    assert opened.texts(".heat-key")[0].startswith("lower on the second")
+    assert opened.js("document.querySelector('.heat-key').querySelectorAll('.lowers, .raises').length") == 6
+
+
+@in_browser
+def test_a_cell_of_the_heat_map_tells_both_scores_and_chooses_its_pair(show, many):
+    opened = show(many.get_html(score_name="act_size"), size=(400, 800))
+    page, tip = opened.page, opened.page.locator(".heat-tip")
+    row = many.heat_map["act_size"][1]
+    index = next(index for index in row.positions if None not in many.pairs[index])
+    cell = page.locator(f'.heat tr[data-feature="{row.feature_idx}"] td[data-at="{index + 1}"]')
+    cell.hover()
+    expect(tip).to_be_visible()
+    one, (at, other_at) = many.compared_dict[row.feature_idx], many.pairs[index]
+    acts = (one.sequence.feat_acts[at], one.other_sequence.feat_acts[other_at])
+    told = tip.text_content()
+    assert told.startswith(f"Feature {row.feature_idx} <b>bold & long label")
+    assert f"({at}, {other_at}): activation {acts[0]:.4g} \u2192 {acts[1]:.4g} (" in told
+    assert cell.get_attribute("aria-label").startswith(f"activation {acts[0]:.4g} \u2192 ")
+    (box,) = opened.boxes(".heat-tip")
+    assert box["left"] >= 0
+    assert box["right"] <= 400
+    cell.click()
+    assert opened.hash == f"#pos={index + 1}&metric=act_size&feature={row.feature_idx}"
+    expect(page.locator(f'.prompt-column.marked[data-feature="{row.feature_idx}"]')).to_have_count(1)
+    expect(page.locator(".strip button").nth(index + 1)).to_have_attribute("aria-checked", "true")
+    assert set(opened.js("[...document.querySelectorAll('.heat .at')].map(c => Number(c.dataset.at))")) == {index + 1}
+    here = "[document.activeElement.parentElement.rowIndex - 1, Number(document.activeElement.dataset.at)]"
+    cell.focus()
+    for key, place in (("Home", 1), ("End", 10), ("ArrowRight", 10), ("Control+Home", 1)):
+        page.keyboard.press(key)
+        assert opened.js(here)[1] == place
+        expect(tip).to_be_visible()
+    empty = page.locator(".heat tbody td:not([data-text])").first
+    assert empty.get_attribute("aria-label") == "no difference"
+    page.keyboard.press("ArrowLeft")
+    expect(tip).to_contain_text("go where it is strongest")
+    page.keyboard.press("Enter")
+    first = many.heat_map["act_size"][0]
+    peak = first.positions[first.scores.index(max(first.scores, key=abs))]
+    assert opened.hash == f"#pos={peak + 1}&metric=act_size&feature={first.feature_idx}"
+    assert opened.js("document.documentElement.scrollWidth") == 400
+
+
+@in_browser
+def test_where_no_pair_is_chosen_the_strongest_difference_is_in_view_and_titles_are_whole(show):
+    data = make_comparison(30, n_top=3, first_group_size=4)
+    row = data.heat_map["act_size"][0]
+    opened = show(data.get_html(score_name="act_size"), size=(320, 800))
+    peak = row.positions[row.scores.index(max(row.scores, key=abs))]
+    (cell,) = opened.boxes(f'.heat tbody tr:first-child td[data-at="{peak + 1}"]')
+    (name,) = opened.boxes(".heat tbody tr:first-child th")
+    (scroll,) = opened.boxes(".heat-scroll")
+    assert name["right"] <= cell["left"] + 1
+    assert cell["right"] <= scroll["right"] + 1
+    opened.page.locator(".strip button").nth(4).click()
+    expect(opened.page.locator(".strip button").nth(4)).to_have_attribute("aria-checked", "true")
+    titles, scores = opened.boxes(".prompt-column h2"), opened.boxes(".prompt-column [data-slot=score]")
+    assert titles
+    for title, score in zip(titles, scores, strict=True):
+        assert title["height"] < 30  # one line, the score below it
+        assert score["top"] >= title["bottom"] - 1
+
+
+@in_browser
+def test_whole_rows_open_beside_the_examples_but_not_below_the_prompts(show, many):
+    opened = show(many.get_html(score_name="act_size"))
+    column = opened.page.locator(".prompt-columns > article").first
+    feature, _ = many.totals["act_size"][0]
+    sequence = many.compared_dict[feature].top_group.sequences[1]
+    example = column.locator(".seqs:not(.prompt) .seq").nth(1)
+    example.focus()
+    opened.page.keyboard.press("Enter")
+    expect(column.locator(".whole .told")).to_contain_text(f"Row {sequence.row}, {len(many.rows[sequence.row])} tokens")
+    expect(column.locator(".whole .tokens .t")).to_have_count(len(many.rows[sequence.row]))
+    framed = column.locator(".whole .window .t")
+    expect(framed).to_have_count(len(sequence.token_ids))
+    assert framed.all_text_contents() == example.locator("> *").all_text_contents()
+    opened.page.keyboard.press("Escape")
+    expect(column.locator(".whole")).to_have_count(0)
+    column.locator(".compared .seq").first.click()
+    expect(column.locator(".whole")).to_have_count(0)
+
+
+@in_browser
+def test_a_page_without_rows_or_differences_has_neither(show, many):
+    opened = show(dataclasses.replace(many, rows={}).get_html())
+    opened.page.locator(".seqs:not(.prompt) .seq").first.click()
+    expect(opened.page.locator(".whole")).to_have_count(0)
+    none: dict[str, list[Any]] = {name: [] for name in many.totals}
+    same = {name: [[] for _ in many.pairs] for name in many.totals}
+    opened = show(dataclasses.replace(many, compared_dict={}, heat_map={}, totals=none, differences=same).get_html())
+    expect(opened.page.locator(".heat")).to_have_count(0)
+    expect(opened.page.locator(".none-ranked")).to_be_visible()
 
 
 @in_browser
