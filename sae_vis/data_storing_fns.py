@@ -1360,7 +1360,7 @@ def _features_parts(
                 yield feature
 
     with contextlib.closing(packed_features(others(), page, len(shown), processes)) as drawn:
-        packed = [_page.packed(feature.feature_idx, text) for feature, text in drawn]
+        packed = _page.all_packed((feature.feature_idx, text) for feature, text in drawn)
     index = {"ids": shown, "labels": labels, "notes": notes, "stars": stars, "title": _title(page), **_whose(page)}
     body = _features_body(page, first, opened, len(shown), note, opens)
     rows = _rows.chosen(features.rows, examples)
@@ -1811,11 +1811,11 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
     heat = _heat_map(prompt)
     named = {f for positions in prompt.scores.values() for at in positions for f, _ in at}
     named |= {row.feature_idx for rows in heat.values() for row in rows}
-    packed = [
-        _page.packed(feature, _page.pack(data.get_html(bare)))
+    packed = _page.all_packed(
+        (feature, _page.pack(data.get_html(bare)))
         for feature, data in prompt.prompt_data_dict.items()
         if feature not in shown and feature in named
-    ]
+    )
     body = html_fns.prompt_page(
         "SAE features on a prompt",
         _subtitle(page.provenance),
