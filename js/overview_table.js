@@ -6,6 +6,7 @@
   if (!overview) return;
   const ROWS = 2 ** 20; // more than there are
   const OVERSCAN = 6; // rows beyond what is seen
+  const FEW = 1 / 3; // of the features with a label, at most: they get no column
   const MOST_TOKENS = 8; // of a row; the cell cuts what has no room
   const DESCENDING = new Set(["density", "max"]); // what is looked for is at the large end
   const scroller = overview.root.querySelector(".overview-scroll");
@@ -199,9 +200,16 @@
     drawn.clear();
     keys.clear();
     sorted = null;
-    const told = overview.hasLabels() || overview.columns.twin?.some((twin) => twin >= 0); // duplicates stand in the same column
-    overview.root.classList.toggle("without-labels", !told);
+    layOut();
     update();
+  };
+
+  /* A column for the labels where many have one, or where the others are filtered out. Duplicates stand in the same place. */
+  const layOut = () => {
+    const isTold = (id, row) => overview.label(id) !== "" || overview.columns.twin?.[row] >= 0;
+    const told = overview.ids.reduce((sum, id, row) => sum + isTold(id, row), 0);
+    overview.root.classList.toggle("without-labels", !told);
+    overview.root.classList.toggle("few-labels", told > 0 && told < overview.n * FEW && !fieldOf("labelled").checked);
   };
 
   const measure = () => {
@@ -349,6 +357,7 @@
   };
 
   const applyFields = () => {
+    layOut();
     overview.setFilter("density", between("density", number("density_min", 100), number("density_max", 100)));
     overview.setFilter("max", between("max", number("max_min"), number("max_max")));
     overview.setFilter("fires", fieldOf("fires").checked ? (row) => overview.columns.n_active[row] > 0 : null);

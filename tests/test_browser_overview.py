@@ -240,6 +240,44 @@ def test_the_column_of_labels_is_there_once_there_is_a_label_or_a_duplicate(show
     expect(opened.page.locator(".twin a")).to_have_text("2")
 
 
+def place_of(opened, row, cell):
+    """Left and right of a cell; row 0 is the first, None the heads."""
+    of = ".overview-heads > .overview-row" if row is None else f'{ROW}[data-row="{row}"]'
+    return opened.js(
+        f"(b => [b.left, b.right])(document.querySelector(`{of} > :nth-child({cell})`).getBoundingClientRect())"
+    )
+
+
+LABEL, FIRES_ON, PROMOTES = 2, 5, 6
+
+
+def test_where_few_have_a_label_it_stands_before_the_tokens(overview):
+    overview.page.set_viewport_size({"width": 1280, "height": 800})
+    label, head = place_of(overview, 5, LABEL), place_of(overview, None, LABEL)
+    assert label[0] == head[0]
+    assert place_of(overview, 0, FIRES_ON)[0] == head[0]  # one without a label leaves it no room
+    assert label[1] < place_of(overview, 5, FIRES_ON)[0]
+    assert place_of(overview, 4, 4)[1] <= head[0]  # behind density and max
+    assert len({place_of(overview, row, PROMOTES)[0] for row in (0, 5, 6, None)}) == 1
+    overview.js("saeVis.sayOf(5, { label: 'long '.repeat(40) })")
+    wait_for(overview, f"document.querySelector(`{ROW}[data-row='5'] bdi`).textContent.length > 100")
+    (_, right), (left, end) = place_of(overview, 5, LABEL), place_of(overview, 5, FIRES_ON)
+    assert right < left
+    assert end - left > 60
+
+
+def test_the_labels_have_a_column_where_many_have_one_or_only_those_are_shown(overview):
+    overview.page.set_viewport_size({"width": 1280, "height": 800})
+    overview.page.get_by_label("has a label").check()
+    wait_for(overview, "saeVis.overview.rows().length", 3)
+    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
+    overview.page.get_by_label("has a label").uncheck()
+    wait_for(overview, "saeVis.overview.rows().length", N)
+    assert place_of(overview, 5, LABEL)[0] > place_of(overview, 5, 3)[0]
+    overview.js(f"Array.from({{ length: {N} }}, (_, id) => saeVis.sayOf(id, {{ label: 'mine' }}))")
+    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
+
+
 @pytest.mark.parametrize(
     ("fields", "passes"),
     [
