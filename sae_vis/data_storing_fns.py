@@ -858,6 +858,7 @@ class Provenance:
     map_variance: float | None = (
         None  # the share of that of the decoder directions, along the two axes of the map (PCA)
     )
+    map_sample: int | None = None  # how many directions these axes come from, evenly spaced; None: from all of them
 
 
 # --- from components to columns ----------------------------------------------------------------------------------
@@ -1388,15 +1389,25 @@ def _opens(feature: int | None) -> str:
 def _overview_of(features: MultiFeatureData, shown: Sequence[int]) -> _overview.Overview:
     """What will collect the overview of the features ``shown``; columns that need all of them are given to it here."""
     told, kind = features.provenance, features.params.feature_map
+    return _overview.Overview(meta={"map": _MAPS[kind](told)} if kind else None)
+
+
+def _pca_map(told: Provenance) -> str:
     share = told.map_variance if told.map_variance is not None and 0 <= told.map_variance <= 1 else None
-    kept = "" if share is None else f", {format_percent(share)} of their variance"
-    return _overview.Overview(meta={"map": _MAPS[kind].format(n=f"{told.d_hidden:,}", share=kept)} if kind else None)
+    of, kind, whose = f"{told.d_hidden:,} decoder directions", "PCA", "their"
+    if told.map_sample is not None:
+        of, kind, whose = f"{told.map_sample:,} of the {of}", "PCA of an evenly spaced sample", "its"
+    kept = "" if share is None else f", {format_percent(share)} of {whose} variance"
+    return f"By the two main axes of {of} ({kind}{kept}): features far apart differ, near ones may or may not."
 
 
-_MAPS = {
-    "pca": "By the two main axes of {n} decoder directions (PCA{share}): features far apart differ, near ones may or may not.",
-    "umap": "By UMAP of the {n} decoder directions: near features are similar, large distances mean little.",
-}
+def _umap_map(told: Provenance) -> str:
+    return (
+        f"By UMAP of the {told.d_hidden:,} decoder directions: near features are similar, large distances mean little."
+    )
+
+
+_MAPS: dict[str, Callable[[Provenance], str]] = {"pca": _pca_map, "umap": _umap_map}
 
 
 def _noted(overview: _overview.Overview, features: Iterable[FeatureData]) -> Iterator[FeatureData]:

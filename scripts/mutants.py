@@ -1602,6 +1602,12 @@ MUTANTS: list[Mutant] = [
             "torch.arange(size) * encoder.d_hidden // size",
             "torch.arange(size)",
         ),
+        (
+            "map-sample-untold",
+            "the page says what the axes come from",
+            "size if size < encoder.d_hidden else None",
+            "None",
+        ),
     ),
     *_group(
         "_overview.py",
@@ -2212,8 +2218,8 @@ MUTANTS: list[Mutant] = [
         (
             "folder-version-mix",
             "a folder of another run is refused",
-            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance")',
-            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "versions")',
+            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "map_sample")',
+            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "map_sample", "versions")',
         ),
         ("folder-params-mix", "with other parameters too", "if field.name in passed_over or one == other:", "if True:"),
         (
