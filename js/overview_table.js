@@ -19,7 +19,7 @@
   let rows = new Int32Array(); // those that pass, in order
   let active = -1; // the row with the tab stop
   let marks = {}; // name of a list -> Set of token ids
-  let height = 30, kept = 0, asked = false, wantsFocus = false, lowest = -6;
+  let told = 0, height = 30, kept = 0, asked = false, wantsFocus = false, lowest = -6;
 
   /* --- order --- */
 
@@ -200,14 +200,18 @@
     drawn.clear();
     keys.clear();
     sorted = null;
+    countTold();
     layOut();
     update();
   };
 
+  const countTold = () => {
+    const isTold = (id, row) => overview.label(id) !== "" || overview.columns.twin?.[row] >= 0;
+    told = overview.ids.reduce((sum, id, row) => sum + isTold(id, row), 0);
+  };
+
   /* A column for the labels where many have one, or where the others are filtered out. Duplicates stand in the same place. */
   const layOut = () => {
-    const isTold = (id, row) => overview.label(id) !== "" || overview.columns.twin?.[row] >= 0;
-    const told = overview.ids.reduce((sum, id, row) => sum + isTold(id, row), 0);
     overview.root.classList.toggle("without-labels", !told);
     overview.root.classList.toggle("few-labels", told > 0 && told < overview.n * FEW && !fieldOf("labelled").checked);
   };

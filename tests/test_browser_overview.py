@@ -560,6 +560,56 @@ def test_a_character_of_several_tokens_is_found(overview, features):
     )
 
 
+# Tokens as a byte-level tokenizer has them where a character is rare: parts of É, of é and of Ж, beside whole ones.
+PARTS = ["c3", "89", "a9", "7420c3", "89e2", "d0", "96", "b6", "4fc389"]
+
+
+@pytest.fixture(scope="module")
+def in_bytes():
+    """Features whose examples spell a text in tokens that are parts of characters, each its own, and that text."""
+    features = make_features(12, dead=(), first_group_size=2, n_groups=0)
+    first = max(features.vocab) + 1
+    part = {text: first + at for at, text in enumerate(PARTS)}
+    cole, word = first + len(PARTS), first + len(PARTS) + 1
+    features.vocab |= {**dict.fromkeys(part.values(), "\ufffd"), cole: "cole", word: "École"}
+    features.vocab_bytes |= {token: text for text, token in part.items()}
+    spelled = {
+        0: [part["c3"], part["89"], cole],  # École
+        1: [part["c3"], part["a9"], cole],  # école
+        2: [part["7420c3"], part["89"], cole],  # "t École"
+        3: [word],
+        4: [part["c3"], part["89"], part["c3"], part["a9"]],  # Éé
+        5: [part["d0"], part["96"], part["d0"], part["b6"]],  # Жж
+        6: [part["c3"], cole, part["89"]],  # none of it
+        7: [part["4fc389"], cole],  # OÉcole
+        8: [part["c3"], part["89e2"], cole],  # Éâ…, cut off
+    }
+    for index, ids in spelled.items():
+        sequence = features.feature_data_dict[index].sequences.groups[0].sequences[0]
+        sequence.token_ids[: len(ids)] = ids
+    return features.get_html()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("école", [0, 1, 2, 3, 7]),
+        ("École", [0, 1, 2, 3, 7]),
+        ("éc", [0, 1, 2, 3, 7]),
+        ("t école", [2]),
+        ("éé", [4]),
+        ("жж", [5]),
+        ("oéc", [7]),
+        ("écolé", []),
+    ],
+)
+def test_an_upper_case_letter_of_several_tokens_is_found_by_its_lower_case(text, expected, show, in_bytes):
+    opened = ready(show(in_bytes, ""))
+    search(opened, f"text:{text}")
+    found = "[...saeVis.overview.rows()].map((row) => saeVis.overview.ids[row]).join()"
+    wait_for(opened, found, ",".join(map(str, expected)))
+
+
 def test_a_slash_goes_to_the_search_from_a_feature(show, document):
     opened = show(document)
     opened.page.keyboard.press("/")
