@@ -73,6 +73,7 @@
       if (head.dataset.sort === by) head.setAttribute("aria-sort", down ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
     }
+    layOut();
     update();
     scroller.scrollTop = 0;
     draw();
@@ -210,10 +211,11 @@
     told = overview.ids.reduce((sum, id, row) => sum + isTold(id, row), 0);
   };
 
-  /* A column for the labels where many have one, or where the others are filtered out. Duplicates stand in the same place. */
+  /* A column for the labels where many have one, or where the others are filtered out or last. Duplicates stand in the same place. */
   const layOut = () => {
+    const areFirst = fieldOf("labelled").checked || sort.by === "label";
     overview.root.classList.toggle("without-labels", !told);
-    overview.root.classList.toggle("few-labels", told > 0 && told < overview.n * FEW && !fieldOf("labelled").checked);
+    overview.root.classList.toggle("few-labels", told > 0 && told < overview.n * FEW && !areFirst);
   };
 
   const measure = () => {

@@ -266,13 +266,17 @@ def test_where_few_have_a_label_it_stands_before_the_tokens(overview):
     assert end - left > 60
 
 
-def test_the_labels_have_a_column_where_many_have_one_or_only_those_are_shown(overview):
+def test_the_labels_have_a_column_where_many_have_one_or_those_are_first(overview):
     overview.page.set_viewport_size({"width": 1280, "height": 800})
     overview.page.get_by_label("has a label").check()
     wait_for(overview, "saeVis.overview.rows().length", 3)
     assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
     overview.page.get_by_label("has a label").uncheck()
     wait_for(overview, "saeVis.overview.rows().length", N)
+    assert place_of(overview, 5, LABEL)[0] > place_of(overview, 5, 3)[0]
+    overview.page.get_by_role("columnheader", name="Label").get_by_role("button").click()  # labels first
+    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
+    overview.page.get_by_role("columnheader", name="Id").get_by_role("button").click()
     assert place_of(overview, 5, LABEL)[0] > place_of(overview, 5, 3)[0]
     overview.js(f"Array.from({{ length: {N} }}, (_, id) => saeVis.sayOf(id, {{ label: 'mine' }}))")
     assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
