@@ -3,7 +3,8 @@
 (() => {
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});
-  let tools, button, menu, of; // of: the sequence that they belong to
+  const TICK = 1200; // ms that a copy is confirmed for
+  let tools, button, menu, of, ticked; // of: the sequence that they belong to
 
   /* --- what is copied --- */
 
@@ -139,13 +140,20 @@
   ];
 
   const copy = async (sequence, kind) => {
+    tick(false);
     const done = await saeVis.copy(saeVis.copied[kind](sequence), `Sequence as ${kind === "text" ? "text" : kind === "html" ? "HTML" : "LaTeX"}`, {
       html: kind === "html",
       back: sequence,
     });
-    if (!done) return;
-    button.textContent = "\u2713";
-    setTimeout(() => (button.textContent = "\u22ef"), 1200);
+    if (done) tick(true);
+  };
+
+  /* Whether the button says that something was copied. It does for its time, wherever it goes: where the menu closes, the mouse is
+     over another sequence. */
+  const tick = (shown) => {
+    clearTimeout(ticked);
+    button.textContent = shown ? "\u2713" : "\u22ef";
+    if (shown) ticked = setTimeout(tick, TICK, false);
   };
 
   const make = () => {
@@ -217,7 +225,6 @@
     if (tools.contains(document.activeElement) && tools.isConnected) return; // it is being used
     open(false);
     of = sequence;
-    button.textContent = "\u22ef";
     sequence.after(tools);
   };
 

@@ -14,6 +14,12 @@
     return new Response(new Response(bytes).body.pipeThrough(new DecompressionStream("deflate")));
   };
   saeVis.inflate = (text) => inflated(text).text();
+
+  /* A fragment. The page holds once what all begin with: the bytes of the stream, and so many characters, before those of its own. */
+  saeVis.inflateFragment = async (text) => {
+    const common = document.querySelector("script[data-common]");
+    return (await saeVis.inflate(common.textContent + text)).slice(Number(common.dataset.common));
+  };
   saeVis.inflateBytes = async (text) => new Uint8Array(await inflated(text).arrayBuffer());
 
   /* The data of an element, or of a file that a site has loaded. */

@@ -6,6 +6,7 @@
   if (!overview) return;
   const ROWS = 2 ** 20; // more than there are
   const OVERSCAN = 6; // rows beyond what is seen
+  const FEW = 1 / 3; // of the features with a label, at most: they get no column
   const MOST_TOKENS = 8; // of a row; the cell cuts what has no room
   const DESCENDING = new Set(["density", "max"]); // what is looked for is at the large end
   const scroller = overview.root.querySelector(".overview-scroll");
@@ -18,7 +19,7 @@
   let rows = new Int32Array(); // those that pass, in order
   let active = -1; // the row with the tab stop
   let marks = {}; // name of a list -> Set of token ids
-  let height = 30, kept = 0, asked = false, wantsFocus = false, lowest = -6;
+  let told = 0, height = 30, kept = 0, asked = false, wantsFocus = false, lowest = -6;
 
   /* --- order --- */
 
@@ -72,6 +73,7 @@
       if (head.dataset.sort === by) head.setAttribute("aria-sort", down ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
     }
+    layOut();
     update();
     scroller.scrollTop = 0;
     draw();
@@ -199,9 +201,21 @@
     drawn.clear();
     keys.clear();
     sorted = null;
-    const told = overview.hasLabels() || overview.columns.twin?.some((twin) => twin >= 0); // duplicates stand in the same column
-    overview.root.classList.toggle("without-labels", !told);
+    countTold();
+    layOut();
     update();
+  };
+
+  const countTold = () => {
+    const isTold = (id, row) => overview.label(id) !== "" || overview.columns.twin?.[row] >= 0;
+    told = overview.ids.reduce((sum, id, row) => sum + isTold(id, row), 0);
+  };
+
+  /* A column for the labels where many have one, or where the others are filtered out or last. Duplicates stand in the same place. */
+  const layOut = () => {
+    const areFirst = fieldOf("labelled").checked || sort.by === "label";
+    overview.root.classList.toggle("without-labels", !told);
+    overview.root.classList.toggle("few-labels", told > 0 && told < overview.n * FEW && !areFirst);
   };
 
   const measure = () => {
@@ -349,6 +363,7 @@
   };
 
   const applyFields = () => {
+    layOut();
     overview.setFilter("density", between("density", number("density_min", 100), number("density_max", 100)));
     overview.setFilter("max", between("max", number("max_min"), number("max_max")));
     overview.setFilter("fires", fieldOf("fires").checked ? (row) => overview.columns.n_active[row] > 0 : null);

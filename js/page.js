@@ -204,7 +204,7 @@
   const unpacked = async (feature, at, isWanted) => {
     const text = await packedText(feature, at, isWanted);
     try {
-      return await saeVis.inflate(text);
+      return await saeVis.inflateFragment(text);
     } catch {
       throw new Error(`Feature ${feature} cannot be unpacked: what is stored of it is damaged.`);
     }

@@ -61,7 +61,7 @@
     if (missing.length && !saeVis.canInflate) return saeVis.say(saeVis.cannotInflate);
     await Promise.all(
       missing.map(async ([feature]) => {
-        columns.set(feature, await saeVis.inflate(packed(feature).textContent));
+        columns.set(feature, await saeVis.inflateFragment(packed(feature).textContent));
       }),
     );
     if (turn !== latest) return; // something else was asked for meanwhile

@@ -1,6 +1,6 @@
 /* One box that finds features by id, by label, by the tokens that they fire on, promote or suppress, and by the text of their
    examples. All text is compared in lower case and as UTF-8, a character a byte: so tokens that are only part of a character can
-   be found too. What stands in several tokens is looked for among the features whose examples hold tokens that could make it up,
+   be found too, which keep the case that their character has. What stands in several tokens is looked for among the features whose examples hold tokens that could make it up,
    and then in their examples themselves. */
 (() => {
   "use strict";
@@ -24,13 +24,18 @@
   const utf8 = (text) =>
     /^[\0-\x7f]*$/.test(text) ? text : Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte)).join("");
   const plainOf = (text) => utf8(text.toLowerCase());
+  const decoder = new TextDecoder();
+  const textOfBytes = (bytes) => decoder.decode(Uint8Array.from(bytes, (byte) => byte.charCodeAt(0)));
+  /* Bytes with every character that is whole in lower case. */
+  const WHOLE = /[A-Z]|[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}/g;
+  const lowered = (bytes) => bytes.replace(WHOLE, (character) => plainOf(textOfBytes(character)));
   const ENTITIES = { "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'" };
   const unescaped = (html) => (html.includes("&") ? html.replace(/&(?:amp|lt|gt|quot|#x27);/g, (entity) => ENTITIES[entity]) : html);
 
   /* The text of a token: its own where its HTML does not tell it, as sae_vis._overview.texts_apart has it. */
   const textOf = (id, html) => {
     const apart = overview.texts[id];
-    if (apart?.startsWith("\0")) return apart.slice(1).replace(/../g, (byte) => String.fromCharCode(Number.parseInt(byte, 16)));
+    if (apart?.startsWith("\0")) return lowered(apart.slice(1).replace(/../g, (byte) => String.fromCharCode(Number.parseInt(byte, 16))));
     if (apart !== undefined) return plainOf(apart);
     return plainOf(html.startsWith("<i>·</i>") ? ` ${unescaped(html.slice(8))}` : unescaped(html));
   };
@@ -164,21 +169,45 @@
      middles are the pieces in between that are a token. */
   const cuts = (needle) => {
     const length = needle.length;
+    const spelled = spellings(needle);
     const begins = Array.from({ length }, () => []), ends = Array.from({ length }, () => []), middles = [];
+    const inside = Array.from({ length: Math.max(0, length - 1) }, (_, place) => place + 1);
+    const heads = inside.flatMap((cut) => spelled(0, cut).map((piece) => [cut, piece, piece.at(-1)]));
+    const tails = inside.flatMap((cut) => spelled(cut, length).map((piece) => [cut, piece, piece[0]]));
     index.texts.forEach((text, at) => {
-      for (let cut = 1; cut < length; cut++) {
-        if (begins[cut].length <= MOST_UNSELECTIVE && text.at(-1) === needle[cut - 1] && text.endsWith(needle.slice(0, cut))) begins[cut].push(at);
-        if (ends[cut].length <= MOST_UNSELECTIVE && text[0] === needle[cut] && text.startsWith(needle.slice(cut))) ends[cut].push(at);
-      }
+      const first = text[0], last = text.at(-1);
+      for (const [cut, piece, end] of heads) if (last === end && begins[cut].length <= MOST_UNSELECTIVE && text.endsWith(piece)) begins[cut].push(at);
+      for (const [cut, piece, start] of tails) if (first === start && ends[cut].length <= MOST_UNSELECTIVE && text.startsWith(piece)) ends[cut].push(at);
     });
     const whole = (places) => (places.length > MOST_UNSELECTIVE ? places.slice(0, MOST_UNSELECTIVE + 1) : places);
     for (let to = 2; to < length; to++) {
       for (let from = 1; from < to; from++) {
-        const places = index.exact.get(needle.slice(from, to));
-        if (places) middles.push([from, to, places]);
+        const places = spelled(from, to).flatMap((piece) => index.exact.get(piece) ?? []);
+        if (places.length) middles.push([from, to, places]);
       }
     }
     return { begins: begins.map(whole), ends: ends.map(whole), middles };
+  };
+
+  /* A function that gives how tokens may spell a piece of a text. Where it begins or ends inside a character, these bytes may be
+     those of its upper case too. */
+  const spellings = (needle) => {
+    const upper = [...textOfBytes(needle)].map((lower) => {
+      const [bytes, capital] = [utf8(lower), utf8(lower.toUpperCase())];
+      return plainOf(lower.toUpperCase()) === bytes && capital.length === bytes.length ? capital : bytes;
+    });
+    const bounds = new Set([0]); // between characters
+    let end = 0;
+    for (const character of upper) bounds.add((end += character.length));
+    const capitals = upper.join("");
+    if (capitals.length !== needle.length) return (from, to) => [needle.slice(from, to)]; // it is no text, to the last byte
+    return (from, to) => {
+      let [first, last] = [from, to]; // of what is whole
+      while (first < to && !bounds.has(first)) first++;
+      while (last > first && !bounds.has(last)) last--;
+      const either = (start, stop) => [...new Set([needle.slice(start, stop), capitals.slice(start, stop)])];
+      return either(from, first).flatMap((head) => either(last, to).map((tail) => head + needle.slice(first, last) + tail));
+    };
   };
 
   /* --- reading examples --- */
@@ -194,7 +223,8 @@
     let from = 0;
     return data.lengths.some((length) => {
       const ids = data.ids.slice(from, (from += length));
-      return ids.map((token) => index.texts[index.place.get(token)] ?? "").join("").includes(needle);
+      const text = ids.map((token) => index.texts[index.place.get(token)] ?? "").join("");
+      return text.includes(needle) || (/[^\0-\x7f]/.test(text) && lowered(text).includes(needle));
     });
   };
 

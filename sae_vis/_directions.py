@@ -4,7 +4,7 @@ By PCA it is a projection of the unit decoder rows on their two main axes; by UM
 distances. Both are of the whole dictionary, whatever features are asked for, so that pages of several runs share one map.
 
 The axes of the PCA are those of an evenly spaced part of the dictionary where all of it would take more than about a tenth
-of a second: how large a part depends on the sizes of the encoder alone.
+of a second: how large a part depends on the sizes of the encoder alone, and the page says it.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class DirectionMap:
         """The share of the variance of the directions that the two axes hold; None by UMAP, and where nothing varies."""
         return self.axes.share if self.axes else None
 
+    @property
+    def sample(self) -> int | None:
+        """How many of the features the axes are computed from; None where that is all of them, and by UMAP."""
+        return self.axes.sample if self.axes else None
+
     def of(self, features: Int[Tensor, " n"]) -> list[Place]:
         """The places of some features; all None where no map was asked for."""
         if self.kind == "umap":
@@ -68,6 +73,7 @@ class Axes(NamedTuple):
     first: Float[Any, " d"]
     second: Float[Any, " d"]
     share: float | None  # of the variance that lies along the two
+    sample: int | None  # how many features these come from, if not from all
 
     @classmethod
     def of(cls, encoder: Encoder) -> Axes | None:
@@ -84,7 +90,7 @@ class Axes(NamedTuple):
         total = float(centred.square().sum())
         along = sum(float((centred @ axis).square().sum()) for axis in axes)
         share = round(along / total, DECIMALS) if total > FLAT * len(rows) else None
-        return cls(mean.numpy(), axes[0].numpy(), axes[1].numpy(), share)
+        return cls(mean.numpy(), axes[0].numpy(), axes[1].numpy(), share, size if size < encoder.d_hidden else None)
 
     def places(self, tile: tuple[Tensor, Tensor]) -> Iterator[Place]:
         """Of the features of a tile. Each sum is over one row, so it has the same bits whatever the other rows are."""

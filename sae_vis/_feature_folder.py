@@ -59,7 +59,7 @@ COMPRESSING = 2  # threads
 CACHED = 32  # features that are kept in memory
 BYTES_PER_TOKEN = 4
 # What the run itself finds out on its way. It follows from everything else, which is compared.
-_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance")
+_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "map_sample")
 _AGAIN = "remove its index, and the next run into this folder fetches its features again"
 
 

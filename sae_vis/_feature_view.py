@@ -138,7 +138,7 @@ class FeatureFetcher:
         self.doing = "getting ready"
         self.places: dict[int, Place] = {}
         if self.fvp.feature_map == "pca":
-            provenance.map_variance = self.map.variance
+            provenance.map_variance, provenance.map_sample = self.map.variance, self.map.sample
 
     @functools.cached_property
     def map(self) -> DirectionMap:

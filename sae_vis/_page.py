@@ -2,8 +2,8 @@
 
 Nothing is loaded: style sheets and scripts are written into the page once each, in a fixed order, and its
 Content-Security-Policy allows those scripts (by their digests) and no request at all. Data goes to the scripts as JSON in
-elements that do not run. Fragments that are not shown at first are deflated, and inflated by the browser on demand: a page
-of thousands of features stays small, and there is still only one renderer, this one.
+elements that do not run. Fragments that are not shown at first are deflated, all after the same common markup, and inflated
+by the browser on demand: a page of thousands of features stays small, and there is still only one renderer, this one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import itertools
 import json
 import operator
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -46,9 +47,33 @@ def data(element_id: str, value: object) -> Html:
 def pack(fragment: Html) -> str:
     """A fragment as deflated bytes in base64, about a sixth of its size; ``js/inflate.js`` is the inverse.
 
-    What it needs is forgotten: the page that it is for must need that too.
+    It goes on from ``html/common.html``, the markup that all fragments have, and holds only what is its own: the page has
+    the beginning once (``common``). What the fragment needs is forgotten: the page that it is for must need that too.
     """
-    return base64.b64encode(zlib.compress(fragment.encode(), _COMPRESSION)).decode()
+    text, common = fragment.encode(), _common_markup().encode()
+    deflate = zlib.compressobj(_COMPRESSION, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=common)  # blocks alone
+    checksum = zlib.adler32(text, zlib.adler32(common)).to_bytes(4, "big")  # of all, which ends the stream
+    return base64.b64encode(deflate.compress(text) + deflate.flush() + checksum).decode()
+
+
+_EMPTY_BLOCK = b"\0\0\0\xff\xff"
+
+
+@cache
+def common() -> Html:
+    """An element with the beginning of every packed fragment's stream; its text stands before the fragment's own."""
+    deflate = zlib.compressobj()
+    markup = _common_markup()
+    start = deflate.compress(markup.encode()) + deflate.flush(zlib.Z_SYNC_FLUSH)
+    while len(start) % 3:  # so that its base64 has no end, and that of a fragment can follow
+        start += _EMPTY_BLOCK
+    length = len(markup.encode("utf-16-le")) // 2  # as a script counts
+    return template("packed_common.html").fill(length=length, packed=Html(base64.b64encode(start).decode()))
+
+
+@cache
+def _common_markup() -> Html:
+    return template("common.html").fill()
 
 
 def pack_bytes(content: bytes) -> str:
@@ -62,8 +87,14 @@ def packed_asset(name: str, text: str) -> Html:
 
 
 def packed(feature: int, text: str) -> Html:
-    """An element that holds a fragment as ``pack`` gives it."""
+    """An element that holds a fragment as ``pack`` gives it, for a page that holds ``common`` too."""
     return template("packed.html").fill(feature=feature, packed=Html(text))  # base64 has nothing to escape
+
+
+def all_packed(fragments: Iterable[tuple[int, str]]) -> list[Html]:
+    """Such elements, after the one with what all fragments begin with; none for no fragment."""
+    elements = [packed(feature, text) for feature, text in fragments]
+    return [common(), *elements] if elements else []
 
 
 def document(title: str, body: Html, elements: Sequence[Html] = (), loads: bool = False) -> Html:

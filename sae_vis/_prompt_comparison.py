@@ -263,11 +263,9 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
         for rank, (feature, score) in enumerate(ranked, 1)
     ]
     shown = {feature for feature, _ in ranked}
-    packed = [
-        _page.packed(feature, _page.pack(one.get_html(page)))
-        for feature, one in data.compared_dict.items()
-        if feature not in shown
-    ]
+    packed = _page.all_packed(
+        (feature, _page.pack(one.get_html(page))) for feature, one in data.compared_dict.items() if feature not in shown
+    )
     heat = _heat_map(data)
     body = template("comparison_page.html").fill(
         subtitle=data_storing_fns.subtitle_of(page.provenance),

@@ -96,6 +96,7 @@ def write(
     others = {name: _put(path, ASSETS, name, _received(name, f'"{text}"')) for name, text in assets().items()}
     elements = [
         _page.data("index", {"ranges": _ranges(noted.ids), "labels": {}, "title": page_title, **said}),
+        _page.common(),
         template("site.html").fill(json=_page.json_text({"shards": shards, **files, **listed, "assets": others})),
     ]
     document = _page.document(title, body, elements, loads=True)

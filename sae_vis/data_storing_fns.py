@@ -866,6 +866,7 @@ class Provenance:
     map_variance: float | None = (
         None  # the share of that of the decoder directions, along the two axes of the map (PCA)
     )
+    map_sample: int | None = None  # how many directions these axes come from, evenly spaced; None: from all of them
 
 
 # --- from components to columns ----------------------------------------------------------------------------------
@@ -1370,7 +1371,7 @@ def _features_parts(
                 yield feature
 
     with contextlib.closing(packed_features(others(), page, len(shown), processes)) as drawn:
-        packed = [_page.packed(feature.feature_idx, text) for feature, text in drawn]
+        packed = _page.all_packed((feature.feature_idx, text) for feature, text in drawn)
     index = {"ids": shown, "labels": labels, "notes": notes, "stars": stars, "title": _title(page), **_whose(page)}
     body = _features_body(page, first, opened, len(shown), note, opens)
     rows = _rows.chosen(features.rows, examples)
@@ -1398,15 +1399,25 @@ def _opens(feature: int | None) -> str:
 def _overview_of(features: MultiFeatureData, shown: Sequence[int]) -> _overview.Overview:
     """What will collect the overview of the features ``shown``; columns that need all of them are given to it here."""
     told, kind = features.provenance, features.params.feature_map
+    return _overview.Overview(meta={"map": _MAPS[kind](told)} if kind else None)
+
+
+def _pca_map(told: Provenance) -> str:
     share = told.map_variance if told.map_variance is not None and 0 <= told.map_variance <= 1 else None
-    kept = "" if share is None else f", {format_percent(share)} of their variance"
-    return _overview.Overview(meta={"map": _MAPS[kind].format(n=f"{told.d_hidden:,}", share=kept)} if kind else None)
+    of, kind, whose = f"{told.d_hidden:,} decoder directions", "PCA", "their"
+    if told.map_sample is not None:
+        of, kind, whose = f"{told.map_sample:,} of the {of}", "PCA of an evenly spaced sample", "its"
+    kept = "" if share is None else f", {format_percent(share)} of {whose} variance"
+    return f"By the two main axes of {of} ({kind}{kept}): features far apart differ, near ones may or may not."
 
 
-_MAPS = {
-    "pca": "By the two main axes of {n} decoder directions (PCA{share}): features far apart differ, near ones may or may not.",
-    "umap": "By UMAP of the {n} decoder directions: near features are similar, large distances mean little.",
-}
+def _umap_map(told: Provenance) -> str:
+    return (
+        f"By UMAP of the {told.d_hidden:,} decoder directions: near features are similar, large distances mean little."
+    )
+
+
+_MAPS: dict[str, Callable[[Provenance], str]] = {"pca": _pca_map, "umap": _umap_map}
 
 
 def _noted(overview: _overview.Overview, features: Iterable[FeatureData]) -> Iterator[FeatureData]:
@@ -1824,11 +1835,11 @@ def _prompt_document(prompt: MultiPromptData, page: PageContext) -> Html:
     heat = _heat_map(prompt)
     named = {f for positions in prompt.scores.values() for at in positions for f, _ in at}
     named |= {row.feature_idx for rows in heat.values() for row in rows}
-    packed = [
-        _page.packed(feature, _page.pack(data.get_html(bare)))
+    packed = _page.all_packed(
+        (feature, _page.pack(data.get_html(bare)))
         for feature, data in prompt.prompt_data_dict.items()
         if feature not in shown and feature in named
-    ]
+    )
     body = html_fns.prompt_page(
         "SAE features on a prompt",
         _subtitle(page.provenance),

@@ -1694,6 +1694,12 @@ MUTANTS: list[Mutant] = [
             "torch.arange(size) * encoder.d_hidden // size",
             "torch.arange(size)",
         ),
+        (
+            "map-sample-untold",
+            "the page says what the axes come from",
+            "size if size < encoder.d_hidden else None",
+            "None",
+        ),
     ),
     *_group(
         "_overview.py",
@@ -2238,6 +2244,26 @@ MUTANTS: list[Mutant] = [
             f"{PAGES} test_hostile_tokens.py",
         ),
         ("json-nan", "NaN is no JSON", "allow_nan=False", "allow_nan=True"),
+        (
+            "pack-alone",
+            "features are packed after what they have in common",
+            "-zlib.MAX_WBITS, zdict=common)",
+            "-zlib.MAX_WBITS)",
+            "test_page_size.py",
+        ),
+        (
+            "pack-checksum",
+            "the checksum is of all that is inflated",
+            "zlib.adler32(text, zlib.adler32(common))",
+            "zlib.adler32(text)",
+        ),
+        ("pack-common-end", "a fragment can follow the common beginning", "while len(start) % 3:", "while False:"),
+        (
+            "pack-common-absent",
+            "a page holds what its fragments begin with",
+            "return [common(), *elements] if elements else []",
+            "return elements",
+        ),
         ("policy-open", "only these scripts run", "script-src {_digests(scripts)}", "script-src 'unsafe-inline'"),
         ("policy-digest", "scripts are named by their digests", "hashlib.sha256(source", "hashlib.sha384(source"),
         ("policy-requests", "the page requests nothing", "default-src 'none'", "default-src *"),
@@ -2324,8 +2350,8 @@ MUTANTS: list[Mutant] = [
         (
             "folder-version-mix",
             "a folder of another run is refused",
-            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance")',
-            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "versions")',
+            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "map_sample")',
+            '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "map_sample", "versions")',
         ),
         ("folder-params-mix", "with other parameters too", "if field.name in passed_over or one == other:", "if True:"),
         (

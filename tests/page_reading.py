@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element
 import html5lib
 
 RUNS = {"", "text/javascript", "module"}
+COMMON = re.compile(r'<script type="text/plain" data-common="(\d+)">([^<]*)</script>')
 MARKS = {"i", "samp", "abbr"}  # what a token's text may add
 
 
@@ -35,10 +36,16 @@ def data(document: str, element_id: str) -> Any:
 def packed(document: str) -> dict[int, str]:
     """The packed fragments of a page, inflated."""
     return {
-        int(element.get("data-packed")): zlib.decompress(base64.b64decode(element.text)).decode()
+        int(element.get("data-packed")): unpacked(element.text, document)
         for element in parse(document).iter("script")
         if element.get("data-packed")
     }
+
+
+def unpacked(text: str, document: str) -> str:
+    """A packed fragment of a page, which holds what it begins with."""
+    length, start = COMMON.search(document).groups()
+    return zlib.decompress(base64.b64decode(start + text, validate=True)).decode()[int(length) :]
 
 
 def drawn(tree: Element, name: str) -> list[Element]:
@@ -69,8 +76,9 @@ def inflated(document: str) -> str:
     document = re.sub(r"(<style>\n).*?(</style>)", r"\1…\2", document, flags=re.DOTALL)
     document = re.sub(r"(<script>\n)(/\*.*?\n).*?(</script>)", r"\1\2…\3", document, flags=re.DOTALL)
     document = re.sub(r"'sha256-[^']*'", "'sha256-…'", document)
-    unpack = lambda match: f"{match[1]}{zlib.decompress(base64.b64decode(match[2])).decode()}</script>"  # noqa: E731
-    document = re.sub(r'(<script type="text/plain" data-packed="\d+">)([^<]*)</script>', unpack, document)
+    unpack = lambda match: f"{match[1]}{unpacked(match[2], document)}</script>"  # noqa: E731
+    told = re.sub(r'(<script type="text/plain" data-packed="\d+">)([^<]*)</script>', unpack, document)
+    document = COMMON.sub('<script type="text/plain" data-common="…">…</script>', told)
     binary = lambda match: f"{match[1]}{' '.join(map(_asset, match[2].split()))}</script>"  # noqa: E731
     document = re.sub(r'(<script type="text/plain" data-asset="\w+">)([^<]*)</script>', binary, document)
     return document.replace("><", ">\n<")

@@ -256,6 +256,48 @@ def test_the_column_of_labels_is_there_once_there_is_a_label_or_a_duplicate(show
     expect(opened.page.locator(".twin a")).to_have_text("2")
 
 
+def place_of(opened, row, cell):
+    """Left and right of a cell; row 0 is the first, None the heads."""
+    of = ".overview-heads > .overview-row" if row is None else f'{ROW}[data-row="{row}"]'
+    return opened.js(
+        f"(b => [b.left, b.right])(document.querySelector(`{of} > :nth-child({cell})`).getBoundingClientRect())"
+    )
+
+
+LABEL, FIRES_ON, PROMOTES = 2, 5, 6
+
+
+def test_where_few_have_a_label_it_stands_before_the_tokens(overview):
+    overview.page.set_viewport_size({"width": 1280, "height": 800})
+    label, head = place_of(overview, 5, LABEL), place_of(overview, None, LABEL)
+    assert label[0] == head[0]
+    assert place_of(overview, 0, FIRES_ON)[0] == head[0]  # one without a label leaves it no room
+    assert label[1] < place_of(overview, 5, FIRES_ON)[0]
+    assert place_of(overview, 4, 4)[1] <= head[0]  # behind density and max
+    assert len({place_of(overview, row, PROMOTES)[0] for row in (0, 5, 6, None)}) == 1
+    overview.js("saeVis.sayOf(5, { label: 'long '.repeat(40) })")
+    wait_for(overview, f"document.querySelector(`{ROW}[data-row='5'] bdi`).textContent.length > 100")
+    (_, right), (left, end) = place_of(overview, 5, LABEL), place_of(overview, 5, FIRES_ON)
+    assert right < left
+    assert end - left > 60
+
+
+def test_the_labels_have_a_column_where_many_have_one_or_those_are_first(overview):
+    overview.page.set_viewport_size({"width": 1280, "height": 800})
+    overview.page.get_by_label("has a label").check()
+    wait_for(overview, "saeVis.overview.rows().length", 3)
+    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
+    overview.page.get_by_label("has a label").uncheck()
+    wait_for(overview, "saeVis.overview.rows().length", N)
+    assert place_of(overview, 5, LABEL)[0] > place_of(overview, 5, 3)[0]
+    overview.page.get_by_role("columnheader", name="Label").get_by_role("button").click()  # labels first
+    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
+    overview.page.get_by_role("columnheader", name="Id").get_by_role("button").click()
+    assert place_of(overview, 5, LABEL)[0] > place_of(overview, 5, 3)[0]
+    overview.js(f"Array.from({{ length: {N} }}, (_, id) => saeVis.sayOf(id, {{ label: 'mine' }}))")
+    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
+
+
 @pytest.mark.parametrize(
     ("fields", "passes"),
     [
@@ -536,6 +578,56 @@ def test_a_character_of_several_tokens_is_found(overview, features):
         "[...saeVis.overview.rows()].map((row) => saeVis.overview.ids[row]).join()",
         ",".join(map(str, expected)),
     )
+
+
+# Tokens as a byte-level tokenizer has them where a character is rare: parts of É, of é and of Ж, beside whole ones.
+PARTS = ["c3", "89", "a9", "7420c3", "89e2", "d0", "96", "b6", "4fc389"]
+
+
+@pytest.fixture(scope="module")
+def in_bytes():
+    """Features whose examples spell a text in tokens that are parts of characters, each its own, and that text."""
+    features = make_features(12, dead=(), first_group_size=2, n_groups=0)
+    first = max(features.vocab) + 1
+    part = {text: first + at for at, text in enumerate(PARTS)}
+    cole, word = first + len(PARTS), first + len(PARTS) + 1
+    features.vocab |= {**dict.fromkeys(part.values(), "\ufffd"), cole: "cole", word: "École"}
+    features.vocab_bytes |= {token: text for text, token in part.items()}
+    spelled = {
+        0: [part["c3"], part["89"], cole],  # École
+        1: [part["c3"], part["a9"], cole],  # école
+        2: [part["7420c3"], part["89"], cole],  # "t École"
+        3: [word],
+        4: [part["c3"], part["89"], part["c3"], part["a9"]],  # Éé
+        5: [part["d0"], part["96"], part["d0"], part["b6"]],  # Жж
+        6: [part["c3"], cole, part["89"]],  # none of it
+        7: [part["4fc389"], cole],  # OÉcole
+        8: [part["c3"], part["89e2"], cole],  # Éâ…, cut off
+    }
+    for index, ids in spelled.items():
+        sequence = features.feature_data_dict[index].sequences.groups[0].sequences[0]
+        sequence.token_ids[: len(ids)] = ids
+    return features.get_html()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("école", [0, 1, 2, 3, 7]),
+        ("École", [0, 1, 2, 3, 7]),
+        ("éc", [0, 1, 2, 3, 7]),
+        ("t école", [2]),
+        ("éé", [4]),
+        ("жж", [5]),
+        ("oéc", [7]),
+        ("écolé", []),
+    ],
+)
+def test_an_upper_case_letter_of_several_tokens_is_found_by_its_lower_case(text, expected, show, in_bytes):
+    opened = ready(show(in_bytes, ""))
+    search(opened, f"text:{text}")
+    found = "[...saeVis.overview.rows()].map((row) => saeVis.overview.ids[row]).join()"
+    wait_for(opened, found, ",".join(map(str, expected)))
 
 
 def test_a_slash_goes_to_the_search_from_a_feature(show, document):

@@ -411,12 +411,53 @@ def test_without_a_clipboard_the_text_is_shown_to_be_copied(show, features, page
 
 def test_the_clipboard_holds_what_was_copied(show, page):
     opened = show(page, permissions=["clipboard-read", "clipboard-write"])
-    for number, (item, kind) in enumerate((("Copy text", "text"), ("Copy HTML", "html"), ("Copy LaTeX", "latex"))):
-        opened.page.locator(".seq").nth(number).hover()
-        opened.page.get_by_role("button", name="Sequence menu").click()
-        opened.page.get_by_role("menuitem", name=item).click()
-        expect(opened.page.locator(".seq-button")).to_have_text("✓")
+    for number, (item, kind) in enumerate((("text", "text"), ("HTML", "html"), ("LaTeX", "latex"))):
+        copy(opened, number, item)
+        # What is said stays, while the tick is there for a moment, which a busy browser may pass over.
+        expect(opened.page.locator(".spoken")).to_have_text(f"Sequence as {item}: copied.")
         assert opened.js("navigator.clipboard.readText()").replace("\r\n", "\n") == copied(opened, kind, number)
+
+
+def copy(opened, number, item):
+    opened.page.locator(".seq").nth(number).hover()
+    opened.page.get_by_role("button", name="Sequence menu").click()
+    opened.page.get_by_role("menuitem", name=f"Copy {item}").click()
+
+
+# A clipboard that is done when it is told so, and the timers of the tick, which fire when they are told so.
+BY_HAND = """
+  const timers = new Map(), start = setTimeout, stop = clearTimeout;
+  globalThis.written = [];
+  Object.defineProperty(navigator, "clipboard", { value: { writeText: () => new Promise((done) => written.push(done)) } });
+  globalThis.setTimeout = (run, ms, ...rest) => {
+    if (ms !== 1200) return start(run, ms, ...rest);
+    timers.set(-timers.size - 1, () => run(...rest));
+    return -timers.size;
+  };
+  globalThis.clearTimeout = (timer) => (timers.has(timer) ? timers.set(timer, () => {}) : stop(timer));
+  globalThis.fire = (which) => timers.get(-which)();
+"""
+
+
+def test_the_tick_of_a_copy_has_its_time(show, page):
+    opened = show(page, init=BY_HAND)
+    button = opened.page.locator(".seq-button")
+    copy(opened, 0, "text")
+    expect(button).to_have_text("⋯")  # nothing is copied yet
+    opened.js("written[0]()")
+    expect(button).to_have_text("✓")
+    opened.page.locator(".seq").nth(3).hover()  # as where the menu closes below the mouse
+    expect(
+        opened.page.locator(".seq").nth(3).locator("xpath=following-sibling::*[1]").locator(".seq-button")
+    ).to_have_text("✓")
+    copy(opened, 1, "text")
+    expect(button).to_have_text("⋯")  # of another sequence
+    opened.js("written[1]()")
+    expect(button).to_have_text("✓")
+    opened.js("fire(1)")  # the first one's time is over
+    assert button.text_content() == "✓"
+    opened.js("fire(2)")
+    assert button.text_content() == "⋯"
 
 
 class Shown(html.parser.HTMLParser):

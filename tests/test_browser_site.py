@@ -123,7 +123,7 @@ def site(features, tmp_path_factory) -> Path:
     """Three features a shard."""
     folder = tmp_path_factory.mktemp("sites") / "a site"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_site, "SHARD_BYTES", 22_000)
+        patch.setattr(_site, "SHARD_BYTES", 17_000)
         features.save_site(folder)
     assert len(list((folder / "features").iterdir())) >= 3
     return folder
@@ -608,6 +608,7 @@ def test_a_single_page_of_1000_features_is_painted_within_a_second_and_a_half(sc
     elements = [
         _page.data("vocab", _vocab(page, features.vocab)),
         _page.data("index", {"ids": list(range(1000)), "labels": {}, "title": "T"}),
+        _page.common(),
         *(_page.packed(i, packed[i % len(packed)]) for i in range(1, 1000)),
     ]
     document = _page.document("Feature 0", _features_body(page, 0, features[0].get_html(page), 1000), elements)

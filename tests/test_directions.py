@@ -59,7 +59,23 @@ def test_the_share_of_the_variance_is_that_of_the_two_largest_eigenvalues(n, d):
 def test_the_share_is_kept_with_the_data_and_told_below_the_map():
     data = fetch_planted(torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(0)))
     assert data.provenance.map_variance == 0.66667  # four directions, each orthogonal to the others
-    assert "(PCA, 66.7 % of their variance)" in data_storing_fns._overview_of(data, list(data))._meta["map"]
+    assert data.provenance.map_sample is None
+    assert told_of_the_map(data).startswith(
+        "By the two main axes of 4 decoder directions (PCA, 66.7 % of their variance)"
+    )
+
+
+def told_of_the_map(data):
+    return data_storing_fns._overview_of(data, list(data))._meta["map"]
+
+
+def test_a_map_whose_axes_come_from_a_part_of_the_dictionary_says_so(monkeypatch):
+    monkeypatch.setattr(directions, "MOST_WORK", sum((3 * 3 * 4, directions.EIGEN_WORK * 3**3)))  # of three of them
+    data = fetch_planted(torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(0)))
+    assert data.provenance.map_sample == 3
+    assert told_of_the_map(data).startswith(
+        "By the two main axes of 3 of the 4 decoder directions (PCA of an evenly spaced sample, 100 % of its variance)"
+    )
 
 
 def test_the_axes_of_a_large_dictionary_are_those_of_an_evenly_spaced_part(monkeypatch):
@@ -71,7 +87,9 @@ def test_the_axes_of_a_large_dictionary_are_those_of_an_evenly_spaced_part(monke
     unit = sample / np.linalg.norm(sample, axis=1, keepdims=True)
     _, vectors = np.linalg.eigh(np.cov(unit.T))
     expected = (rows.double().numpy()[5] / rows[5].double().norm().item() - unit.mean(0)) @ vectors[:, [-1, -2]]
-    found = DirectionMap(encoder_writing(rows), "pca").of(torch.tensor([5]))[0]
+    mapped = DirectionMap(encoder_writing(rows), "pca")
+    assert mapped.sample == n
+    found = mapped.of(torch.tensor([5]))[0]
     assert np.abs(found) == pytest.approx(np.abs(expected), abs=2e-5)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import errno
 import json
 import re
-import zlib
 from pathlib import Path
 
 import page_reading
@@ -36,8 +34,8 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def small_shards(monkeypatch) -> int:
-    monkeypatch.setattr(_site, "SHARD_BYTES", 20_000)
-    return 20_000
+    monkeypatch.setattr(_site, "SHARD_BYTES", 15_000)
+    return 15_000
 
 
 def index(folder: Path) -> str:
@@ -61,7 +59,7 @@ def packed(folder: Path) -> dict[int, str]:
     for number, (file, _) in enumerate(shards(folder)):
         name, fragments = handed_over(folder / file)
         assert name == f"{number:05d}"
-        found |= {int(i): zlib.decompress(base64.b64decode(text)).decode() for i, text in fragments.items()}
+        found |= {int(i): page_reading.unpacked(text, index(folder)) for i, text in fragments.items()}
     return found
 
 
