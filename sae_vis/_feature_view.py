@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -269,7 +270,7 @@ class FeatureFetcher:
         store = collected.store.only(collected.features)
         ids = store.features.tolist()
         self._note_signed(collected.signed)
-        chosen = [self._chosen(store, index) for index in range(len(ids))]
+        chosen = deque(self._chosen(store, index) for index in range(len(ids)))
         tables = self._correlations(collected, store)
         kept = collected.kept
         del collected  # the products with the neurons, and the features that were only correlated with
@@ -291,7 +292,8 @@ class FeatureFetcher:
                 acts = self._activations(store, index)
                 with garbage_collection_paused():
                     seen, panel = measured.of(index), panels.at(index - some.start)
-                    feature = self._feature(acts, chosen[index], seen, index, row, panel, tables)
+                    # Whatever was chosen is let go of: what is shown of all features would take gigabytes.
+                    feature = self._feature(acts, chosen.popleft(), seen, index, row, panel, tables)
                     feature.decoder_norm = round_significant(norms[index], 6)
                 yield feature
             store.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from sae_vis import (
     get_prompt_data,
 )
 from sae_vis._feature_folder import FolderFeatures
+from sae_vis.data_storing_fns import SequenceData
 
 HOOK_POINT = "blocks.1.hook_resid_pre"
 N = 12
@@ -79,6 +81,26 @@ def test_a_folder_holds_what_memory_would(options, model, encoder, tmp_path):
     assert in_folder == in_memory
     assert MultiFeatureData.load_dir(tmp_path / "out") == in_memory
     assert in_folder.get_html() == in_memory.get_html()
+
+
+def test_few_finished_features_are_in_memory(model, tmp_path, monkeypatch):
+    """The part that is made, the one that is written and what is between them, however many features there are."""
+    alive, sizes = [], []
+    own = _feature_view.FeatureFetcher._feature
+
+    def counted(self, *args):
+        made = own(self, *args)
+        against = made.counterexamples.sequences() if made.counterexamples else []
+        sizes.append(len(against) + sum(len(group.sequences) for group in made.sequences.groups))
+        alive.append(sum(type(thing) is SequenceData for thing in gc.get_objects()))
+        return made
+
+    gc.collect()
+    before = sum(type(thing) is SequenceData for thing in gc.get_objects())
+    monkeypatch.setattr(_feature_view.FeatureFetcher, "_feature", counted)
+    run(random_encoder(16, 60), model, tmp_path / "out")
+    of_three_parts = sum(sizes[-3 * _feature_view.FEATURES_A_PART :])
+    assert alive[-1] - before <= of_three_parts < sum(sizes) / 3
 
 
 def test_a_run_that_was_stopped_goes_on_with_what_is_missing(model, encoder, tmp_path, fetched):
