@@ -1233,15 +1233,14 @@ class MultiFeatureData(Saved, TextTwin):
         features = None
         if self.params.features is not None and other.params.features is not None:
             features = tuple(sorted({*self.params.features, *other.params.features}))
-        kept = self.provenance.map_variance
-        kept = other.provenance.map_variance if kept is None else kept
+        known = other.provenance if self.provenance.map_variance is None else self.provenance
         return MultiFeatureData(
             feature_data_dict=_feature_folder.joined(self.feature_data_dict, other.feature_data_dict),
             vocab=dict(_merged("vocab", self.vocab, other.vocab)),
             vocab_bytes=dict(_merged("vocab_bytes", self.vocab_bytes, other.vocab_bytes)),
             rows=_merged("rows", self.rows, other.rows),
             params=dataclasses.replace(self.params, features=features),
-            provenance=dataclasses.replace(self.provenance, map_variance=kept),
+            provenance=dataclasses.replace(self.provenance, **{name: getattr(known, name) for name in _OF_MAP}),
         )
 
     def _with_context(self, feature: FeatureData) -> FeatureData:
@@ -1542,10 +1541,13 @@ def _some(values: Sequence[object], at_most: int = 8) -> str:
     return ", ".join(map(str, values[:at_most])) + (", …" if len(values) > at_most else "") if values else "none"
 
 
+# What tells of the map, and so of the encoder, whose digest is compared: older files have it not, and the last digit of the
+# variance may be another machine's.
+_OF_MAP = ("map_variance", "map_sample")
+
+
 def _check_same_run(one: MultiFeatureData, other: MultiFeatureData) -> None:
-    # The variance of the map tells of the encoder, whose digest is compared: older files have none, and its last digit may be
-    # another machine's.
-    told = dataclasses.replace(other.provenance, map_variance=one.provenance.map_variance)
+    told = dataclasses.replace(other.provenance, **{name: getattr(one.provenance, name) for name in _OF_MAP})
     for what, mine, others in (
         ("parameters", *(dataclasses.replace(data.params, **RUN_OPTIONS) for data in (one, other))),
         ("provenance", one.provenance, told),

@@ -505,10 +505,11 @@ def test_merge_refuses_what_does_not_belong_together():
 def test_merge_takes_what_the_map_holds_from_where_it_is_known(own, others, kept):
     """It tells of the encoder, not of the run: files of before it was measured have none."""
     _, one, other = halves()
-    one.provenance = dataclasses.replace(one.provenance, map_variance=own)
-    other.provenance = dataclasses.replace(other.provenance, map_variance=others)
+    one.provenance = dataclasses.replace(one.provenance, map_variance=own, map_sample=own and 3)
+    other.provenance = dataclasses.replace(other.provenance, map_variance=others, map_sample=others and 4)
     merged = one.merge(other)
-    assert merged.provenance == dataclasses.replace(one.provenance, map_variance=kept)
+    sample = 3 if own else others and 4
+    assert merged.provenance == dataclasses.replace(one.provenance, map_variance=kept, map_sample=sample)
     assert [data.provenance.map_variance for data in (one, other)] == [own, others]
 
 
