@@ -171,6 +171,7 @@ class _Work:
         size = min(max(FIRST_LOOK, self.n), logits.shape[1])
         sides = [largest_of_any_width(logits, size, negated=negated).sorted() for negated in SIDES]
         ids, values = (torch.stack(columns, 1) for columns in zip(*sides, strict=True))  # [f, side, size]
+        ids = ids.clamp_max(logits.shape[1] - 1)  # where weights overflow, what is no token may stand before NaN
         step = max(1, BLOCK_NUMBERS // (2 * size * len(self.formula.weight)))
         for some in zip(*(torch.split(values, step) for values in blocks), strict=True):
             self._first_look(_Blocks(*some), ids, values[..., -1])
