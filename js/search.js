@@ -1,7 +1,7 @@
 /* One box that finds features by id, by label, by the tokens that they fire on, promote or suppress, and by the text of their
    examples. All text is compared in lower case and as UTF-8, a character a byte: so tokens that are only part of a character can
-   be found too, which keep the case that their character has. What stands in several tokens is looked for among the features whose examples hold tokens that could make it up,
-   and then in their examples themselves. */
+   be found too. Alone they have no case, so both cases of their character are looked for. What stands in several tokens is looked
+   for among the features whose examples hold tokens that could make it up, and then in their examples themselves. */
 (() => {
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sae_vis._ablation import FormulaTail, Pairs
 from sae_vis._ranking import Ranked, keyed, largest_of_any_width
-from sae_vis.model_fns import MIN_PRODUCT_ROWS
+from sae_vis.model_fns import MIN_PRODUCT_ROWS, product_error
 
 FIRST_LOOK = 64  # tokens of each side that are looked at first: for most features they are enough
 LOGITS_BYTES = 2**26  # of logits of features that are looked at together
@@ -31,7 +31,6 @@ BLOCK_NUMBERS = 2**20  # of the unembedding, that are multiplied together
 TOKENS_AT_A_TIME = 2**12
 PIECE = 2**20  # numbers of vectors whose lengths are computed together
 SIDES = (False, True)  # what is raised; what is lowered, whose changes are ranked with their signs turned
-COARSE = 4e-3  # the error of a product on an accelerator that rounds its inputs to ten bits
 
 
 class Factors(NamedTuple):
@@ -156,8 +155,7 @@ class _Work:
     def _margin(self) -> Float[Tensor, " k"]:
         """What the float32 products of each pair may be off."""
         gain = self.formula.norm.gain
-        error = 2 * (len(gain) + 8) * torch.finfo(torch.float32).eps
-        error = max(error, COARSE if self.centred.device.type != "cpu" else 0.0)
+        error = product_error(len(gain), self.centred.device)
         longest = torch.linalg.vector_norm(self.formula.weight, dim=0).amax()
         residual, own = (
             torch.linalg.vector_norm(x * gain, dim=1) for x in (self.centred, self.formula.centred_directions)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_vis._statistics import Floats, Ints
+from sae_vis.model_fns import product_error
 
 COSINE_DECIMALS = 6
 MOST_ROWS = 2**12  # of a tile: larger ones are no faster
@@ -24,7 +25,6 @@ COPIES = 6  # of a float32 direction, while it is worked with
 PIECE = 2**22  # numbers of pairs that are multiplied together in float64
 MANY = 64  # candidates for each row of a table: beyond, as where all directions are orthogonal, whole rows are cheaper
 USUAL = 1e12  # lengths between this and its inverse have squares that float32 can add up
-COARSE = 4e-3  # the error of a product on an accelerator that rounds its inputs to ten bits
 
 Rows = Callable[[Int[Tensor, " k"]], Float[Tensor, "k d"]]
 
@@ -138,8 +138,7 @@ def _without_itself(products: Tensor, x: _Directions, y: _Directions) -> Tensor:
 
 def _margin(products: Tensor, width: int) -> float:
     """Twice what a float32 product and the lengths may be off, and the step that cosines are rounded to."""
-    error = max(2 * (width + 8) * torch.finfo(torch.float32).eps, COARSE if products.device.type != "cpu" else 0.0)
-    return 2 * error + 2 * 10.0**-COSINE_DECIMALS
+    return 2 * product_error(width, products.device) + 2 * 10.0**-COSINE_DECIMALS
 
 
 def _cosines(x: _Directions, y: _Directions, feature: Tensor, other: Tensor) -> Floats:

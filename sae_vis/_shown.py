@@ -50,7 +50,7 @@ class EffectAt(NamedTuple):
 
 
 class ByPlace(dict[int, V]):
-    """What a feature has at places (``row * seq_len + position``), which rise; a missing place has nothing."""
+    """What a feature has at places (``row * seq_len + position``), in any order; a missing place has nothing."""
 
     def within(self, places: range) -> Iterator[tuple[int, V]]:
         """What it has at some places that follow each other, without a look at each of them."""

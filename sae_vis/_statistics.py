@@ -80,8 +80,8 @@ class Step(NamedTuple):
 class FeatureActivations(NamedTuple):
     """One feature's active positions, rounded.
 
-    ``rows``, ``positions`` (within the row), ``values`` [k]; ``raw`` are the values before rounding; ``n_counted``
-    positions in all.
+    ``rows``, ``positions`` (within the row), ``values`` [k], in order of row and position; ``raw`` are the values before
+    rounding; ``n_counted`` positions in all.
     """
 
     feature: int

@@ -25,6 +25,7 @@ from sae_vis._params import nearest
 # Products of at least this many rows give each row the same bits whatever the other rows are; smaller ones do not.
 MIN_PRODUCT_ROWS = 32
 MIN_PRODUCT_COLUMNS = 16
+COARSE = 4e-3  # the error of a product on an accelerator that rounds its inputs to ten bits
 # In rows of a multiple of so many tokens, attention and activation functions give the same bits wherever the row stands in
 # its batch; in others the matrices of attention begin at odd addresses, and vector instructions leave remainders.
 ROW_MULTIPLE = 8
@@ -733,6 +734,12 @@ def steady_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Te
     if m < MIN_PRODUCT_COLUMNS:
         b = nn.functional.pad(b, (0, MIN_PRODUCT_COLUMNS - m))
     return (a @ b)[:n, :m].contiguous()
+
+
+def product_error(width: int, device: torch.device) -> float:
+    """What a float32 product of two vectors of this width may be off, as a share of the product of their lengths."""
+    error = 2 * (width + 8) * torch.finfo(torch.float32).eps
+    return error if device.type == "cpu" else max(error, COARSE)
 
 
 def soft_cap(logits: Tensor, cap: float) -> Tensor:

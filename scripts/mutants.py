@@ -1573,7 +1573,7 @@ MUTANTS: list[Mutant] = [
         (
             "nearest-float32",
             "what float32 cannot tell apart is computed again",
-            "return 2 * error + 2 * 10.0**-COSINE_DECIMALS",
+            "return 2 * product_error(width, products.device) + 2 * 10.0**-COSINE_DECIMALS",
             "return 0.0",
         ),
         (
