@@ -22,9 +22,14 @@
   };
   saeVis.inflateBytes = async (text) => new Uint8Array(await inflated(text).arrayBuffer());
 
+  /* An id of no other element: several pages may share a document. */
+  saeVis.newId = (name) => `${name}-${Math.random().toString(36).slice(2)}`;
+
+  saeVis.dataElement = (name) => document.querySelector(`script[type="application/json"][data-json="${name}"]`);
+
   /* The data of an element, or of a file that a site has loaded. */
-  saeVis.data = (id) => {
-    const text = document.getElementById(id)?.textContent ?? saeVis.received?.[id];
+  saeVis.data = (name) => {
+    const text = saeVis.dataElement(name)?.textContent ?? saeVis.received?.[name];
     return text === undefined ? null : JSON.parse(text);
   };
 

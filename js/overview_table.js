@@ -12,6 +12,7 @@
   const scroller = overview.root.querySelector(".overview-scroll");
   const body = overview.root.querySelector(".overview-rows");
   const heads = overview.root.querySelector(".overview-heads");
+  const narrow = matchMedia("(max-width: 760px)"); // as css/overview.css has it
   const drawn = new Map(); // row -> element
   const keys = new Map(); // column -> what is compared
   let sort = { by: "id", down: false };
@@ -89,8 +90,8 @@
     element.setAttribute("role", "row");
     element.dataset.row = row;
     element.tabIndex = -1;
-    element.append(idCell(id), labelCell(id, row), densityCell(row, dead), cell(dead ? "" : overview.formatCell("max", overview.columns.max?.[row] ?? NaN)));
-    element.append(tokensCell(row, "top_tokens"), tokensCell(row, "promoted"));
+    element.append(idCell(id), labelCell(id, row), densityCell(row, dead), maxCell(row, dead), tokensCell(row, "top_tokens"), tokensCell(row, "promoted"));
+    placeLabel(element);
     return element;
   };
 
@@ -111,6 +112,7 @@
   const labelCell = (id, row) => {
     const label = overview.label(id);
     const element = cell();
+    element.className = "label-cell";
     const text = Object.assign(document.createElement("bdi"), { textContent: label, title: label });
     if (label) element.append(text);
     const twin = overview.columns.twin?.[row];
@@ -136,6 +138,12 @@
     bar.style.setProperty("--share", Math.max(0.02, 1 - Math.log10(density) / lowest).toFixed(3));
     element.className = "density";
     element.append(bar, overview.formatCell("density", density));
+    return element;
+  };
+
+  const maxCell = (row, dead) => {
+    const element = cell(dead ? "" : overview.formatCell("max", overview.columns.max?.[row] ?? NaN));
+    element.className = "max-cell";
     return element;
   };
 
@@ -216,6 +224,18 @@
     const areFirst = fieldOf("labelled").checked || sort.by === "label";
     overview.root.classList.toggle("without-labels", !told);
     overview.root.classList.toggle("few-labels", told > 0 && told < overview.n * FEW && !areFirst);
+    [heads.firstElementChild, ...drawn.values()].forEach(placeLabel);
+  };
+
+  /* What is read and reached after what stands before it: few labels stand after the numbers where there is room in a row. */
+  const placeLabel = (row) => {
+    const areFew = overview.root.classList.contains("few-labels") && !narrow.matches;
+    const before = row.querySelector(areFew ? ":scope > .max-cell" : ":scope > :first-child");
+    const label = row.querySelector(":scope > .label-cell");
+    if (before.nextElementSibling === label) return;
+    const focused = document.activeElement;
+    before.after(label);
+    if (label.contains(focused)) focused.focus(); // what is moved loses it
   };
 
   const measure = () => {
@@ -322,6 +342,7 @@
         draw();
       });
     }, { passive: true });
+    narrow.addEventListener("change", layOut);
     new ResizeObserver(() => overview.visible && overview.n && update()).observe(scroller);
   };
 

@@ -22,6 +22,9 @@
     document.querySelector(".previous").addEventListener("click", () => step(-1));
     document.querySelector(".next").addEventListener("click", () => step(1));
     const choose = document.querySelector(".choose");
+    const choices = document.querySelector(".choices");
+    choices.id ||= saeVis.newId("choices");
+    choose.setAttribute("list", choices.id);
     choose.addEventListener("focus", () => choose.select());
     choose.addEventListener("input", offerChoices);
     choose.addEventListener("change", () => ask(choose.value));
@@ -131,7 +134,7 @@
         if (choices.push(option) === MOST_CHOICES) break;
       }
     }
-    document.getElementById("choices").replaceChildren(...choices);
+    document.querySelector(".choices").replaceChildren(...choices);
   };
 
   /* --- showing one --- */

@@ -26,7 +26,7 @@
     );
   };
 
-  const known = () => Boolean(document.querySelector('script[type="application/json"][id="rows"]') ?? saeVis.siteRows);
+  const known = () => Boolean(saeVis.dataElement("rows") ?? saeVis.siteRows);
 
   /* The token ids of a row; nothing if the page does not hold it. */
   const rowOf = async (row) => {

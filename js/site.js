@@ -9,7 +9,7 @@
   const shards = new Map(); // number -> promise of what it holds, those used last at the end
   const OWN = /^(features|assets)\/[a-z0-9]+-[0-9a-f]{16}\.js$/;
   // The last, since all that shows text stands before it.
-  const site = JSON.parse([...document.querySelectorAll('script[type="application/json"][id="site"]')].at(-1).textContent);
+  const site = JSON.parse([...document.querySelectorAll('script[type="application/json"][data-json="site"]')].at(-1).textContent);
 
   saeVis.receive = (name, value) => (received[name] = value);
 

@@ -240,7 +240,7 @@
   const start = () => {
     tip = document.querySelector(".hovertext");
     if (!tip) return;
-    tip.id ||= `hovertext-${Math.random().toString(36).slice(2)}`; // several pages may share a document
+    tip.id ||= saeVis.newId("hovertext");
     const tokenOf = (target) => target.closest?.(".seq > *");
     document.addEventListener("pointerover", (event) => {
       const token = tokenOf(event.target);

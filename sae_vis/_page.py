@@ -39,9 +39,9 @@ def json_text(value: object) -> Html:
     return Html(text)
 
 
-def data(element_id: str, value: object) -> Html:
-    """An element with JSON for the scripts."""
-    return template("data.html").fill(id=element_id, json=json_text(value))
+def data(name: str, value: object) -> Html:
+    """An element with JSON for the scripts, which find it by this name."""
+    return template("data.html").fill(name=name, json=json_text(value))
 
 
 def pack(fragment: Html) -> str:

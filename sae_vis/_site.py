@@ -40,7 +40,10 @@ _OWN = {
     ASSETS: re.compile(r"(vocab|labels|overview|examples\d{1,5}|rows\d{5,9})-[0-9a-f]{16}\.js"),
 }
 _TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
-_MARKS = (b'<meta name="generator" content="sae_vis', b'<script type="application/json" id="site">')
+_MARKS = (
+    re.compile(rb'<meta name="generator" content="sae_vis'),
+    re.compile(rb'<script type="application/json" (data-json|id)="site">'),  # an id in older sites
+)
 
 
 class Packed(NamedTuple):
@@ -203,7 +206,7 @@ def _make(path: Path) -> None:
 def _check_own(path: Path) -> None:
     if (path / INDEX).is_file():
         content = (path / INDEX).read_bytes()
-        foreign = [] if all(mark in content for mark in _MARKS) else [INDEX]
+        foreign = [] if all(mark.search(content) for mark in _MARKS) else [INDEX]
     else:
         foreign = [
             file.name for file in path.iterdir() if file.name not in _OWN and not _TEMPORARY.fullmatch(file.name)

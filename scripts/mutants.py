@@ -2404,8 +2404,8 @@ MUTANTS: list[Mutant] = [
         (
             "site-single-page",
             "a page is no site",
-            "if all(mark in content for mark in _MARKS)",
-            "if _MARKS[0] in content",
+            "if all(mark.search(content) for mark in _MARKS)",
+            "if _MARKS[0].search(content)",
         ),
         (
             "site-stale",

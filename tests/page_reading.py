@@ -28,9 +28,9 @@ def parse_fragment(fragment: str) -> Element:
     return parser.parseFragment(fragment, container="main")
 
 
-def data(document: str, element_id: str) -> Any:
+def data(document: str, name: str) -> Any:
     """The JSON of a data element."""
-    return json.loads(parse(document).find(f".//script[@id='{element_id}']").text)
+    return json.loads(parse(document).find(f".//script[@data-json='{name}']").text)
 
 
 def packed(document: str) -> dict[int, str]:

@@ -259,12 +259,10 @@ def test_the_column_of_labels_is_there_once_there_is_a_label_or_a_duplicate(show
 def place_of(opened, row, cell):
     """Left and right of a cell; row 0 is the first, None the heads."""
     of = ".overview-heads > .overview-row" if row is None else f'{ROW}[data-row="{row}"]'
-    return opened.js(
-        f"(b => [b.left, b.right])(document.querySelector(`{of} > :nth-child({cell})`).getBoundingClientRect())"
-    )
+    return opened.js(f"(b => [b.left, b.right])(document.querySelector(`{of} > {cell}`).getBoundingClientRect())")
 
 
-LABEL, FIRES_ON, PROMOTES = 2, 5, 6
+LABEL, DENSITY, MAX, FIRES_ON, PROMOTES = ".label-cell", ".density", ".max-cell", ":nth-child(5)", ":nth-child(6)"
 
 
 def test_where_few_have_a_label_it_stands_before_the_tokens(overview):
@@ -273,7 +271,7 @@ def test_where_few_have_a_label_it_stands_before_the_tokens(overview):
     assert label[0] == head[0]
     assert place_of(overview, 0, FIRES_ON)[0] == head[0]  # one without a label leaves it no room
     assert label[1] < place_of(overview, 5, FIRES_ON)[0]
-    assert place_of(overview, 4, 4)[1] <= head[0]  # behind density and max
+    assert place_of(overview, 4, MAX)[1] <= head[0]  # behind density and max
     assert len({place_of(overview, row, PROMOTES)[0] for row in (0, 5, 6, None)}) == 1
     overview.js("saeVis.sayOf(5, { label: 'long '.repeat(40) })")
     wait_for(overview, f"document.querySelector(`{ROW}[data-row='5'] bdi`).textContent.length > 100")
@@ -282,20 +280,47 @@ def test_where_few_have_a_label_it_stands_before_the_tokens(overview):
     assert end - left > 60
 
 
+ORDER = "[...document.querySelectorAll('.overview-heads [data-sort]')].map(head => head.dataset.sort).join(' ')"
+
+
+def test_the_order_of_reading_is_that_on_the_screen(overview):
+    """Tab goes from head to head, and a screen reader from cell to cell, as they stand."""
+    few, many = "id density max label top_tokens promoted", "id label density max top_tokens promoted"
+    overview.page.set_viewport_size({"width": 1280, "height": 800})
+    assert overview.js(ORDER) == few
+    head = overview.page.locator('[data-sort="label"] button')
+    head.click()
+    assert overview.js(ORDER) == many
+    expect(head).to_be_focused()
+    overview.page.locator('[data-sort="id"] button').click()
+    assert overview.js(ORDER) == few
+    for width, order in ((500, many), (1280, few)):
+        overview.page.set_viewport_size({"width": width, "height": 800})
+        wait_for(overview, ORDER, order)
+        heads = [overview.page.locator(f'.overview-heads [data-sort="{name}"]') for name in order.split()[:4]]
+        for row in (overview.page.locator(f'{ROW}[data-row="{i}"]') for i in (0, 5)):
+            cells = row.locator("> *")
+            for place, at in enumerate(heads):
+                lefts = [element.bounding_box()["x"] for element in (at, cells.nth(place))]
+                assert lefts[0] == pytest.approx(lefts[1], abs=1)
+        lefts = [head.bounding_box()["x"] for head in heads]
+        assert lefts == sorted(lefts)
+
+
 def test_the_labels_have_a_column_where_many_have_one_or_those_are_first(overview):
     overview.page.set_viewport_size({"width": 1280, "height": 800})
     overview.page.get_by_label("has a label").check()
     wait_for(overview, "saeVis.overview.rows().length", 3)
-    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
+    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, DENSITY)[0]
     overview.page.get_by_label("has a label").uncheck()
     wait_for(overview, "saeVis.overview.rows().length", N)
-    assert place_of(overview, 5, LABEL)[0] > place_of(overview, 5, 3)[0]
+    assert place_of(overview, 5, LABEL)[0] > place_of(overview, 5, DENSITY)[0]
     overview.page.get_by_role("columnheader", name="Label").get_by_role("button").click()  # labels first
-    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
+    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, DENSITY)[0]
     overview.page.get_by_role("columnheader", name="Id").get_by_role("button").click()
-    assert place_of(overview, 5, LABEL)[0] > place_of(overview, 5, 3)[0]
+    assert place_of(overview, 5, LABEL)[0] > place_of(overview, 5, DENSITY)[0]
     overview.js(f"Array.from({{ length: {N} }}, (_, id) => saeVis.sayOf(id, {{ label: 'mine' }}))")
-    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, 3)[0]
+    assert place_of(overview, 5, LABEL)[1] < place_of(overview, 5, DENSITY)[0]
 
 
 @pytest.mark.parametrize(

@@ -462,11 +462,11 @@ def test_the_policies_are_in_force(scheme, visit, site):
 
 
 def test_the_list_of_files_cannot_be_replaced(visit, folder):
-    """Text that became markup could bring an element of the same id, or one with other files."""
+    """Text that became markup could bring an element of the same name, or one with other files."""
     page = folder / "index.html"
     document = page.read_text(encoding="utf-8")
     other = '{"shards": [["https://x.example/x.js", 0]], "vocab": "https://x.example/x.js"}'
-    planted = f'<p id="site" hidden>{other}</p><script type="application/json" id="site">{other}</script>'
+    planted = f'<p data-json="site" hidden>{other}</p><script type="application/json" data-json="site">{other}</script>'
     page.write_text(document.replace("<footer>", f"{planted}<footer>"), encoding="utf-8")
     opened = visit(folder)
     opened.js("location.hash = '#feature=11'")

@@ -80,7 +80,7 @@ def test_the_median_feature_takes_at_most_sixteen_kilobytes(features):
 def test_the_index_takes_at_most_a_kilobyte_a_feature(features):
     document = features.get_html()
     index = re.findall(r'data-asset="\w+">([^<]*)<', document)
-    index += re.findall(r'<script type="application/json" id="index">([^<]*)<', document)
+    index += re.findall(r'<script type="application/json" data-json="index">([^<]*)<', document)
     print(f"index: {sum(map(len, index)) / len(features):.0f} bytes a feature")
     assert len(index) > 2
     assert sum(map(len, index)) <= KB * len(features)

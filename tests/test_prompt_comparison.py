@@ -235,8 +235,8 @@ def test_a_file_of_before_there_was_a_heat_map_loads_and_has_one_of_its_features
     assert now.rows
     assert loaded == dataclasses.replace(now, heat_map={}, rows={})
     document, drawn = loaded.get_html(), now.get_html()
-    assert 'id="rows">' in drawn
-    assert 'id="rows">' not in document
+    assert 'data-json="rows">' in drawn
+    assert 'data-json="rows">' not in document
     assert page_data(document, "heat") == page_data(drawn, "heat")
 
 

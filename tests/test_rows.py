@@ -64,7 +64,7 @@ def test_a_page_holds_the_rows_of_its_features():
 
 def test_without_stored_rows_a_page_holds_none():
     html = make_features(2, dead=(), store_rows=False, **FEW).get_html()
-    assert '<script type="application/json" id="rows"' not in html
+    assert '<script type="application/json" data-json="rows"' not in html
 
 
 def test_a_page_with_too_many_rows_holds_those_of_the_strongest_examples(monkeypatch):

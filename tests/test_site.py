@@ -265,6 +265,9 @@ def test_an_older_site_is_replaced_and_what_only_it_used_is_removed(features, fo
     assert set(files(folder)) == {*used, "CNAME", "features/mine.js"}
     features.save_site(folder)
     assert files(folder) == before
+    (folder / "index.html").write_text(index(folder).replace('data-json="site"', 'id="site"'), encoding="utf-8")
+    features.save_site(folder)  # as sites were marked once
+    assert files(folder) == before
 
 
 @pytest.mark.parametrize(
