@@ -24,6 +24,8 @@ from sae_vis.data_storing_fns import (
     TokenEffect,
 )
 
+pytest_plugins = ["taking_turns"]
+
 # No deadline: a slow moment of the machine is no fault of ours. Derandomized: a failure can be seen again by anyone.
 settings.register_profile("sae_vis", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("sae_vis")

@@ -746,6 +746,7 @@ def fastest(opened, action, times=12):
     }})()""")
 
 
+@pytest.mark.timed
 def test_a_whole_dictionary_is_fast(show, whole_dictionary, record_property):
     opened = ready(show(whole_dictionary, ""))
     expect(opened.page.locator(ROW).first).to_be_visible()

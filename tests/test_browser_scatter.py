@@ -345,6 +345,7 @@ def test_the_dark_scheme_changes_the_colours_while_the_page_is_open(opened):
 # --- many ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 def test_sixteen_thousand_points_are_drawn_and_brushed_within_a_frame(show, page):
     from sae_vis._overview import Overview
 

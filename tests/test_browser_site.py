@@ -556,6 +556,7 @@ def whole(distinct, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @SCHEMES
 def test_the_first_feature_of_16384_is_painted_within_a_second(scheme, visit, whole, record_property):
     took = first_paint(lambda: visit(whole, scheme=scheme, init=PAINTED))
@@ -567,6 +568,7 @@ def test_the_first_feature_of_16384_is_painted_within_a_second(scheme, visit, wh
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @SCHEMES
 def test_the_next_feature_of_16384_is_shown_within_100_milliseconds(scheme, visit, whole):
     for turn in range(ROUNDS):
@@ -601,6 +603,7 @@ def shard_number(folder: Path, place: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 @SCHEMES
 def test_a_single_page_of_1000_features_is_painted_within_a_second_and_a_half(scheme, visit, distinct, tmp_path):
     features, packed = distinct

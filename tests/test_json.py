@@ -791,6 +791,7 @@ def test_the_example_in_the_docs_is_a_real_file(path):
 # --- speed ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 def test_checking_costs_no_more_than_a_few_times_bare_decoding(one_file):
     """A ratio of CPU times on one machine, so that a slow machine does not matter."""
     from conftest import small_provenance

@@ -723,6 +723,7 @@ def test_a_page_of_twenty_thousand_features_has_no_list_of_them():
     assert not list(parse(document).iter("option"))
 
 
+@pytest.mark.timed
 def test_rendering_is_fast_enough():
     features = make_features(20, dead=())
     best = min(_seconds_per_feature(features) for _ in range(3))

@@ -79,6 +79,7 @@ def test_a_token_that_is_not_coloured_is_no_call(data):
     assert calls(lambda: draw(data)) < 2 * coloured + 12 * len(shown) + 2500 * N
 
 
+@pytest.mark.timed
 def test_cpu_times(data, document, tmp_path: Path):
     """As multiples of decoding and encoding without any check: 1.0, 0.5 and 2.9 here, each with room for other machines."""
     path = tmp_path / "data.json"
