@@ -9,7 +9,9 @@
     "Safari 16.4 and everything newer have it.";
 
   const inflated = (text) => {
-    const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+    const chars = atob(text);
+    const bytes = new Uint8Array(chars.length);
+    for (let i = 0; i < chars.length; i++) bytes[i] = chars.charCodeAt(i); // many times faster than Uint8Array.from
     // Not by way of a Blob: to make one takes as long as to unpack a feature.
     return new Response(new Response(bytes).body.pipeThrough(new DecompressionStream("deflate")));
   };
