@@ -15,7 +15,7 @@ from test_browser_site import visit  # noqa: F401
 
 from sae_vis._params import Column, Layout
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("accessibility")]  # one browser for all
 
 if browser.sync_playwright:
     from playwright.sync_api import expect

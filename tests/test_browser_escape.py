@@ -7,7 +7,7 @@ import pytest
 from rendering_fixtures import make_features
 from test_browser import expect_feature
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-escape")]  # one browser for all
 
 if browser.sync_playwright:
     from playwright.sync_api import expect

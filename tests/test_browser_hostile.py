@@ -20,7 +20,7 @@ from xss_vectors import VECTORS
 
 from sae_vis import InputError
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser for all
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-hostile")]  # one browser for all
 
 if browser.sync_playwright:
     from playwright.sync_api import expect

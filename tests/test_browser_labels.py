@@ -12,7 +12,7 @@ from test_hostile_tokens import HOSTILE
 
 from sae_vis import MultiFeatureData
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-labels")]  # one browser for all
 
 if browser.sync_playwright:
     from playwright.sync_api import expect

@@ -10,7 +10,7 @@ from hf_models import shared, some_tokens
 from sae_vis import FeatureVisParams, get_feature_data, get_prompt_data
 from sae_vis.utils_fns import format_signed
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser for all
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-losses")]  # one browser for all
 
 
 def fetch(ablation):

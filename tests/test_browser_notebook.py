@@ -14,7 +14,7 @@ import browser
 import pytest
 from rendering_fixtures import make_features, make_prompt
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-notebook")]  # one browser for all
 
 if browser.sync_playwright:
     from playwright.sync_api import expect

@@ -18,7 +18,7 @@ from sae_vis import Column, Layout, _overview, _page
 from sae_vis._neighbours_data import NearestData, NeighboursData
 from sae_vis.data_storing_fns import _features_body, _overview_assets, _vocab
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-overview")]  # one browser for all
 
 if browser.sync_playwright:
     from playwright.sync_api import expect

@@ -13,7 +13,7 @@ from test_hostile_tokens import HOSTILE
 
 from sae_vis.data_storing_fns import SequenceData
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-reading")]  # one browser for all
 
 if browser.sync_playwright:
     from playwright.sync_api import expect

@@ -28,7 +28,7 @@ from xss_vectors import VECTORS
 from sae_vis import _page, _site
 from sae_vis.data_storing_fns import _features_body, _vocab
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-site")]  # one browser for all
 
 if browser.sync_playwright:
     from playwright.sync_api import expect

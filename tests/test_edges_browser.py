@@ -12,7 +12,7 @@ from models import fetch, planted
 from sae_vis import get_prompt_data
 from sae_vis.utils_fns import decimals_for, format_fixed
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser for all
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("edges-browser")]  # one browser for all
 
 SCALES = [1e30, 1e12, 2500.7, 1.0, 0.00855, 1.2345e-4, 3e-6, 1e-30, 2.0**-149]
 

@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.xdist_group("notebook")  # it is run once
+
 NOTEBOOK = Path(__file__).resolve().parents[1] / "demo.ipynb"
 MAX_COMMITTED_BYTES = 100_000
 
