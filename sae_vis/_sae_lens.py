@@ -8,10 +8,12 @@ to the features that are asked for. An object is tried on a few vectors: where i
 from __future__ import annotations
 
 import json
+import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_vis._errors import InputError, ModelError
+from sae_vis._errors import InputError, ModelError, shown
 from sae_vis.model_fns import checked_device, digest_tensors
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
@@ -150,16 +152,14 @@ class Settings:
         known = (*_SCALED_BACK, *_UNFOLDED, *(("constant_scalar_rescale",) if architecture == "temporal" else ()))
         if normalizes not in known:
             raise ModelError(
-                f"{where}: normalize_activations={normalizes!r} is unknown; expected one of {', '.join(known)}."
+                f"{where}: normalize_activations={shown(normalizes)} is unknown; expected one of {', '.join(known)}."
             )
         return cls(
             architecture=architecture,
             dtype=_dtype(config.get("dtype"), where),
             subtracts_b_dec=subtracts,
             normalizes=normalizes,
-            scalar=_value(config, "activation_normalization_factor", float, 1.0, where)
-            if architecture == "temporal"
-            else 1.0,
+            scalar=_scalar(config, where) if architecture == "temporal" else 1.0,
             k=_value(config, "k", int, 0, where) if is_top_k else 0,
             rescales=is_top_k and _value(config, "rescale_acts_by_decoder_norm", bool, False, where),
             hook_point=_value(metadata, "hook_name", (str, type(None)), None, where) or None,
@@ -171,8 +171,16 @@ def _value(config: Mapping[str, Any], name: str, kind: Any, default: Any, where:
     value = config.get(name, default)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-        raise InputError(f"{where}: {name} must be {names}, got {value!r}.")
+        raise InputError(f"{where}: {name} must be {names}, got {shown(value)}.")
     return value
+
+
+def _scalar(config: Mapping[str, Any], where: str) -> float:
+    name = "activation_normalization_factor"
+    value = _value(config, name, (int, float), 1.0, where)
+    if not 1e-30 < value < 1e30:
+        raise InputError(f"{where}: {name} must be a positive number between 1e-30 and 1e30, got {shown(value)}.")
+    return float(value)
 
 
 def _dtype(value: object, where: str) -> torch.dtype | None:
@@ -180,7 +188,7 @@ def _dtype(value: object, where: str) -> torch.dtype | None:
         return None
     dtype = _DTYPES.get(str(value).removeprefix("torch."))
     if dtype is None:
-        raise InputError(f"{where}: dtype must be one of {', '.join(_DTYPES)}, got {value!r}.")
+        raise InputError(f"{where}: dtype must be one of {', '.join(_DTYPES)}, got {shown(value)}.")
     return dtype
 
 
@@ -193,8 +201,8 @@ def _refuse_unusable(architecture: str, metadata: Mapping[str, Any], where: str)
     for name in ("hook_head_index", "hook_head_index_out"):
         if metadata.get(name) is not None:
             raise ModelError(
-                f"{where} reads or writes a single head ({name}={metadata[name]!r}), and a hook point holds them all. Put its "
-                "weights at that head's place, with zeros for the others, into AutoEncoder.from_weights."
+                f"{where} reads or writes a single head ({name}={shown(metadata[name])}), and a hook point holds them all. Put "
+                "its weights at that head's place, with zeros for the others, into AutoEncoder.from_weights."
             )
 
 
@@ -205,7 +213,8 @@ def _as_of_version_6(config: Mapping[str, Any], where: str) -> Mapping[str, Any]
     """The configuration as it is since SAELens 6, which has a part ``metadata`` and no choice of activation function."""
     metadata = config.get("metadata")
     version = config.get("sae_lens_version") or (isinstance(metadata, Mapping) and metadata.get("sae_lens_version"))
-    if isinstance(version, str) and version.partition(".")[0].isdecimal() and int(version.partition(".")[0]) >= 6:
+    major = version.partition(".")[0] if isinstance(version, str) else ""
+    if re.fullmatch("[0-9]{1,9}", major) and int(major) >= 6:
         return config
     flat = {_RENAMED.get(name, name): value for name, value in config.items()}
     if isinstance(metadata, Mapping):
@@ -216,7 +225,7 @@ def _as_of_version_6(config: Mapping[str, Any], where: str) -> Mapping[str, Any]
         flat["architecture"] = "topk"
         flat["k"] = options.get("k") if isinstance(options, Mapping) else None
     elif activation != "relu":
-        raise ModelError(f"{where}: the activation function {activation!r} is unknown; expected relu or topk.")
+        raise ModelError(f"{where}: the activation function {shown(activation)} is unknown; expected relu or topk.")
     normalizes = flat.get("normalize_activations") or "none"
     flat["normalize_activations"] = "expected_average_only_in" if normalizes is True else normalizes
     return {**flat, "metadata": flat}
@@ -237,6 +246,9 @@ class SaeLensEncoder:
     tensors: Weights
     dtype: torch.dtype
     own_encode: Callable[[Tensor], Tensor] | None = None
+    own_tensors: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # all that the object holds, where its own way is used
     skip: Tensor | None = None
 
     @property
@@ -329,8 +341,11 @@ class SaeLensEncoder:
         return whole + x.float().mean(-1, keepdim=True) if self.settings.normalizes == "layer_norm" else whole
 
     def digest(self) -> str:
-        """A digest of settings and tensors."""
-        return digest_tensors((f"{self.settings} {name}", tensor) for name, tensor in self.tensors.items())
+        """A digest of settings and tensors; what a hook or another activation function does is not in it."""
+        own = {f"own {name}": tensor for name, tensor in self.own_tensors.items()}
+        skip = {} if self.skip is None else {"W_skip": self.skip}
+        tensors = {**self.tensors, **own, **skip}
+        return digest_tensors((f"{self.settings} {name}", tensor) for name, tensor in tensors.items())
 
     def _typed(self, x: Tensor) -> Tensor:
         return x.flatten(2).to(device=self.tensors["W_dec"].device, dtype=self.dtype)
@@ -381,7 +396,9 @@ def _checked(settings: Settings, tensors: Weights, config: Mapping[str, Any], wh
             raise InputError(f"{where}: {name} must have shape {shape}, got {tuple(tensors[name].shape)}.")
     for name, width in (("d_in", d_in), ("d_sae", d_hidden), ("d_out", d_out)):
         if config.get(name) not in (None, width):
-            raise InputError(f"{where}: {name} is {config[name]!r} in the configuration, but {width} in the weights.")
+            raise InputError(
+                f"{where}: {name} is {shown(config[name])} in the configuration, but {width} in the weights."
+            )
     if settings.architecture in ("topk", "abstopk") and not 1 <= settings.k <= d_hidden:
         raise InputError(f"{where}: k must be an int from 1 to the {d_hidden} features, got {settings.k}.")
 
@@ -410,17 +427,25 @@ def load_sae_lens(
         InputError: if a file is missing, damaged or foreign, or its tensors do not fit.
         ModelError: if this kind of autoencoder cannot be used, with the way out.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(f"load_sae_lens needs the path of a folder, got {shown(folder)}.")
     config_file, weights_file = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
     config = _read_config(config_file)
     settings = Settings.of(config, str(config_file))
     kind = settings.kind
     if kind is None:
         raise ModelError(
-            f"{config_file}: the architecture {settings.architecture!r} cannot be read without SAELens; what can is "
+            f"{config_file}: the architecture {shown(settings.architecture)} cannot be read without SAELens; what can is "
             f"{', '.join(KINDS)}. Load it with SAE.load_from_disk and give the object."
         )
     wanted, place = _dtype(dtype, "load_sae_lens") or settings.dtype, checked_device(device)
     read = _read_tensors(weights_file)
+    formats = {tensor.dtype for tensor in read.values()}
+    if wanted is None and (len(formats) > 1 or not formats <= set(_DTYPES.values())):
+        raise InputError(
+            f"{weights_file} holds numbers of {', '.join(sorted(map(str, formats)))}, and {config_file} names no dtype to "
+            f"compute in: give dtype=, one of {', '.join(_DTYPES)}."
+        )
     tensors = _of_today({name: tensor.to(device=place, dtype=wanted or tensor.dtype) for name, tensor in read.items()})
     surplus = sorted(set(tensors) - {*kind.tensors, *(("W_skip",) if kind.skips else ())})
     if surplus:
@@ -484,8 +509,8 @@ def _folded(
                 f"scaling_factor is for normalize_activations='expected_average_only_in'; {where} has {settings.normalizes!r}."
             )
         return settings, tensors
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
-        raise InputError(f"scaling_factor must be a positive number, got {factor!r}.")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1e-30 < factor < 1e30:
+        raise InputError(f"scaling_factor must be a positive number between 1e-30 and 1e30, got {shown(factor)}.")
     scaled = {
         "W_enc": tensors["W_enc"] * factor,
         "W_dec": tensors["W_dec"] / factor,
@@ -590,7 +615,8 @@ class _Own:
     def tried(self, encoder: SaeLensEncoder, where: str) -> SaeLensEncoder:
         """The encoder, with the object's own encode where that gives something else on a few vectors."""
         settings = encoder.settings
-        in_its_own_way = replace(encoder, own_encode=self.encode)
+        held = {name: value.detach() for name, value in self.sae.state_dict().items() if isinstance(value, Tensor)}
+        in_its_own_way = replace(encoder, own_encode=self.encode, own_tensors=held)
         if any(module._forward_hooks or module._forward_pre_hooks for module in self.sae.modules()):  # noqa: SLF001
             return in_its_own_way  # and the hooks are not called for a trial
         x = _trial(encoder)

@@ -22,7 +22,7 @@ import sae_vis
 from sae_vis import FeatureVisParams, get_feature_data, get_prompt_data, load_sae_lens
 from sae_vis._errors import InputError, ModelError
 from sae_vis._sae_adapters import as_encoder
-from sae_vis._sae_lens import KINDS, SaeLensEncoder
+from sae_vis._sae_lens import KINDS, SaeLensEncoder, Settings
 from sae_vis.model_fns import Encoder
 
 D_IN, D_SAE, D_OUT = 16, 40, 12
@@ -360,7 +360,7 @@ def test_loading_takes_what_scaling_there_was_in_training(tmp_path):
     torch.testing.assert_close(encoder.decoder_rows(torch.arange(3)), tensors["W_dec"][:3] * 4)
     as_it_is = load_sae_lens(folder, scaling_factor=1.0)
     torch.testing.assert_close(as_it_is.encode(0.25 * x), expected, rtol=1e-5, atol=1e-5)
-    for factor in (0, -1.0, float("nan"), float("inf"), True, "2"):
+    for factor in (0, -1.0, float("nan"), float("inf"), True, "2", 10**400, 1e39, 1e-39):
         with pytest.raises(InputError, match="scaling_factor must be a positive number"):
             load_sae_lens(folder, scaling_factor=factor)
     with pytest.raises(InputError, match=r"scaling_factor is for.*cfg\.json has 'none'"):
@@ -417,6 +417,13 @@ def test_two_folders_of_one_decoder_are_told_apart(tmp_path):
     other = write_folder(tmp_path / "other", config, {**tensors, "b_enc": tensors["b_enc"] + 0.1})
     with pytest.raises(InputError, match="another encoder"):
         get_prompt_data(other, model, [4, 5, 6], data)
+
+
+def test_two_linear_paths_beside_the_features_are_told_apart(tmp_path):
+    encoder, config, tensors = hand_made(tmp_path / "sae", "skip_transcoder")
+    other = load_sae_lens(write_folder(tmp_path / "other", config, {**tensors, "W_skip": tensors["W_skip"] + 0.1}))
+    again = load_sae_lens(write_folder(tmp_path / "again", config, tensors))
+    assert other.digest() != encoder.digest() == again.digest()
 
 
 # --- damaged and foreign folders ---------------------------------------------------------------------------------------
@@ -522,6 +529,13 @@ def test_damaged_weights_are_told(tmp_path, content):
             "'tanh-relu' is unknown; expected relu",
         ),
         ("standard", {"metadata": None, "activation_fn": "topk"}, InputError, "k must be int, got None"),
+        (
+            "standard",
+            {"metadata": {"sae_lens_version": "9" * 5000}, "activation_fn": "selu"},
+            ModelError,
+            "'selu' is unknown; expected relu",
+        ),
+        ("standard", {"dtype": "d" * 10_000}, InputError, "got 'd{50,100} … d{40,50}'.$"),
     ],
 )
 def test_configurations_that_cannot_be_used_are_told(tmp_path, case, changes, error, message):
@@ -585,6 +599,39 @@ def test_a_device_or_number_format_that_is_none_is_told(tmp_path):
     for dtype in ("int8", torch.int32, 3):
         with pytest.raises(InputError, match="dtype must be one of float32"):
             load_sae_lens(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("folder", [None, 3, b"sae", ["sae"]])
+def test_what_is_no_path_is_told(folder):
+    with pytest.raises(InputError, match="load_sae_lens needs the path of a folder, got"):
+        load_sae_lens(folder)
+
+
+@pytest.mark.parametrize(
+    ("formats", "told"),
+    [
+        ((torch.float16, torch.float32), r"torch\.float16, torch\.float32"),
+        ((torch.float8_e5m2,) * 2, r"torch\.float8_e5m2"),
+    ],
+)
+def test_without_a_number_format_the_tensors_must_have_one(tmp_path, formats, told):
+    config, tensors = configuration("standard"), random_tensors("standard")
+    del config["dtype"]
+    typed = {name: tensor.to(formats[name != "W_enc"]) for name, tensor in tensors.items()}
+    folder = write_folder(tmp_path / "sae", config, typed)
+    with pytest.raises(
+        InputError, match=rf"holds numbers of {told}, and .*cfg\.json names no dtype to compute in: give dtype="
+    ):
+        load_sae_lens(folder)
+    assert load_sae_lens(folder, dtype="float32").dtype == torch.float32
+
+
+@pytest.mark.parametrize("factor", [0, 0.0, -1.0, float("nan"), float("inf"), 10**400, "1", True])
+def test_a_factor_that_cannot_be_undone_is_told(factor):
+    config = configuration("temporal", activation_normalization_factor=factor)
+    with pytest.raises(InputError, match=r"cfg: activation_normalization_factor must be"):
+        Settings.of(config, "cfg")
+    assert Settings.of({**config, "activation_normalization_factor": 2}, "cfg").scalar == 2.0
 
 
 # --- objects of sae_lens -----------------------------------------------------------------------------------------------
@@ -897,6 +944,16 @@ def test_an_object_with_another_encode_keeps_it(lens):
     expected = own_encode(sae, x)
     assert torch.equal(encoder.encode(x), expected)
     assert torch.equal(encoder.encode(x, torch.tensor([5, 2])), expected[..., [5, 2]])
+
+
+def test_objects_of_an_unknown_kind_are_told_apart_by_all_that_they_hold(lens):
+    """Of these the adapter itself needs no more than the decoder."""
+    saes = [make(lens, "temporal", **OBJECTS_ONLY["temporal"]) for _ in range(3)]
+    with torch.no_grad():
+        name, changed = next((n, p) for n, p in saes[2].named_parameters() if n not in ("W_dec", "b_dec"))
+        changed.add_(0.1)
+    one, same, other = (as_encoder(sae).digest() for sae in saes)
+    assert one == same != other, name
 
 
 def test_an_object_with_hooks_of_the_users_keeps_them_and_they_are_called_for_the_tokens_only(lens):
