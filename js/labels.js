@@ -6,7 +6,7 @@
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});
   const FORMAT = "sae_vis labels";
-  const MOST = { label: 200, note: 10_000 }; // characters
+  const MOST = { label: 200, note: 10_000 }; // characters, as Python counts them
   let index, own, every, starred, loaded; // own: id -> what the reader changed; every: id -> label, of all
   let kept = true; // whether the browser keeps what is changed
 
@@ -20,17 +20,21 @@
 
   const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
+  /* As much of a text as Python takes: characters, and no halves of any. */
+  const cut = (text, most) => [...text].slice(0, most).join("").replace(/\p{Surrogate}/gu, "\ufffd");
+
   /* Storage and files may hold anything: only what is of the right kind is taken. */
   const cleaned = (entry) => {
     if (!isObject(entry)) return null;
     const clean = {};
-    for (const name of ["label", "note"]) if (typeof entry[name] === "string") clean[name] = entry[name].slice(0, MOST[name]);
+    for (const name of ["label", "note"]) if (typeof entry[name] === "string") clean[name] = cut(entry[name], MOST[name]);
     if (typeof entry.star === "boolean") clean.star = entry.star;
     if (typeof entry.changed === "string" && !Number.isNaN(Date.parse(entry.changed))) clean.changed = entry.changed;
     return clean;
   };
+  const isId = (text) => /^\d{1,10}$/.test(text);
   const cleanedAll = (entries) => {
-    const clean = Object.entries(entries ?? {}).map(([id, entry]) => [id, /^\d{1,10}$/.test(id) && cleaned(entry)]);
+    const clean = Object.entries(entries ?? {}).map(([id, entry]) => [id, isId(id) && cleaned(entry)]);
     return new Map(clean.filter(([, entry]) => entry).map(([id, entry]) => [Number(id), entry]));
   };
 
@@ -217,7 +221,7 @@
     if (!isObject(file.features) || !isObject(file.of)) return saeVis.say("This file of labels is damaged: nothing is changed.");
     const differing = Object.keys(index.of ?? {}).filter((name) => Object.hasOwn(file.of, name) && file.of[name] !== index.of[name]);
     if (differing.length) return saeVis.say(`These labels are of other features: the ${differing.join(", ").replaceAll("_", " ")} differs.`);
-    const taken = [], left = [], wrong = Object.values(file.features).filter((entry) => !isSound(entry)).length;
+    const taken = [], left = [], wrong = Object.entries(file.features).filter(([id, entry]) => !isId(id) || !isSound(entry)).length;
     for (const [id, entry] of cleanedAll(file.features)) {
       if (!isSound(file.features[id])) continue;
       const mine = own.get(id)?.changed;

@@ -268,10 +268,11 @@
   const find = ({ kind, text }) => {
     const needle = needleOf(text);
     const asked = (other) => !kind || kind === other;
-    const found = { needle, text: text.trim(), kind, tokens: {}, any: emptySet(), id: -1, labelled: [] };
+    const found = { needle, text: text.trim(), phrase: text.trimEnd(), kind, tokens: {}, any: emptySet(), id: -1, labelled: [] };
     if (asked("id") && /^\d+$/.test(found.text)) {
       found.id = overview.row(Number(found.text));
       overview.ids.forEach((id, row) => String(id).startsWith(found.text) && (found.any[row] = 1));
+      if (found.id >= 0) found.any[found.id] = 1; // no id begins with "07"
     }
     if (asked("label") && overview.hasLabels()) {
       const wanted = found.text.toLowerCase();
@@ -358,7 +359,7 @@
 
   const offer = (found, onlyText) => {
     const groups = [];
-    if (found.id >= 0) groups.push(group("feature", hit(() => leave(() => overview.open(overview.ids[found.id])), found.text)));
+    if (found.id >= 0) groups.push(group("feature", hit(() => leave(() => overview.open(overview.ids[found.id])), String(overview.ids[found.id]))));
     for (const [kind, places] of Object.entries(found.tokens)) {
       const best = places.slice(0, MOST_HITS).map((at) => hit(() => pick(kind, at), token(at, kind), counted(index.rows[kind].count(at))));
       if (places.length > MOST_HITS) best.push(element("small", "", `and ${(places.length - MOST_HITS).toLocaleString("en")} more tokens`));
@@ -371,7 +372,7 @@
     }
     if (found.needle.length > 1 && (!found.kind || found.kind === "text")) {
       const where = overview.examples.scope === "top" ? "in the top examples" : NAMES.text;
-      groups.push(group(where, hit(() => keepText(found.text, where), `“${found.text}”`)));
+      groups.push(group(where, hit(() => keepText(found.phrase, where), `“${found.phrase}”`)));
     }
     const total = size(found.any);
     const summary = onlyText ? (found.kind ? "Looking in the examples" : "No id, label or token of this text: looking in the examples") : `${total.toLocaleString("en")} ${total === 1 ? "feature" : "features"}`;
@@ -402,11 +403,17 @@
     keep(`search:${kind}:${index.ids[at]}`, new Set(index.rows[kind].of(at)), label);
   };
 
+  const checking = new Map(); // name of a filter -> who checks its examples; who chooses it again takes that over
+
   const keepText = (text, where) => leave(() => {
-    let wanted = true;
+    const name = `search:text:${text}`;
+    const mine = {};
+    const isWanted = () => checking.get(name) === mine;
+    const isElsewhere = () => document.activeElement !== document.body && !hits.contains(document.activeElement);
+    checking.set(name, mine);
     toOverview();
-    const options = { label: `${where} “${text}”`, onClear: () => (wanted = false, say("")) };
-    showText(`search:text:${text}`, text, options, () => wanted).then(overview.focusTable, failed);
+    const options = { label: `${where} “${text}”`, onClear: () => (checking.delete(name), say("")) };
+    showText(name, text, options, isWanted).then(() => isWanted() && !isElsewhere() && overview.focusTable(), failed);
   });
 
   /* --- the box --- */

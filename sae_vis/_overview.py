@@ -109,7 +109,8 @@ def top_tokens(feature: Any) -> list[int]:
     if known is not None:
         return list(known[:MOST_TOKENS])
     totals: dict[int, float] = {}
-    for sequence in feature.sequences.groups[0].sequences if feature.sequences.groups else ():
+    top = feature.sequences.top
+    for sequence in top.sequences if top else ():
         token = sequence.token_ids[sequence.bold_idx]
         totals[token] = totals.get(token, 0.0) + sequence.feat_acts[sequence.bold_idx]
     return sorted(totals, key=lambda token: (-totals[token], token))[:MOST_TOKENS]
@@ -216,10 +217,11 @@ class Overview:
             self._numbers[name].append(math.nan if value is None else value)
         for name, ids in LISTS.items():
             self._lists[name].add(ids(feature))
-        groups = [set[int]().union(*[s.token_ids for s in group.sequences]) for group in feature.sequences.groups]
-        if groups:
-            self._shown_on_top.add(row, groups[0])
-            self._shown.add(row, set[int]().union(*groups))
+        top = feature.sequences.top
+        groups = {id(group): _tokens(group) for group in feature.sequences.groups}
+        self._shown.add(row, set[int]().union(*groups.values()))
+        if top:
+            self._shown_on_top.add(row, groups[id(top)])
 
     def token_ids(self) -> set[int]:
         """The tokens whose text the table needs."""
@@ -242,15 +244,15 @@ class Overview:
             files[-1].append(text)
             size += len(text) + 1
         examples = {"scope": scope, "blocks": [first for first, _ in blocks], "files": starts}
-        packed = _page.pack_bytes(json.dumps(self._columns(texts, examples), separators=(",", ":")).encode())
+        packed = _page.pack_bytes(_json_text(self._columns(texts, examples)))
         return {"overview": packed, **{f"examples{n}": " ".join(file) for n, file in enumerate(files)}}
 
     def _packed_blocks(self) -> tuple[str, list[tuple[int, str]]]:
-        """Of all examples, or of the top ones where that would be too much."""
+        """Of all examples, or of the top ones, if there are any, where that would be too much."""
         blocks = _packed_blocks(self._shown)
-        if sum(len(text) for _, text in blocks) <= EXAMPLE_BYTES * len(self._ids) + BLOCK_BYTES:
-            return "all", blocks
-        return "top", _packed_blocks(self._shown_on_top)
+        room = EXAMPLE_BYTES * len(self._ids) + BLOCK_BYTES
+        top = _packed_blocks(self._shown_on_top) if sum(len(text) for _, text in blocks) > room else []
+        return ("top", top) if top else ("all", blocks)
 
     def _columns(self, texts: Mapping[int, str], examples: object) -> dict[str, object]:
         columns: dict[str, Sequence[float | None]] = {**self._numbers, **self._extra}
@@ -272,11 +274,20 @@ class Overview:
         }
 
 
+def _json_text(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _tokens(group: Any) -> set[int]:
+    return set[int]().union(*[sequence.token_ids for sequence in group.sequences])
+
+
 def _shortened(value: float | None, digits: int) -> float | int | None:
     """A number with so many significant digits; whole ones without a point, which is shorter."""
     if value is None or not math.isfinite(value):
         return None
     rounded = float(f"{value:.{digits}g}")
+    rounded = rounded if math.isfinite(rounded) else value  # the largest ones are rounded to no number
     return int(rounded) if rounded.is_integer() and abs(rounded) < 2**53 else rounded
 
 
@@ -285,8 +296,9 @@ def texts_apart(
 ) -> dict[int, str]:
     r"""The texts of tokens that their HTML does not tell, so that only those are stored: about one of ten.
 
-    A token that is only part of a character is given as ``\0`` and its bytes in hex. ``js/search.js`` reads the others from the
-    HTML: what has no element is text, with a space before it after the mark of a space.
+    A token that is only part of a character is given as ``\0`` and its bytes in hex, and so is a text that begins with ``\0``.
+    ``js/search.js`` reads the others from the HTML: what has no element is text, with a space before it after the mark of a
+    space.
     """
     apart = {}
     for token, fragment in zip(ids, shown, strict=True):
@@ -296,5 +308,6 @@ def texts_apart(
             plain = fragment.removeprefix("<i>·</i>")
             text = " " * (len(plain) < len(fragment)) + html.unescape(plain)
             if "<" in plain or text != vocab[token]:
-                apart[token] = vocab[token]
+                own = vocab[token]
+                apart[token] = f"\0{own.encode('utf-8', 'surrogatepass').hex()}" if own.startswith("\0") else own
     return apart

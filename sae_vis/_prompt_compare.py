@@ -132,8 +132,7 @@ class Comparer:
 
     def _feature(self, feature: int) -> ComparedFeature:
         data = self.features[feature]
-        tops = [group for group in data.sequences.groups if group.share is None]
-        top = tops[0] if tops else SequenceGroupData("TOP ACTIVATIONS", 0.0, data.activations.max or 0.0, None, [])
+        top = data.top_group
         return ComparedFeature(
             feature,
             self._sequence(0, feature),

@@ -191,8 +191,7 @@ class PromptFetcher:
         data = self.features[feature]
         token_ids = self.ids[0].tolist()
         sequence = sequence_data(0, 0, 0, token_ids, range(len(token_ids)), seen, self.run.model.padding_id())
-        tops = [group for group in data.sequences.groups if group.share is None]  # none with first_group_size=0
-        top = tops[0] if tops else SequenceGroupData("TOP ACTIVATIONS", 0.0, data.activations.max or 0.0, None, [])
+        top = data.top_group
         return PromptData(feature, sequence, data.activations, self._logits(feature, data.logits, top), top, data.label)
 
     def _logits(self, feature: int, stored: LogitsData | None, top: SequenceGroupData) -> LogitsData | None:

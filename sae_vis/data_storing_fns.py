@@ -578,6 +578,11 @@ class SequenceMultiGroupData:
 
     groups: list[SequenceGroupData]
 
+    @property
+    def top(self) -> SequenceGroupData | None:
+        """The group of top activations; None where none were asked for, or the feature is active nowhere."""
+        return next((group for group in self.groups if group.share is None), None)
+
     def get_html(self, page: PageContext | None = None, *, examples: int | None = None) -> Html:
         """All groups with at most so many examples each, the legend, and the numbers for the hover text."""
         page = page or PageContext(act_max=max((group.upper for group in self.groups), default=0.0))
@@ -747,6 +752,11 @@ class FeatureData(TextTwin):
         self.extras = {name: _extra(name, value) for name, value in self.extras.items()}
         check_feature_idx(self, self.feature_idx)
         check_finite(self, decoder_norm=self.decoder_norm)
+
+    @property
+    def top_group(self) -> SequenceGroupData:
+        """The group of top activations, without any example where there is none."""
+        return self.sequences.top or SequenceGroupData("TOP ACTIVATIONS", 0.0, self.activations.max or 0.0, None, [])
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_context"}

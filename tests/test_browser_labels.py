@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from copy import deepcopy
 
 import browser
 import pytest
@@ -240,6 +241,7 @@ def test_of_two_changes_the_later_one_wins(show, features, page, init):
         ('{"format": "sae_vis labels", "version": 1, "of": {}, "features": "0"}', "damaged"),
         ('{"format": "sae_vis labels", "version": 1, "of": {}}', "damaged"),
         (entry(None, {"0": {"label": 5}, "1": "x", "2": {"star": 1}}), "0 features. 3 are damaged"),
+        (entry(None, {"x": {"label": "x"}, "-1": {"label": "x"}}), "0 features. 2 are damaged"),
     ],
 )
 def test_a_foreign_file_changes_nothing_and_is_said(show, page, content, message):
@@ -257,6 +259,20 @@ def test_a_file_of_more_than_the_page_or_the_browser_holds_is_said(show, feature
     take_in(opened, entry(features, {"1": {"label": "one"}}))
     assert "gone when the page is closed" in opened.texts(".message")[0]
     assert opened.js("saeVis.labelOf(1)") == "one"
+
+
+def test_long_texts_are_cut_as_python_counts_them(show, features, page, tmp_path):
+    """A character beyond 16 bits is two in a script; a file with half of one would be none."""
+    opened = show(page)
+    whole, half = "a" + "😀" * 199, "half \ud83d"
+    take_in(opened, entry(features, {"0": {"label": whole + "😀"}, "1": {"label": half}, "2": {"note": "😀" * 10_000}}))
+    assert opened.js("[saeVis.labelOf(0), saeVis.labelOf(1)]") == [whole, "half \ufffd"]
+    with opened.page.expect_download() as download:
+        opened.js("saeVis.exportLabels()")
+    download.value.save_as(tmp_path / "labels.json")
+    copy = deepcopy(features)
+    copy.load_labels(tmp_path / "labels.json")
+    assert (copy[0].label, copy[2].note) == (whole, "😀" * 10_000)
 
 
 def test_hostile_labels_and_notes_stay_text(show, page):

@@ -536,6 +536,49 @@ def test_a_phrase_is_found_in_the_examples_that_hold_it(length, cut, overview, f
     )
 
 
+def test_a_phrase_that_is_kept_is_the_one_that_was_searched(overview, features):
+    """With the space before it."""
+    words = [" ", "".join(features.vocab[i] for i in features[0].sequences.groups[0].sequences[0].token_ids).strip()]
+    text = next(f" {word}" for word in words[1].lower().split() if word.isalpha())
+    expected = in_examples(features, text)
+    search(overview, f'"{text}"')
+    expect(overview.page.locator(".hit-group .hit")).to_have_text(f"“{text}”")
+    overview.page.locator(".hit").click()
+    expect(overview.page.locator(".chip")).to_contain_text(f"“{text}”")
+    row_ids = "[...saeVis.overview.rows()].map((row) => saeVis.overview.ids[row]).join()"
+    wait_for(overview, row_ids, ",".join(map(str, expected)))
+    wait_for(overview, "document.activeElement.className.startsWith('overview-row')")
+
+
+def test_a_filter_of_a_phrase_stays_away_once_it_is_removed_and_takes_no_focus(overview, features):
+    """The examples may be read for seconds after it."""
+    text = phrase(features, 3, seed=3)
+    overview.js("""(() => {
+      const { featureHtml } = saeVis;
+      globalThis.held = new Promise((go) => { globalThis.go = go; });
+      saeVis.featureHtml = async (id) => (await held, featureHtml(id));
+    })()""")
+    for _ in range(2):  # the same again while the first is read
+        search(overview, f'"{text}"')
+        overview.page.locator(".hit-group .hit").click()
+        expect(overview.page.locator(".chip")).to_have_count(1)
+    overview.page.get_by_role("button", name="Remove the filter").click()
+    overview.page.locator(".search-box").focus()
+    overview.js("go()")
+    overview.page.wait_for_timeout(300)
+    expect(overview.page.locator(".chip")).to_have_count(0)
+    expect(overview.page.locator(".search-box")).to_be_focused()
+    assert len(ids(overview)) == N
+
+
+def test_an_id_with_zeros_before_it_is_that_feature(overview):
+    for typed in ("012", "id:012"):
+        search(overview, typed)
+        expect(overview.page.locator(".hit-group .hit").first).to_have_text("12")
+        expect(overview.page.locator(".hit-summary")).to_have_text("1 feature")
+        assert ids(overview) == [12]
+
+
 def test_a_phrase_that_is_nowhere_is_found_nowhere(overview):
     search(overview, '"return returned xyzzy"')
     expect(overview.page.locator(".overview-none")).to_be_visible()

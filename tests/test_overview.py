@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import random
+import sys
 import zlib
 from collections import Counter, defaultdict
 from types import SimpleNamespace
@@ -170,6 +171,31 @@ def test_only_the_top_examples_are_searched_where_all_would_be_too_much(features
     assert {t for t, rows in postings(columns, packed).items() if row in rows} == tokens
 
 
+def test_without_top_examples_all_are_searched_and_no_interval_is_taken_for_them(monkeypatch):
+    monkeypatch.setattr(_overview, "EXAMPLE_BYTES", 0)
+    monkeypatch.setattr(_overview, "BLOCK_BYTES", 100)
+    features = make_features(4, n_groups=2, other_groups_size=3)
+    for feature in features.values():
+        feature.sequences.groups = [group for group in feature.sequences.groups if group.share is not None]
+    packed = assets(features.get_html())
+    columns = json.loads(unpacked(packed["overview"]))
+    assert columns["examples"]["scope"] == "all"
+    row, feature = next((r, f) for r, f in enumerate(features.values()) if f.sequences.groups)
+    tokens = {t for g in feature.sequences.groups for s in g.sequences for t in s.token_ids}
+    assert {t for t, rows in postings(columns, packed).items() if row in rows} == tokens
+    feature.tokens = None
+    assert _overview.top_tokens(feature) == []
+
+
+def test_the_largest_number_is_still_one(features):
+    largest = sys.float_info.max
+    feature = next(f for f in features.values() if f.activations.max)
+    acts = dataclasses.replace(feature.activations, max=largest)
+    overview = _overview.Overview()
+    overview.add(dataclasses.replace(feature, activations=acts))
+    assert json.loads(unpacked(overview.assets({})["overview"]))["numbers"]["max"] == [largest]
+
+
 def test_the_texts_of_tokens_can_be_told_from_their_html():
     hostile = [
         "the",
@@ -187,6 +213,8 @@ def test_the_texts_of_tokens_can_be_told_from_their_html():
         "x" * 99,
         "é",
         "\u200b",
+        "\0",
+        "\0ab",
     ]
     vocab = {**dict(enumerate(hostile)), 90: "\ufffd"}
     printer = TokenPrinter(vocab, {90: "e29c"})
@@ -197,7 +225,9 @@ def test_the_texts_of_tokens_can_be_told_from_their_html():
         if text is None:  # what js/search.js does
             plain = html.removeprefix("<i>·</i>")
             text = " " * (plain != html) + unescaped(plain)
-        assert text == ("\0e29c" if token == 90 else vocab[token])
+        if text.startswith("\0"):  # bytes
+            text = bytes.fromhex(text[1:])
+        assert text == (b"\xe2\x9c" if token == 90 else vocab[token].encode() if "\0" in vocab[token] else vocab[token])
     assert not {0, 1, 3, 4, 5, 6, 7, 13} & set(apart)  # most need no room
 
 
