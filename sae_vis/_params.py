@@ -27,7 +27,7 @@ ABLATIONS: tuple[Ablation, ...] = ("direct", "full")
 View = Literal["feature", "prompt"]
 NearDuplicates = Literal["keep", "drop"]
 LossShares = Literal["estimate", "exact"]
-OptionValue = int | float | bool | str | None
+OptionValue = int | None
 
 BYTES_PER_UNIT = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -222,6 +222,15 @@ def about(name: str) -> str:
     return spec.about or ABOUTS.get(name, spec.help)
 
 
+def _option_value(component: str, option: object, value: object) -> OptionValue:
+    number = _index(value)
+    if not isinstance(option, str) or (value is not None and (number is None or not 0 <= number < 2**31)):
+        raise InputError(
+            f"Component {component!r}: option {shown(option)} must be an int >= 0 or None, got {shown(value)}."
+        )
+    return number
+
+
 @dataclass(frozen=True)
 class Component:
     """One panel of a column: its name in ``COMPONENTS`` and the options that differ from the defaults.
@@ -247,12 +256,7 @@ class Component:
             if not isinstance(option, str) or option not in spec.options:
                 known = ", ".join(spec.options) or "none"
                 raise InputError(f"Component {self.name!r} has no option {shown(option)}. Its options: {known}.")
-            number = _index(value)
-            if value is not None and (number is None or not 0 <= number < 2**31):
-                raise InputError(
-                    f"Component {self.name!r}: option {option!r} must be an int >= 0 or None, got {shown(value)}."
-                )
-            options[option] = number
+            options[option] = _option_value(self.name, option, value)
         object.__setattr__(self, "name", str.__str__(self.name))
         object.__setattr__(self, "options", options)
 
@@ -267,7 +271,7 @@ class Column:
     """Components below each other: ``Column("logits_tables", Component("sequences"), width=420)``.
 
     Args:
-        components: names or ``Component`` objects, top to bottom.
+        parts: names or ``Component`` objects, top to bottom.
         width: in CSS pixels; None takes what the components need. A column of sequences takes all the room that is left:
             there it is the least width of a group, and as many groups as fit stand beside each other.
         height: in CSS pixels, beyond which the column scrolls; None: that of the layout, if it has one.
@@ -279,13 +283,16 @@ class Column:
 
     def __init__(
         self,
-        *components: str | Component | Iterable[str | Component],
+        *parts: str | Component | Iterable[str | Component],
+        components: Iterable[str | Component] = (),  # as dataclasses.replace gives them
         width: int | None = None,
         height: int | None = None,
     ) -> None:
         flat: list[str | Component] = []
-        for item in components:  # an iterable too, so that a column decoded from JSON builds by keyword
+        for item in (*parts, components):
             what = "A Column takes names of components, Component objects and lists of them"
+            if isinstance(item, Mapping):  # whose values would be lost
+                raise InputError(f"{what}, got {shown(item)}.")
             flat.extend([item] if isinstance(item, str | Component) else _items(item, what))
         as_components = tuple(item if isinstance(item, Component) else Component(item) for item in flat)
         object.__setattr__(self, "components", as_components)
@@ -443,17 +450,23 @@ def register_component(
         raise InputError(
             f"Component {name!r} needs either data=, a dataclass, or attribute=, what it draws of a feature."
         )
-    if data is not None and not dataclasses.is_dataclass(data):
+    for what, text in (("template", template), ("help", help), ("about", about), ("attribute", attribute or "")):
+        if not isinstance(text, str):
+            raise InputError(f"Component {name!r}: {what} must be a text, got {shown(text)}.")
+    if data is not None and not (isinstance(data, type) and dataclasses.is_dataclass(data)):
         raise InputError(f"Component {name!r}: data must be a dataclass, got {shown(data)}.")
+    if draw is not None and not callable(draw):
+        raise InputError(f"Component {name!r}: draw must be a function, got {shown(draw)}.")
     if not isinstance(views, tuple | list) or not views or any(view not in ("feature", "prompt") for view in views):
         raise InputError(f"Component {name!r}: views must be 'feature', 'prompt' or both, got {shown(views)}.")
     if options is not None and not isinstance(options, Mapping):
         raise InputError(f"Component {name!r}: options must be a mapping of names to defaults, got {shown(options)}.")
+    defaults = {option: _option_value(name, option, value) for option, value in (options or {}).items()}
     if folder is not None:
         _templates.add_folder(folder)
     _templates.template(template)  # an error in it shows at once
     COMPONENTS[name] = ComponentSpec(
-        help, attribute or "extras", template, tuple(views), dict(options or {}), about, True, draw or _draw_part, data
+        help, attribute or "extras", template, tuple(views), defaults, about, True, draw or _draw_part, data
     )
 
 
@@ -613,12 +626,9 @@ class FeatureVisParams:
 
 
 # Options that change how a run is made, not what it finds, each with its default.
+_OF_THE_RUN = ("features", "minibatch_size_tokens", "minibatch_size_features", "memory_budget", "verbose")
 RUN_OPTIONS: dict[str, Any] = {
-    "features": None,
-    "minibatch_size_tokens": 64,
-    "minibatch_size_features": None,
-    "memory_budget": "4GB",
-    "verbose": True,
+    option.name: option.default for option in dataclasses.fields(FeatureVisParams) if option.name in _OF_THE_RUN
 }
 
 

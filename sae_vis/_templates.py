@@ -214,13 +214,15 @@ def add_folder(path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: if it is no folder, or a file in it has the name of one that is known already.
     """
-    added = Path(path).resolve()
-    if not added.is_dir():
-        raise InputError(f"The folder {os.fspath(path)!r} of a panel's template, css and js is not there.")
+    try:
+        added = Path(path).resolve(strict=True)
+        files = sorted(added.iterdir())
+    except (TypeError, ValueError, OSError) as error:  # no path, or none that the file system takes
+        raise InputError(f"The folder {shown(path)} of a panel's template, css and js is not there: {error}.") from None
     if added in _FOLDERS:
         return
     known = [folder(kind) for kind in ("html", "css", "js")]
-    for file in sorted(added.iterdir()):
+    for file in files:
         if file.suffix in (".html", ".css", ".js") and any((one / file.name).is_file() for one in [*known, *_FOLDERS]):
             raise InputError(f"{file}: there is a file of this name already: choose another one.")
     _FOLDERS.append(added)

@@ -375,6 +375,18 @@ GOOD = {"template": "empty.html", "help": "Mine", "data": Doubled}
         ("mine", {"views": ([],)}, "'feature', 'prompt' or both"),
         ("mine", {"options": 5}, "options must be a mapping"),
         ("mine", {"folder": "/no/such"}, "is not there"),
+        ("mine", {"folder": __file__}, "is not there"),
+        ("mine", {"folder": 3}, "The folder 3 .* is not there"),
+        ("mine", {"folder": "a\0b"}, "is not there"),
+        ("mine", {"data": Doubled(1.0)}, "data must be a dataclass, got Doubled"),
+        ("mine", {"data": None, "attribute": 3}, "attribute must be a text, got 3"),
+        ("mine", {"draw": 3}, "draw must be a function, got 3"),
+        ("mine", {"help": None}, "help must be a text, got None"),
+        ("mine", {"about": 5}, "about must be a text, got 5"),
+        ("mine", {"template": []}, r"template must be a text, got \[\]"),
+        ("mine", {"options": {1: 2}}, "option 1 must be an int"),
+        ("mine", {"options": {"wide": "yes"}}, "option 'wide' must be an int >= 0 or None, got 'yes'"),
+        ("mine", {"options": {"on": True}}, "option 'on' must be an int"),
     ],
 )
 def test_a_panel_that_cannot_be_is_refused(registry, name, changes, message):

@@ -164,6 +164,8 @@ def test_a_given_layout_is_taken_as_it_is() -> None:
 def test_a_column_takes_names_components_and_lists() -> None:
     tables = Component("logits_tables", {"rows": 5})
     assert Column(tables, "sequences") == Column([tables, Component("sequences")])
+    column = Column(tables, "sequences", width=600)
+    assert dataclasses.replace(column, width=300) == Column(tables, "sequences", width=300)
     assert Layout([Column("sequences")]) == Layout((Column("sequences"),))  # type: ignore[arg-type]
 
 
@@ -177,6 +179,7 @@ def test_a_column_takes_names_components_and_lists() -> None:
         (lambda: Component("sequences", {"examples": True}), "int >= 0"),
         (Column, "at least one component"),
         (lambda: Column([]), "at least one component"),
+        (lambda: Column({"sequences": {"examples": 5}}), "takes names of components"),
         (lambda: Column("sequences", width=3), "width"),
         (lambda: Column("sequences", width=True), "width"),
         (lambda: Layout(()), "at least one Column"),
