@@ -43,7 +43,7 @@ class NearestData:
         """The table, with at most ``rows`` rows."""
         cosines = [format_signed(value) for value in self.cosine[:rows]]
         indices = _indices(self.indices[:rows], page)
-        return html_fns.neighbours_table("Nearest directions", ["Index", "Cosine"], indices, cosines, [])
+        return html_fns.numbers_table("Nearest directions", ["Index", "Cosine"], indices, cosines)
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class CoactiveData:
 
     def get_html(self, page: Linked | None = None, *, rows: int | None = None) -> Html:
         """The table, with at most ``rows`` rows."""
-        return html_fns.neighbours_table(
+        return html_fns.numbers_table(
             "Active together",
             ["Index", "Jaccard", "Tokens"],
             _indices(self.indices[:rows], page),

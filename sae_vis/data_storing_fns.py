@@ -204,7 +204,7 @@ class NeuronAlignmentData:
     def get_html(self, page: PageContext | None = None, *, rows: int | None = None) -> Html:
         """The table, with at most ``rows`` rows."""
         most = largest(self.values)
-        return html_fns.left_table(
+        return html_fns.numbers_table(
             "Neuron alignment",
             ["Index", "Value", "% of L1"],
             [str(index) for index in self.indices[:rows]],
@@ -235,7 +235,7 @@ class CorrelationData:
     ) -> Html:
         """The table, with at most ``rows`` rows; ``links`` where an index is a feature that the page may hold."""
         reachable = page.features if page and links else frozenset()
-        return html_fns.left_table(
+        return html_fns.numbers_table(
             title,
             ["Index", "Pearson", "Cosine"],
             [html_fns.feature_link(index) if index in reachable else str(index) for index in self.indices[:rows]],

@@ -229,17 +229,13 @@ def hovertext() -> Html:
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
-def left_table(
-    title: str, heads: Sequence[str], indices: Sequence[str], first: Sequence[str], second: Sequence[str]
-) -> Html:
-    """A small table of an index and two numbers; ``heads`` are the titles of its three columns."""
-    row = template("left_table_row.html")
-    rows = [row.fill(index=i, first=a, second=b) for i, a, b in zip(indices, first, second, strict=True)]
-    rows = rows or [row.fill(index="none", first="", second="")]
-    index_head, first_head, second_head = heads
-    return template("left_table.html").fill(
-        title=title, index=index_head, first=first_head, second=second_head, rows=join(rows)
-    )
+def numbers_table(title: str, heads: Sequence[str], *columns: Sequence[str]) -> Html:
+    """A small table: the first column names a neuron or a feature, the others are numbers. ``heads`` are their titles."""
+    head, cell, row = template("numbers_head.html"), template("numbers_cell.html"), template("numbers_row.html")
+    lines = list(zip(*columns, strict=True)) or [("none", *[""] * (len(heads) - 1))]
+    rows = [row.fill(cells=join(cell.fill(text=text) for text in line)) for line in lines]
+    titles = row.fill(cells=join(head.fill(text=text) for text in heads))
+    return template("numbers_table.html").fill(title=title, heads=titles, rows=join(rows))
 
 
 def left_tables(tables: Sequence[Html]) -> Html:
@@ -601,22 +597,6 @@ def counterexamples(groups: Sequence[Html], hover: Html) -> Html:
 
 
 # --- neighbours, shares and near-duplicates ----------------------------------------------------------------------
-
-
-def neighbours_table(
-    title: str, heads: Sequence[str], indices: Sequence[str], first: Sequence[str], second: Sequence[str]
-) -> Html:
-    """A small table of an index and as many numbers as there are ``heads`` for: one or two."""
-    columns = [indices, first, second][: len(heads)]
-    head, cell, row = (
-        template("neighbours_head.html"),
-        template("neighbours_cell.html"),
-        template("neighbours_row.html"),
-    )
-    rows = [row.fill(cells=join(cell.fill(text=text) for text in line)) for line in zip(*columns, strict=True)]
-    rows = rows or [row.fill(cells=cell.fill(text="none"))]
-    titles = row.fill(cells=join(head.fill(text=text) for text in heads))
-    return template("neighbours_table.html").fill(title=title, heads=titles, rows=join(rows))
 
 
 def neighbours(tables: Sequence[Html]) -> Html:

@@ -151,8 +151,8 @@ def test_a_pin_that_rounding_put_past_the_end_has_no_arrow():
 # --- tables and the rest -----------------------------------------------------------------------------------------
 
 
-def test_left_table():
-    table = html_fns.left_table("Title", ["A", "B", "C"], ["1", html_fns.feature_link(2)], ["x", "y"], ["z", "w"])
+def test_numbers_table():
+    table = html_fns.numbers_table("Title", ["A", "B", "C"], ["1", html_fns.feature_link(2)], ["x", "y"], ["z", "w"])
     assert table.count("<tr>") == 3
     assert '<a href="#feature=2" data-go="2">2</a>' in table
 
