@@ -161,7 +161,7 @@ def test_an_asset_that_would_end_its_element_is_refused(tmp_path, monkeypatch):
 
 
 def test_no_element_has_an_id():
-    """Several pages may be in one document; classes do not meet there. Where an element must name another, a script gives it one."""
+    """Several pages may be in one document; classes do not meet there. What another element must name gets one by a script."""
     named = {
         (file.name, found)
         for file in folder("html").iterdir()
