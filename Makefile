@@ -15,7 +15,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadgroup
 
 VENV := .venv
 RUN := $(VENV)/bin/python -m
-install_in = $(1)/bin/python -m pip install --disable-pip-version-check --constraint $(2) $(PIP_ARGS)
+install_in = $(1)/bin/python -m pip install --disable-pip-version-check --no-compile --constraint $(2) $(PIP_ARGS)
 INSTALL := $(call install_in,$(VENV),constraints.txt)
 TORCH_FIRST := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) torch hatchling
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))

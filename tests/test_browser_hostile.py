@@ -123,12 +123,12 @@ def test_every_vector_on_the_prompt_page(show):
 
 
 SHORT = [text for text in VECTORS if len(text) < 1000]
-NAMES = [*SHORT[::9], "x" * 1_000_000, "<script>" * 100_000, "\u202e" * 1_000_000]
+NAMES = [*SHORT[::9], "x" * 100_000, "<script>" * 10_000, "\u202e" * 100_000]
 
 
 @pytest.mark.parametrize("part", range(2))
 def test_vectors_as_names_notes_and_versions(show, part):
-    """The model's name, the hook point, notes, versions, digests and reasons; also a million characters of each."""
+    """The model's name, the hook point, notes, versions, digests and reasons; also a hundred thousand characters of each."""
     for text in NAMES[part::2]:
         provenance = make_provenance(
             model=text,

@@ -79,7 +79,7 @@ def test_a_label_set_in_the_browser_is_shown_everywhere_and_stays(show, page):
     assert opened.js("document.querySelector('a[data-go=\"0\"]').title").startswith("commas")
     field = opened.page.locator(".choose")
     field.fill("commas")
-    assert opened.js("[...document.querySelectorAll('#choices option')].map(o => o.value)") == ["0"]
+    assert opened.js("[...document.querySelectorAll('.choices option')].map(o => o.value)") == ["0"]
     field.press("Enter")
     expect(opened.page.locator("article.feature")).to_have_attribute("data-feature", "0")
 

@@ -192,7 +192,7 @@ def test_features_are_chosen_by_label(visit, site):
     page = opened.page
     wait_for(opened, "Boolean(saeVis.labels)")
     page.locator(".choose").fill("import")
-    assert opened.js("[...document.querySelectorAll('#choices option')].map(o => o.label)") == ["5 import statements"]
+    assert opened.js("[...document.querySelectorAll('.choices option')].map(o => o.label)") == ["5 import statements"]
     page.keyboard.press("Enter")
     expect_feature(page, 5)
     expect(page.locator("article h2")).to_contain_text("import statements")

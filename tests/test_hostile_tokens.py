@@ -124,7 +124,7 @@ def without_labels(shape):
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_in_the_vocabulary_of_the_hover_text_is_inert(text):
     for document in with_text(text):
-        vocab = json.loads(parse(document).find(".//script[@id='vocab']").text)
+        vocab = json.loads(parse(document).find(".//script[@data-json='vocab']").text)
         for html in set(vocab["html"]):
             assert {tag for tag, _ in tags(parse_fragment(html))} <= {"i", "samp", "abbr"}
             assert {name for _, names in tags(parse_fragment(html)) for name in names} <= {"title", "class"}
