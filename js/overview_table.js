@@ -227,7 +227,8 @@
     [heads.firstElementChild, ...drawn.values()].forEach(placeLabel);
   };
 
-  /* What is read and reached after what stands before it: few labels stand after the numbers where there is room in a row. */
+  /* Cells stand in the order in which they are seen, which is that of Tab and of screen readers: few labels after the numbers,
+     where all are in one line. */
   const placeLabel = (row) => {
     const areFew = overview.root.classList.contains("few-labels") && !narrow.matches;
     const before = row.querySelector(areFew ? ":scope > .max-cell" : ":scope > :first-child");

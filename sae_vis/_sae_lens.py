@@ -246,9 +246,7 @@ class SaeLensEncoder:
     tensors: Weights
     dtype: torch.dtype
     own_encode: Callable[[Tensor], Tensor] | None = None
-    own_tensors: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # all that the object holds, where its own way is used
+    own_tensors: Weights = field(default_factory=dict)  # all that the object holds, where it encodes in its own way
     skip: Tensor | None = None
 
     @property
