@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 
 DEMO_FILES = ("demo_feature_vis.html", "demo_prompt_vis.html", "demo_features.json")
-# How a file of ours begins: only such a file is overwritten without --force.
-OWN_MARKS = (b'<meta name="generator" content="sae_vis', b'{"format": "sae_vis"')
+# How a page and a saved file of ours begin: without --force each is overwritten by its like alone.
+OWN_MARKS = {"page": b'<meta name="generator" content="sae_vis', "saved data": b'{"format": "sae_vis"'}
 MARK_WITHIN = 4096  # bytes
 SAVED = "what save_json wrote (.json or .json.gz), or the folder of a run with out_dir"
 
@@ -92,7 +92,7 @@ def _demo(args: argparse.Namespace) -> None:
     if not args.out.is_dir():
         raise InputError(f"--out must be a folder that exists, got {str(args.out)!r}.")
     for name in DEMO_FILES:
-        _check_may_overwrite(args.out / name, force=args.force)
+        _check_may_overwrite(args.out / name, "saved data" if name.endswith(".json") else "page", force=args.force)
     if not args.quiet:
         print("Loading the bundled model ...", flush=True)
     from sae_vis import _demo as bundled  # torch, and seconds of imports
@@ -107,7 +107,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _html(args: argparse.Namespace) -> None:
     """Draw the page of a file that save_json wrote, or of a folder of a run; no model and no torch are needed."""
     out = args.out or _beside(args.file, ".html")
-    _check_may_overwrite(out, force=args.force)
+    _check_may_overwrite(out, "page", force=args.force)
     data = _load(args.file)
     if hasattr(data, "prompt_token_ids"):  # few features, and one process
         data.save_html(out)
@@ -134,8 +134,8 @@ def _site(args: argparse.Namespace) -> None:
 def _info(args: argparse.Namespace) -> None:
     """Say what a file that save_json wrote holds, or a folder of a run, and where its numbers come from."""
     data = _load(args.file)
-    files = args.file.iterdir() if args.file.is_dir() else [args.file]
-    print(f"{args.file} ({_size(sum(file.stat().st_size for file in files))})")
+    files = args.file.iterdir() if _is_dir(args.file) else [args.file]
+    print(f"{args.file} ({_size(sum(map(_bytes_of, files)))})")
     facts = _facts(data)
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -147,7 +147,7 @@ def _load(path: Path) -> MultiFeatureData | MultiPromptData | PromptComparisonDa
     from sae_vis._prompt_comparison import PromptComparisonData
     from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 
-    if path.is_dir():
+    if _is_dir(path):
         return MultiFeatureData.load_dir(path)
     kinds: list[type] = [MultiFeatureData, MultiPromptData, PromptComparisonData]
     data: MultiFeatureData | MultiPromptData | PromptComparisonData = _json.load_any(kinds, path)
@@ -182,23 +182,41 @@ def _facts(data: MultiFeatureData | MultiPromptData | PromptComparisonData) -> d
 # --- small helpers ---------------------------------------------------------------------------------------------------
 
 
-def _check_may_overwrite(path: Path, *, force: bool) -> None:
-    """Raise where ``path`` is a file that is not ours."""
-    if force or not path.is_file():
+def _check_may_overwrite(path: Path, kind: str, *, force: bool) -> None:
+    """Raise where ``path`` is a file that is none of this kind of ours."""
+    if force:
         return
     try:
+        if not path.is_file():
+            return
         with path.open("rb") as stream:
             start = stream.read(MARK_WITHIN)
     except OSError as error:
         raise InputError(f"Cannot read {str(path)!r}, which would be overwritten: {error.strerror}.") from None
-    if start and not any(mark in start for mark in OWN_MARKS):
-        raise InputError(f"{str(path)!r} was not written by sae-vis: give --force to overwrite it, or another --out.")
+    if start and OWN_MARKS[kind] not in start:
+        raise InputError(f"{str(path)!r} is no {kind} of sae-vis: give --force to overwrite it, or another --out.")
 
 
 def _beside(source: Path, ending: str) -> Path:
     """A name beside the source's, with another ending."""
-    source = source.resolve() if source.is_dir() else source  # "." has no name
+    source = source.resolve() if _is_dir(source) else source  # "." has no name
+    if not source.name:
+        raise InputError(f"Give --out: there is no place beside {str(source)!r}.")
     return source.with_name(_stem(source) + ending)
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # too long a name, or nobody may look: opening it says so
+        return False
+
+
+def _bytes_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # a run that goes on has renamed its temporary file, or a link leads nowhere
+        return 0
 
 
 def _stem(path: Path) -> str:

@@ -52,9 +52,7 @@ PathLike = str | os.PathLike[str]
 
 VERSION = 2  # files of version 1 are read too
 RUN, VOCAB, ROWS = "run.json", "vocab.json.gz", "rows.bin"
-_PART = re.compile(r"features-(\d{5,9})\.json\.gz")
 _INDEX = re.compile(r"features-(\d{5,9})\.index\.json\.gz")
-_TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
 COMPRESSING = 2  # threads
 CACHED = 32  # features that are kept in memory
 BYTES_PER_TOKEN = 4
@@ -391,8 +389,12 @@ class FeatureFolder(Generic[M]):
             FileFormatError: if it is not a feature folder, or damaged.
         """
         path = Path(folder)
-        if not (path / RUN).is_file():
-            told = "there is no such folder" if not path.is_dir() else f"it holds no {RUN}, so it is no feature folder"
+        try:
+            is_folder, is_run = path.is_dir(), (path / RUN).is_file()
+        except OSError as error:
+            raise FileFormatError(f"{os.fspath(folder)}: cannot be read: {error.strerror}.") from None
+        if not is_run:
+            told = f"it holds no {RUN}, so it is no feature folder" if is_folder else "there is no such folder"
             raise FileFormatError(
                 f"{os.fspath(folder)}: {told}. One is what get_feature_data(..., out_dir=...) writes."
             )
@@ -566,7 +568,7 @@ class FeatureFolder(Generic[M]):
             n > 0
             and n == len(index.sizes) == len(index.lengths) == len(set(index.features))
             and _within(index.features, 0, told.d_hidden)
-            and _within([*index.sizes, *index.lengths], 1, 2**63)
+            and _within([*index.sizes, *index.lengths], 1, _json.MAX_BYTES)
             and _within(index.token_ids, 0, 2**63)
             and _within(index.rows, 0, told.n_rows)
         )
@@ -671,7 +673,7 @@ def _make(path: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"Cannot use {os.fspath(path)!r} as a folder of features: {reason}.") from None
-    foreign = [name for name in names if not _TEMPORARY.fullmatch(name)]
+    foreign = [name for name in names if not _json.TEMPORARY.fullmatch(name)]
     if RUN not in foreign and foreign:
         raise InputError(
             f"The folder {os.fspath(path)!r} holds other files ({', '.join(map(shown, sorted(foreign)[:3]))}) and no run of "

@@ -38,7 +38,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import msgspec
 
-from sae_vis._errors import FileFormatError, InputError, cut
+from sae_vis._errors import FileFormatError, InputError, cut, shown
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
@@ -71,7 +71,8 @@ _Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]  # NaN passe
 _encode = msgspec.json.Encoder().encode
 _BLOCK = 2**22
 STALE_SECONDS = 24 * 60 * 60  # no save takes that long: a temporary file of that age is of one that was killed
-_TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
+TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
+_STREAMS = ("/dev/std", "/dev/fd/", "/proc/")  # names of what is open already, be it a plain file
 _LONGEST_MESSAGE = 1000
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError)
 
@@ -98,7 +99,7 @@ def document(obj: object) -> Iterator[bytes]:
     """
     cls: Any = type(obj)
     kind = _kind(cls)
-    header = _hide_half_pairs({name: getattr(obj, name) for name in kind.header_fields})
+    header = hide_half_pairs({name: getattr(obj, name) for name in kind.header_fields})
     yield kind.opening(_checked_line(header, kind.header_mirror, "$.header"))
     for index, value in enumerate(getattr(obj, kind.lines_field).values()):
         where = f"$.features[{index}] (feature {getattr(value, 'feature_idx', '?')})"
@@ -179,7 +180,7 @@ def write_atomic(path: PathLike, data: bytes | Iterable[bytes]) -> None:
     try:
         target = Path(os.path.realpath(path))
         mode = Path(path).stat().st_mode if Path(path).exists() else None
-        if mode is not None and (not stat.S_ISREG(mode) or os.fspath(path).startswith("/dev/")):
+        if mode is not None and (not stat.S_ISREG(mode) or os.fspath(path).startswith(_STREAMS)):
             with Path(path).open("wb") as stream:
                 stream.writelines(chunks)
         elif mode is not None and not os.access(target, os.W_OK):
@@ -218,7 +219,7 @@ def _remove_stale(folder: Path) -> None:
     """Remove the temporary files of saves that were killed, where they are old enough to be nobody's any more."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            if TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS:
                         Path(entry.path).unlink()
@@ -354,17 +355,17 @@ def _envelope(data: bytes) -> _Envelope:
 def _identified(envelope: _Envelope, kinds: dict[str, _Kind]) -> _Kind:
     """The kind of the document, if it is one that is asked for, in a version that this code reads."""
     if envelope.format != FORMAT:
-        raise _WrongFileError(f"not a file of sae_vis: $.format must be {FORMAT!r}, got {_shown(envelope.format)}")
+        raise _WrongFileError(f"not a file of sae_vis: $.format must be {FORMAT!r}, got {shown(envelope.format, 60)}")
     version = envelope.version
     if type(version) is not int or version < 1:
-        raise _WrongFileError(f"$.version must be a positive int, got {_shown(version)}")
+        raise _WrongFileError(f"$.version must be a positive int, got {shown(version, 60)}")
     if version > VERSION:
         raise _WrongFileError(
             f"format version {version}, but this sae_vis reads up to {VERSION}: install a newer sae_vis"
         )
     name = envelope.kind
     if not isinstance(name, str) or name not in LINES_FIELD:
-        raise _WrongFileError(f"$.kind must be one of {', '.join(LINES_FIELD)}, got {_shown(name)}")
+        raise _WrongFileError(f"$.kind must be one of {', '.join(LINES_FIELD)}, got {shown(name, 60)}")
     if name not in kinds:
         raise _WrongFileError(f"it holds a {name}, not a {' or '.join(kinds)}: load it with {name}.load_json")
     return kinds[name]
@@ -406,7 +407,7 @@ def _assembled(kind: _Kind, header: Any, values: list[Any]) -> Any:
         raise _WrongFileError(f"$.features: feature {twice} is there twice")
     try:
         given = {name: getattr(header, name) for name in kind.header_mirror.__struct_fields__}
-        fields = _show_half_pairs({name: value for name, value in given.items() if value is not msgspec.UNSET})
+        fields = show_half_pairs({name: value for name, value in given.items() if value is not msgspec.UNSET})
         return kind.cls(**fields, **{kind.lines_field: lines})
     except _UNREADABLE as error:
         raise _WrongFileError(_reason(error, "$")) from None
@@ -520,20 +521,6 @@ def _decoder(cls: Any) -> Any:
     return msgspec.json.Decoder(cls)
 
 
-def hide_half_pairs(texts: Document) -> Document:
-    """The same with a ``vocab`` that UTF-8 can hold, and the exact texts beside it as ``vocab_surrogates``."""
-    return _hide_half_pairs(texts)
-
-
-def show_half_pairs(texts: Document) -> Document:
-    """The inverse of ``hide_half_pairs``.
-
-    Raises:
-        ValueError: if an exact text is none.
-    """
-    return _show_half_pairs(texts)
-
-
 # --- messages ----------------------------------------------------------------------------------------------------
 
 
@@ -553,12 +540,6 @@ def _reason(error: BaseException, where: str) -> str:
     return f"{where}{path.removeprefix('$').rstrip('`')}: {message}"
 
 
-def _shown(value: object) -> str:
-    """A foreign value, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 # --- text that UTF-8 cannot hold ------------------------------------------------------------------------------------
 # A token's text may hold half a surrogate pair. In the header its place is taken by U+FFFD, and "vocab_surrogates" holds
 # the exact text of these tokens: its UTF-8 bytes, the halves encoded like any other character, as hex. (JSON's own escapes
@@ -567,7 +548,8 @@ def _shown(value: object) -> str:
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
-def _hide_half_pairs(header: Document) -> Document:
+def hide_half_pairs(header: Document) -> Document:
+    """The same with a ``vocab`` that UTF-8 can hold, and the exact texts beside it as ``vocab_surrogates``."""
     vocab = header.get("vocab")
     if not isinstance(vocab, dict):
         return header
@@ -579,7 +561,12 @@ def _hide_half_pairs(header: Document) -> Document:
     return header | {"vocab": vocab | hidden, "vocab_surrogates": exact}
 
 
-def _show_half_pairs(header: Document) -> Document:
+def show_half_pairs(header: Document) -> Document:
+    """The inverse of ``hide_half_pairs``.
+
+    Raises:
+        ValueError: if an exact text is none.
+    """
     exact = header.pop("vocab_surrogates", msgspec.UNSET)
     if exact is not msgspec.UNSET:
         texts = {key: bytes.fromhex(text).decode("utf-8", "surrogatepass") for key, text in exact.items()}

@@ -162,6 +162,8 @@ def save(path: str | os.PathLike[str], of: Mapping[str, str], features: Mapping[
     Raises:
         InputError: if it cannot be written.
     """
+    for feature, marks in features.items():
+        _check_texts(f"feature {feature}", marks)
     file = _File(FORMAT, VERSION, dict(of), dict(sorted(features.items())))
     _json.write_atomic(path, msgspec.json.format(msgspec.json.encode(file), indent=1) + b"\n")
 
@@ -200,6 +202,11 @@ def load(path: str | os.PathLike[str], of: Mapping[str, str], any_origin: bool) 
             f"{where}: these labels are of other features: {told_both}. Read them all the same with any_origin=True."
         )
     for feature, marks in file.features.items():
-        marks.label = checked_text(f"{where}: the label of feature {feature}", marks.label, MOST_LABEL)
-        marks.note = checked_text(f"{where}: the note of feature {feature}", marks.note, MOST_NOTE)
+        _check_texts(f"{where}: feature {feature}", marks)
     return file.features
+
+
+def _check_texts(whose: str, marks: Marks) -> None:
+    """Strip a label and a note; raise ``InputError`` if a file could not hold them."""
+    marks.label = checked_text(f"the label of {whose}", marks.label, MOST_LABEL)
+    marks.note = checked_text(f"the note of {whose}", marks.note, MOST_NOTE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from sae_vis._assemble import sequence_data, sequence_token_ids
 from sae_vis._prompt_comparison import DIFFERENCE_DIGITS, NOISE, ComparedFeature, Pair, PromptComparisonData
 from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, heat_rows
 from sae_vis._prompt_scoring import Ranking
-from sae_vis._prompt_view import PromptFetcher, kept_rows
+from sae_vis._prompt_view import PromptFetcher, joined_texts, kept_rows, with_logits_of
 from sae_vis._run import Run
 from sae_vis._shown import ByPlace, ShownFeature
 from sae_vis._vocabulary import token_texts
@@ -154,10 +153,7 @@ class Comparer:
         return sequence_data(0, 0, 0, ids, range(len(ids)), seen, self.run.model.padding_id())
 
     def _logits(self, stored: LogitsData | None, top: SequenceGroupData) -> LogitsData | None:
-        if stored is None:
-            return None
-        shown = {token: stored.shown_logits[token] for sequence in top.sequences for token in sequence.token_ids}
-        return dataclasses.replace(stored, shown_logits=dict(sorted(shown.items())))
+        return None if stored is None else with_logits_of(stored, top, {})
 
     def _vocabulary(
         self, compared: Mapping[int, ComparedFeature], rows: Mapping[int, Sequence[int]]
@@ -170,11 +166,5 @@ class Comparer:
                 others.update(sequence_token_ids(sequence))
             if feature.logits is not None:
                 others.update((*feature.logits.top_token_ids, *feature.logits.bottom_token_ids))
-        texts, stored = token_texts(self.run.model.tokenizer, own), self.features
-        others |= {token for token in _rows.token_ids(rows.values()) if token in stored.vocab}
-        rest = others - own
-        known: dict[int, Any] = {i: stored.vocab_bytes[i] for i in rest if i in stored.vocab_bytes}
-        return (
-            dict(sorted((texts.text | {i: stored.vocab[i] for i in rest}).items())),
-            dict(sorted((texts.partial | known).items())),
-        )
+        texts = token_texts(self.run.model.tokenizer, own)
+        return joined_texts(texts, self.features, others | _rows.token_ids(rows.values()))

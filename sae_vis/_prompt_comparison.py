@@ -139,6 +139,12 @@ class PromptComparisonData(SavedPage, TextTwin):
     def _check_rankings(self) -> None:
         known = self.differences.keys() == self.totals.keys() and set(self.totals) <= set(SCORE_NAMES)
         check(known, self, f"scores {list(self.differences)} and {list(self.totals)}; known: {SCORE_NAMES}.")
+        both = all(one.sequence.full and one.other_sequence.full for one in self.compared_dict.values())
+        check(
+            both or "loss_effect_full" not in self.totals,
+            self,
+            "loss_effect_full is ranked, but a feature has no full effects.",
+        )
         for name, of_pairs in self.differences.items():
             n, expected = len(of_pairs), len(self.pairs)
             check(n == expected, self, f"differences[{name!r}] has {n} pairs, expected {expected}.")
@@ -181,9 +187,7 @@ class PromptComparisonData(SavedPage, TextTwin):
         Raises:
             InputError: if there is no such pair or score, or the address could run a script.
         """
-        name = next(iter(self.totals), "act_size") if score_name is None else score_name
-        if name not in self.totals:
-            raise InputError(f"There is no score {name!r} in this data. There is: {', '.join(self.totals)}.")
+        name = self._score_name(score_name)
         if pair is not None and (
             not isinstance(pair, int) or isinstance(pair, bool) or not 0 <= pair < len(self.pairs)
         ):
@@ -210,11 +214,9 @@ class PromptComparisonData(SavedPage, TextTwin):
         """The comparison as plain text, for where no HTML is shown: the features that differ most, in all and at each pair.
 
         Raises:
-            InputError: if there is no such score.
+            InputError: if there is no such score, or ``at_most`` is no int from 0 on.
         """
-        name = next(iter(self.totals), "act_size") if score_name is None else score_name
-        if name not in self.totals:
-            raise InputError(f"There is no score {name!r} in this data. There is: {', '.join(self.totals)}.")
+        name, at_most = self._score_name(score_name), _text.checked_number("at_most", at_most)
         texts = _text.TokenTexts(self.vocab, self.vocab_bytes)
         lines = [texts.line(ids) for ids in (self.prompt_token_ids, self.other_token_ids)]
         told = [_text.plain(repr(self)), f"  features by the difference of {name}, largest first:"]
@@ -225,6 +227,12 @@ class PromptComparisonData(SavedPage, TextTwin):
             shown = [self._told(name, position, *one) for one in ranked[:at_most]]
             told.append(_text.pair_line(own, theirs, shown))
         return "\n".join(told)
+
+    def _score_name(self, asked: ScoreName | None) -> ScoreName:
+        name = next(iter(self.totals), "act_size") if asked is None else asked
+        if not isinstance(name, str) or name not in self.totals:
+            raise InputError(f"There is no score {name!r} in this data. There is: {', '.join(self.totals) or 'none'}.")
+        return name
 
     def _told(self, name: ScoreName, position: int, feature: int, difference: float) -> str:
         label = _text.plain(self.compared_dict[feature].label or "")

@@ -258,13 +258,14 @@ class ReconstructionData:
         few = self.n_chosen < d_hidden
         losses = [name for name in _LOSSES if few or name != "loss_chosen"]
         scale = largest(value for name in losses for value in getattr(self, name))
+        kl_scale = largest(self.kl)
         heads = [_HEADS[name].format(n=f"{self.n_chosen:,}") for name in [*losses, *(["kl"] if self.kl else [])]]
         rows = [
             template("reconstruction_row.html").fill(
                 position=position,
                 token=token,
                 style=Html(' class="x"') if ignored[position] else NOTHING,
-                cells=join(self._cells(position, losses, scale)),
+                cells=join(self._cells(position, losses, scale, kl_scale)),
             )
             for position, token in enumerate(tokens)
         ]
@@ -274,7 +275,7 @@ class ReconstructionData:
             rows=join(rows),
         )
 
-    def _cells(self, position: int, losses: Sequence[str], scale: float) -> list[Html]:
+    def _cells(self, position: int, losses: Sequence[str], scale: float, kl_scale: float) -> list[Html]:
         l0, error, share = self.l0[position], self.error[position], self.recovered(position)
         cells = [
             _cell("" if l0 is None else f"{l0:,}", None, 0.0),
@@ -286,7 +287,7 @@ class ReconstructionData:
             cells.append(_cell("" if value is None else format_fixed(value, decimals), value, scale))
         if self.kl:
             apart = self.kl[position]
-            cells.append(_cell("" if apart is None else format_fixed(apart, 3), apart, largest(self.kl), "miss"))
+            cells.append(_cell("" if apart is None else format_fixed(apart, 3), apart, kl_scale, "miss"))
         return [*cells, _cell("" if share is None else format_percent(share), None, 0.0)]
 
     def summary(self, *, few: bool) -> str:

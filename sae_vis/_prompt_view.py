@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from sae_vis._reconstruction import Splicer, as_decoder, reconstruct
 from sae_vis._run import Run, check_features, methods_of
 from sae_vis._shown import LOSS_DECIMALS, ShownFeature, Window
 from sae_vis._statistics import FeatureActivations
-from sae_vis._vocabulary import token_texts
+from sae_vis._vocabulary import TokenTexts, token_texts
 from sae_vis.data_storing_fns import (
     LogitsData,
     MultiFeatureData,
@@ -168,17 +168,13 @@ class PromptFetcher:
         own_texts = token_texts(self.run.model.tokenizer, ids)
         stored = self.features
         rows = kept_rows(stored, [column.example_rows()[:EXAMPLE_ROWS] for column in columns.values()])
-        others = {token for column in columns.values() for token in _column_token_ids(column)} - ids
-        others |= {token for token in _rows.token_ids(rows.values()) if token in stored.vocab} - ids
+        others = {token for column in columns.values() for token in _column_token_ids(column)}
+        vocab, vocab_bytes = joined_texts(own_texts, stored, others | _rows.token_ids(rows.values()))
         return MultiPromptData(
             self.ids[0].tolist(),
             n_active.tolist(),
-            dict(sorted((own_texts.text | {i: stored.vocab[i] for i in others}).items())),
-            dict(
-                sorted(
-                    (own_texts.partial | {i: stored.vocab_bytes[i] for i in others if i in stored.vocab_bytes}).items()
-                )
-            ),
+            vocab,
+            vocab_bytes,
             columns,
             self.run.fvp,
             stored.provenance,
@@ -198,15 +194,28 @@ class PromptFetcher:
         """The stored panel, with the logit weights of the tokens that this column shows: the prompt's and the examples'."""
         if stored is None:
             return None
-        of_examples = {token for sequence in top.sequences for token in sequence.token_ids}
-        shown = {token: stored.shown_logits[token] for token in of_examples} | self.logits.get(feature, {})
-        return dataclasses.replace(stored, shown_logits=dict(sorted(shown.items())))
+        return with_logits_of(stored, top, self.logits.get(feature, {}))
 
 
 def kept_rows(features: MultiFeatureData, examples: Sequence[Sequence[int]]) -> dict[int, list[int]]:
     """The whole rows of each column's examples, as many as a page would hold."""
     kept = _rows.chosen(features.rows, examples)
     return {row: list(kept[row]) for row in sorted(kept)}
+
+
+def joined_texts(own: TokenTexts, stored: MultiFeatureData, others: set[int]) -> tuple[dict[int, str], dict[int, str]]:
+    """The texts and bytes of a prompt's own tokens, and of others as the features' data has them, where it does."""
+    rest = others - own.text.keys()
+    texts = own.text | {i: stored.vocab[i] for i in rest if i in stored.vocab}
+    partial = own.partial | {i: stored.vocab_bytes[i] for i in rest if i in stored.vocab_bytes}
+    return dict(sorted(texts.items())), dict(sorted(partial.items()))
+
+
+def with_logits_of(stored: LogitsData, top: SequenceGroupData, own: Mapping[int, float]) -> LogitsData:
+    """The stored panel, with the logit weights of the examples' tokens alone, and ``own``."""
+    of_examples = {token for sequence in top.sequences for token in sequence.token_ids}
+    shown = {token: logit for token, logit in stored.shown_logits.items() if token in of_examples} | dict(own)
+    return dataclasses.replace(stored, shown_logits=dict(sorted(shown.items())))
 
 
 def _column_token_ids(column: PromptData) -> Iterator[int]:

@@ -182,9 +182,11 @@ def _encoder_digest(encoder: Encoder) -> str:
     if callable(digest):
         return str(digest())
     if isinstance(encoder, torch.nn.Module):
-        return digest_tensors(encoder.named_parameters())
-    rows = decoder_rows(encoder, torch.arange(min(64, encoder.d_hidden)))
-    return digest_tensors([("decoder_rows", rows)])
+        return digest_tensors([*encoder.named_parameters(), *encoder.named_buffers()])
+    rows = decoder_rows(encoder, torch.linspace(0, encoder.d_hidden - 1, min(64, encoder.d_hidden)).long())
+    held = sorted(getattr(encoder, "__dict__", {}).items())
+    own = [(name, value) for name, value in held if isinstance(value, Tensor)]
+    return digest_tensors([("decoder_rows", rows), *own])
 
 
 def _versions() -> dict[str, str]:

@@ -39,7 +39,6 @@ _OWN = {
     FEATURES: re.compile(r"\d{5,9}-[0-9a-f]{16}\.js"),
     ASSETS: re.compile(r"(vocab|labels|overview|examples\d{1,5}|rows\d{5,9})-[0-9a-f]{16}\.js"),
 }
-_TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
 _MARKS = (
     re.compile(rb'<meta name="generator" content="sae_vis'),
     re.compile(rb'<script type="application/json" (data-json|id)="site">'),  # an id in older sites
@@ -209,7 +208,7 @@ def _check_own(path: Path) -> None:
         foreign = [] if all(mark.search(content) for mark in _MARKS) else [INDEX]
     else:
         foreign = [
-            file.name for file in path.iterdir() if file.name not in _OWN and not _TEMPORARY.fullmatch(file.name)
+            file.name for file in path.iterdir() if file.name not in _OWN and not _json.TEMPORARY.fullmatch(file.name)
         ]
         foreign += [f"{kind}/{name}" for kind in _OWN if (path / kind).exists() for name in _others(path / kind)]
     if foreign:
@@ -223,7 +222,9 @@ def _others(folder: Path) -> list[str]:
     """What in a folder of a site is not ours."""
     own = _OWN[folder.name]
     return [
-        file.name for file in folder.iterdir() if not own.fullmatch(file.name) and not _TEMPORARY.fullmatch(file.name)
+        file.name
+        for file in folder.iterdir()
+        if not own.fullmatch(file.name) and not _json.TEMPORARY.fullmatch(file.name)
     ]
 
 

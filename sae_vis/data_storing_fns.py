@@ -26,6 +26,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -42,7 +43,7 @@ from sae_vis._checks import (
     check_same_length,
     short_int,
 )
-from sae_vis._errors import InputError
+from sae_vis._errors import InputError, shown
 from sae_vis._neighbours_data import LossShareData, NeighboursData
 from sae_vis._params import BUILT_IN, COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
 from sae_vis._prompt_panels import (
@@ -182,6 +183,8 @@ class HistogramData:
         pin_text: str = "",
     ) -> Html:
         """The histogram as a plot; ``kind`` is "activations" or "logits", ``pin`` a value to mark."""
+        if not self.bar_heights:
+            return html_fns.empty("There is nothing to count.")
         low, high = self.bar_edges[0], self.bar_edges[-1]
         label = f"Histogram of {kind} from {format_general(low)} to {format_general(high)}"
         line = NOTHING if pin is None else html_fns.plot_pin(pin, pin_text, low, high)
@@ -953,7 +956,8 @@ def _abouts(layout: Layout) -> Html:
 
 
 def _missing_reason(attribute: str, page: PageContext) -> str:
-    reason = shorten(page.provenance.direct_effect_reason, TEXT_LIMIT) if page.provenance else ""
+    told = page.provenance if attribute == "logits" else None  # the reason is that of the direct effect alone
+    reason = shorten(told.direct_effect_reason, TEXT_LIMIT) if told else ""
     return f"There are no {attribute.replace('_', ' ')} here{f': {reason}' if reason else '.'}"
 
 
@@ -1186,10 +1190,10 @@ class MultiFeatureData(Saved, TextTwin):
             self.with_layout(layout).save_site(folder, feature, processes)
             return
         first, page = self._first(feature), self._context()
-        opened = NOTHING if first is None else self[first].get_html(page)
+        opened = NOTHING if first is None else self.feature_data_dict[first].get_html(page)
         body = _features_body(page, first, opened, len(self), opens=_opens(feature))
         overview = _overview_of(self, list(self))
-        features = _noted(overview, (self[index] for index in self))
+        features = _noted(overview, (self.feature_data_dict[index] for index in self))
         vocab = _vocab(page, self.vocab)
         with contextlib.closing(packed_features(features, page, len(self), processes)) as drawn:
             packed = (_site.Packed(data.feature_idx, data.label, text, data.note, data.starred) for data, text in drawn)
@@ -1265,9 +1269,12 @@ class MultiFeatureData(Saved, TextTwin):
         return PageContext(printer, self.params, self.provenance, frozenset(self.feature_data_dict))
 
     def _first(self, feature: int | None) -> int | None:
-        if feature is not None:
-            return self[feature].feature_idx
-        return next(iter(self), None)
+        if feature is None:
+            return next(iter(self), None)
+        try:
+            return self.feature_data_dict[feature].feature_idx
+        except (KeyError, TypeError):
+            raise InputError(_absent_feature(feature, self.feature_data_dict)) from None
 
     def _notebook_document(self, shown: list[int]) -> Html:
         note = ""
@@ -1301,9 +1308,21 @@ def packed_features(
     n = _render_pool.n_processes(processes, count)
     setup = worker_setup(page) if n > 1 else None
     if setup is None:
-        yield from ((feature, here(feature)) for feature in features)
+        yield from _packed_behind((feature, feature.get_html(page)) for feature in features)
     else:
         yield from _render_pool.ordered_map(features, n, setup, _worker_line, here)
+
+
+def _packed_behind(drawn: Iterable[tuple[FeatureData, Html]]) -> Generator[tuple[FeatureData, str], None, None]:
+    """Each feature with its HTML packed while the next one is drawn: compressing needs no interpreter."""
+    last: tuple[FeatureData, Future[str]] | None = None
+    with ThreadPoolExecutor(1) as thread:
+        for feature, fragment in drawn:
+            before, last = last, (feature, thread.submit(_page.pack, fragment))
+            if before:
+                yield before[0], before[1].result()
+        if last:
+            yield last[0], last[1].result()
 
 
 def worker_setup(page: PageContext) -> bytes | None:
@@ -1362,7 +1381,7 @@ def _features_parts(
     def others() -> Iterator[FeatureData]:
         nonlocal opened
         for index in shown:
-            feature = features[index]
+            feature = features.feature_data_dict[index]
             overview.add(feature)
             if not every_text:
                 token_ids.update(feature.token_ids())
@@ -1715,8 +1734,9 @@ class MultiPromptData(SavedPage, TextTwin):
         for name, rows in self.heat_map.items():
             check(name in self.scores, self, f"heat_map has the score {name!r}, which scores have not.")
             for row in rows:
-                last = row.positions[-1]
+                last, feature = row.positions[-1], row.feature_idx
                 check(last < n_tokens, self, f"heat_map has position {last} of a prompt of {n_tokens} tokens.")
+                check(feature in self.prompt_data_dict, self, f"heat_map names feature {feature}, which has no data.")
         if self.reconstruction and not self.reconstruction.reason:
             check_same_length(self, prompt_token_ids=self.prompt_token_ids, reconstruction=self.reconstruction.error)
         check_hex(self, self.vocab_bytes)
@@ -1793,7 +1813,7 @@ class MultiPromptData(SavedPage, TextTwin):
     def _score_name(self, asked: ScoreName | None) -> ScoreName:
         if asked is None:
             return "act_quantile" if "act_quantile" in self.scores else next(iter(self.scores), "act_quantile")
-        if asked not in self.scores:
+        if not isinstance(asked, str) or asked not in self.scores:
             raise InputError(f"There is no score {asked!r} in this data. There is: {_some(list(self.scores))}.")
         return asked
 
@@ -1815,6 +1835,8 @@ def _checked_url(url: str | None) -> str | None:
     """An address that a link may have: http, https, or relative to the page."""
     if url is None:
         return None
+    if not isinstance(url, str):
+        raise InputError(f"feature_url must be a text or None, got {shown(url)}.")
     try:
         scheme = urlsplit(url).scheme
     except ValueError:

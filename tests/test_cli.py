@@ -141,7 +141,7 @@ def test_a_page_of_ours_is_overwritten(saved):
 def test_a_page_says_who_wrote_it(feature_data, prompt_data):
     for data in (feature_data, prompt_data):
         start = data.get_html().encode()[: __main__.MARK_WITHIN]
-        assert any(mark in start for mark in __main__.OWN_MARKS)
+        assert __main__.OWN_MARKS["page"] in start
 
 
 @pytest.mark.parametrize("content", ["<!DOCTYPE html><p>my notes", "x" * 10_000, '{"format": "mine"}'])
@@ -149,10 +149,29 @@ def test_a_file_of_somebody_else_is_not(content, saved, capsys):
     page = saved.with_suffix(".html")
     page.write_text(content, "utf-8")
     assert __main__.main(["html", str(saved)]) == 2
-    assert "was not written by sae-vis: give --force" in capsys.readouterr().err
+    assert "is no page of sae-vis: give --force" in capsys.readouterr().err
     assert page.read_text("utf-8") == content
     assert __main__.main(["html", str(saved), "--force"]) == 0
     assert page.read_text("utf-8") != content
+
+
+def test_saved_data_is_no_page(saved, tmp_path, capsys):
+    """A slip of -o must not cost hours of computing."""
+    other = tmp_path / "other.json"
+    other.write_bytes(saved.read_bytes())
+    for out in (other, saved):
+        assert __main__.main(["html", str(saved), "-o", str(out)]) == 2
+        assert "is no page of sae-vis: give --force" in capsys.readouterr().err
+        assert MultiFeatureData.load_json(out)
+
+
+@pytest.mark.parametrize("command", ["html", "site", "info"])
+def test_names_that_no_file_has_are_told(command, capsys):
+    for name in (f"{'x' * 300}.json", "x" * 300, "/"):
+        assert __main__.main([command, name]) == 2
+        told = capsys.readouterr().err
+        assert any(text in told for text in ("name too long", "no feature folder", "there is no place beside '/'"))
+        assert told.count("\n") == 1
 
 
 def test_an_empty_file_may_be_filled(saved):
@@ -206,7 +225,7 @@ def test_demo_writes_here_by_default(demo, tmp_path, monkeypatch):
 def test_demo_does_not_overwrite_what_is_not_its_own(demo, tmp_path, capsys):
     (tmp_path / "demo_features.json").write_text("{}", "utf-8")
     assert __main__.main(["demo", "-o", str(tmp_path)]) == 2
-    assert "demo_features.json' was not written by sae-vis" in capsys.readouterr().err
+    assert "demo_features.json' is no saved data of sae-vis" in capsys.readouterr().err
     assert demo == []
     assert __main__.main(["demo", "-o", str(tmp_path), "--force"]) == 0
 

@@ -733,6 +733,13 @@ def test_values_are_checked_as_in_a_file(data, folder):
     assert read_all(folder) == data
 
 
+def test_an_index_cannot_claim_any_length(data, folder):
+    write(data, folder, at_once=1)
+    for length in (2**63 - 1, 2**40, 0):
+        edit(folder / index_name(0), lambda c, length=length: c.update(lengths=[length]))
+        assert "lengths must be lists of one length" in fault(folder)
+
+
 def test_a_gzip_bomb_is_stopped(data, folder):
     write(data, folder, at_once=1)
     member = gzip.compress(bytes(10**8))
@@ -749,6 +756,7 @@ def test_what_is_no_folder_of_ours(data, tmp_path):
     assert "holds no run.json" in fault(tmp_path)
     data.save_json(tmp_path / "file.json")
     assert "no such folder" in fault(tmp_path / "file.json")
+    assert "cannot be read: File name too long" in fault(tmp_path / ("x" * 300))
 
 
 @pytest.fixture(scope="module")

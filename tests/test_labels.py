@@ -93,6 +93,25 @@ def test_what_is_no_label_is_refused_and_changes_nothing(features, labels, messa
     assert dict(features.labels) == {1: "Django model fields"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("label", "x" * 201, "the label of feature 2 has 201 characters"),
+        ("label", 5, "the label of feature 2 must be a text or None, got 5"),
+        ("note", "\ud800", "the note of feature 2 holds half a surrogate pair"),
+        ("note", "x" * 10_001, "the note of feature 2 has 10,?001 characters"),
+    ],
+)
+def test_what_no_file_of_labels_may_hold_is_not_saved(features, name, value, message, tmp_path):
+    """It could not be read back; what the file held before stays."""
+    features.save_labels(tmp_path / "labels.json")
+    before = (tmp_path / "labels.json").read_bytes()
+    setattr(features[2], name, value)
+    with pytest.raises(InputError, match=message):
+        features.save_labels(tmp_path / "labels.json")
+    assert (tmp_path / "labels.json").read_bytes() == before
+
+
 def test_labels_are_on_the_page_and_in_the_json(any_features, tmp_path):
     any_features.labels = {0: "<b>bold</b>", 3: "three"}
     html = any_features.get_html()

@@ -19,6 +19,7 @@ from sae_vis import (
     MultiFeatureData,
     _feature_view,
     _prompt_view,
+    _run,
     get_feature_data,
     get_prompt_data,
 )
@@ -210,3 +211,40 @@ def test_a_prompt_reads_only_the_features_that_are_active_on_it(model, tmp_path,
     assert 0 < len(found.prompt_data_dict) < len(partly) < 40, "some are active and not ranked, some not active"
     assert sorted(set(whole)) == sorted(found.prompt_data_dict)
     assert list(in_folder) == list(range(40))
+
+
+class OfMyOwn:
+    """An encoder as a user writes one: no module, no digest."""
+
+    def __init__(self, encoder: Any, bias: float = 0.0) -> None:
+        self.weights, self.bias, self.rows = encoder.W_enc.clone(), torch.tensor(bias), encoder.W_dec.clone()
+        self.d_in, self.d_hidden = encoder.d_in, encoder.d_hidden
+
+    def encode(self, x, features=None):
+        acts = torch.relu(x.float() @ self.weights + self.bias)
+        return acts if features is None else acts[..., features]
+
+    def decoder_rows(self, features):
+        return self.rows[features]
+
+
+def test_an_encoder_of_ones_own_with_other_numbers_is_another(encoder, model, tmp_path):
+    """The decoder alone does not tell them apart."""
+    first = OfMyOwn(encoder)
+    run(first, model, tmp_path / "run", features=(0, 1))
+    again = run(OfMyOwn(encoder), model, tmp_path / "run", features=(0, 1, 2))
+    assert list(again) == [0, 1, 2]
+    with pytest.raises(InputError, match="encoder"):
+        run(OfMyOwn(encoder, bias=-0.5), model, tmp_path / "run", features=(0, 1, 2, 3))
+    other = OfMyOwn(encoder)
+    other.rows[-1] += 1.0
+    with pytest.raises(InputError, match="encoder"):
+        run(other, model, tmp_path / "run", features=(0, 1, 2, 3))
+
+
+def test_buffers_of_a_module_tell_it_apart_too():
+    module = torch.nn.Linear(3, 4)
+    module.register_buffer("threshold", torch.zeros(4))
+    before = _run._encoder_digest(module)
+    module.threshold[2] = 1.0
+    assert _run._encoder_digest(module) != before

@@ -295,6 +295,21 @@ def test_a_feature_without_logits_gives_the_reason_once():
     assert len(drawn(article, "svg")) == 1
 
 
+def test_that_reason_is_given_of_nothing_else():
+    features = make_features(1, dead=(), layout=Layout([Column("tokens", "neighbours", "logits_tables")]))
+    feature = features.feature_data_dict[0]
+    feature.logits = feature.tokens = feature.neighbours = None
+    features.provenance = make_provenance(direct_effect="none", direct_effect_reason="a nonlinearity")
+    text = text_of(check_page(features.get_html()).find(".//main/article"))
+    assert "There are no logits here: a nonlinearity" in text
+    assert "There are no tokens here." in text
+    assert "There are no neighbours here." in text
+
+
+def test_a_histogram_of_nothing_says_so():
+    assert "There is nothing to count." in HistogramData([], [], []).get_html()
+
+
 def test_without_ablation_nothing_is_underlined_and_the_page_says_so():
     features = make_features(1, dead=(), effects=False)
     article = check_page(features.get_html()).find(".//main/article")
@@ -390,6 +405,15 @@ def test_a_feature_remembers_its_page(features):
     assert packed(document) == {}
     for feature in (next(iter(features.values())), dict(features.items())[0]):
         assert feature.get_html().startswith("<!doctype html>")
+
+
+def test_drawing_in_another_layout_leaves_a_feature_as_it_was(tmp_path):
+    features = make_features(2, dead=())
+    held = features[0]
+    before = held.get_html()
+    features.save_html(tmp_path / "page.html", layout=Layout((Column("sequences"),)))
+    features.save_site(tmp_path / "site", layout=Layout((Column("sequences"),)))
+    assert held.get_html() == before
 
 
 def test_remembering_is_neither_compared_nor_saved_nor_pickled(features, tmp_path):

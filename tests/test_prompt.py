@@ -14,8 +14,16 @@ import torch
 from brute_force import activations, change_of_log_probs, direction, hook_values, random_encoder, width_at
 from hf_models import BOS, D_VOCAB, EOS, N_CTX, PAD, WORDS, build, native, shared, some_tokens
 
-from sae_vis import FeatureVisParams, MultiFeatureData, MultiPromptData, get_feature_data, get_prompt_data
+from sae_vis import (
+    FeatureVisParams,
+    MultiFeatureData,
+    MultiPromptData,
+    compare_prompts,
+    get_feature_data,
+    get_prompt_data,
+)
 from sae_vis._errors import InputError, ModelError
+from sae_vis._prompt_panels import HeatRow
 from sae_vis._prompt_scoring import act_quantile, rank_by_score
 
 HOOK_POINT = "blocks.1.mlp.hook_post"
@@ -551,3 +559,27 @@ def test_a_prompts_examples_keep_their_whole_rows():
     assert prompt.rows == {row: features.rows[row] for row in sorted(shown)}
     assert {token for row in prompt.rows.values() for token in row} <= prompt.vocab.keys()
     assert prompted(features=fetched(store_rows=False)).rows == {}
+
+
+# --- features whose file holds less ------------------------------------------------------------------------------------
+
+
+def test_texts_and_logit_weights_that_a_file_has_not_are_not_needed():
+    """A file may be written by other hands: it loads and draws without them, so it has a prompt view too."""
+    features = copy.deepcopy(fetched())
+    features.vocab.clear()
+    features.vocab_bytes.clear()
+    for feature in features.values():
+        feature.logits.shown_logits.clear()
+    found, whole = prompted(features=features), prompted()
+    assert found.scores == whole.scores
+    assert {i: found.vocab[i] for i in PROMPT} == {i: whole.vocab[i] for i in PROMPT}
+    assert found.get_html()
+    both = compare_prompts(encoder_for("gpt2"), shared("gpt2"), PROMPT, [*PROMPT[:-1], 31], features)
+    assert both.get_html()
+
+
+def test_a_row_of_the_heat_map_needs_its_feature():
+    found = prompted()
+    with pytest.raises(InputError, match="heat_map names feature 99, which has no data"):
+        dataclasses.replace(found, heat_map={"act_size": [HeatRow(99, [0], [1.0])]})

@@ -285,10 +285,35 @@ def test_quantiles_that_cannot_be_are_refused():
         dataclasses.replace(one, feature_idx=-1)
 
 
-@pytest.mark.parametrize("asked", [{"pair": 10}, {"pair": -1}, {"pair": True}, {"score_name": "loss_effect_full"}])
+NOT_THERE = [
+    *({"pair": pair} for pair in (10, -1, True)),
+    *({"score_name": name} for name in ("loss_effect_full", ["act_size"], 3)),
+    {"feature_url": Path("features.html#feature={feature}")},
+]
+
+
+@pytest.mark.parametrize("asked", NOT_THERE)
 def test_what_is_not_there_cannot_be_shown(asked):
-    with pytest.raises(InputError, match=r"There is no score|pair must be"):
+    with pytest.raises(InputError, match=r"There is no score|pair must be|feature_url must be a text"):
         compared().get_html(**asked)
+
+
+def test_the_text_twin_checks_what_it_is_asked_for():
+    for at_most in ("3", -1, True, 1.5):
+        with pytest.raises(InputError, match="at_most"):
+            compared().to_text(at_most=at_most)
+    with pytest.raises(InputError, match="There is no score"):
+        compared().to_text(score_name=["act_size"])
+
+
+def test_full_effects_that_are_ranked_must_be_there():
+    data = compared()
+    with pytest.raises(InputError, match="loss_effect_full is ranked, but a feature has no full effects"):
+        dataclasses.replace(
+            data,
+            differences={**data.differences, "loss_effect_full": data.differences["loss_effect"]},
+            totals={**data.totals, "loss_effect_full": data.totals["loss_effect"]},
+        )
 
 
 def test_options_are_checked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import random
 import resource
@@ -283,3 +284,18 @@ def test_a_link_to_a_device_that_is_full_stays_a_link(name, old, tmp_path):
         save(old, link)
     assert link.readlink() == Path("/dev/full")
     assert list(tmp_path.iterdir()) == [link]
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no /dev/shm")
+def test_a_file_in_memory_survives_a_save_that_fails(old):
+    """Not all that lies below /dev is a stream."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        file = Path(folder) / "data.json"
+        old.save_json(file)
+        before = file.read_bytes()
+        broken = copy.deepcopy(old)
+        next(iter(broken.values())).decoder_norm = float("nan")
+        with pytest.raises(InputError):
+            broken.save_json(file)
+        assert file.read_bytes() == before
+        assert os.listdir(folder) == ["data.json"]
