@@ -178,6 +178,7 @@
   };
 
   const open = (wanted) => {
+    if (!wanted && menu.contains(document.activeElement)) of.focus({ preventScroll: true });
     menu.hidden = !wanted;
     button.setAttribute("aria-expanded", String(wanted));
     tools.classList.toggle("opened", wanted);
@@ -203,10 +204,8 @@
     if (event.key === "Escape" && !menu.hidden) {
       event.preventDefault(); // it leads no further
       open(false);
-      of.focus({ preventScroll: true });
     } else if (event.key === "Tab" && !menu.hidden) {
-      of.focus({ preventScroll: true }); // from where the key goes on
-      open(false);
+      open(false); // with the focus where the key goes on from
       return;
     } else if (at >= 0 && next !== undefined) {
       items[(next + items.length) % items.length].focus();
@@ -222,7 +221,7 @@
   const follow = (sequence) => {
     if (of === sequence && tools?.isConnected) return;
     if (!tools) make();
-    if (tools.contains(document.activeElement) && tools.isConnected) return; // it is being used
+    if (!menu.hidden && tools.isConnected && tools.contains(document.activeElement)) return; // it is being used
     open(false);
     of = sequence;
     sequence.after(tools);

@@ -152,18 +152,22 @@
     for (const row of grid.querySelectorAll("tbody tr")) {
       row.setAttribute("aria-selected", String(Number(row.dataset.feature) === state.feature));
     }
+    const chosen = grid.querySelector("thead .at");
+    if (chosen) return reveal(chosen);
     const scroll = panel.querySelector(".heat-scroll");
     const names = grid.querySelector(".corner").offsetWidth;
-    const chosen = grid.querySelector("thead .at");
-    if (!chosen) {
-      const strongest = grid.querySelector(`thead [data-at="${metric().rows[0]?.[4]}"]`);
-      if (strongest) scroll.scrollLeft = strongest.offsetLeft - (names + scroll.clientWidth) / 2;
-      return;
-    }
-    const left = chosen.offsetLeft - names;
-    const right = chosen.offsetLeft + chosen.offsetWidth - scroll.clientWidth;
-    if (scroll.scrollLeft > left) scroll.scrollLeft = left;
-    else if (scroll.scrollLeft < right) scroll.scrollLeft = right;
+    const strongest = grid.querySelector(`thead [data-at="${metric().rows[0]?.[4]}"]`);
+    if (strongest) scroll.scrollLeft = strongest.offsetLeft - (names + scroll.clientWidth) / 2;
+  };
+
+  /* Bring a cell into view, beside the names and below the tokens, which stay. */
+  const reveal = (cell) => {
+    const scroll = panel.querySelector(".heat-scroll");
+    const box = cell.getBoundingClientRect(), room = scroll.getBoundingClientRect();
+    const { right: left, bottom: top } = panel.querySelector(".corner").getBoundingClientRect();
+    const right = room.left + scroll.clientLeft + scroll.clientWidth, bottom = room.top + scroll.clientTop + scroll.clientHeight;
+    if (cell.dataset.at !== undefined) scroll.scrollLeft += box.left < left ? box.left - left : Math.max(0, box.right - right);
+    if (cell.closest("tbody")) scroll.scrollTop += box.top < top ? box.top - top : Math.max(0, box.bottom - bottom);
   };
 
   /* --- choosing --- */
@@ -212,6 +216,7 @@
     const next = rows[row].querySelector(at === name ? "th" : `td[data-at="${at}"]`);
     rove(next);
     next.focus();
+    reveal(next);
   };
 
   /* --- telling: beside the cell, and never outside the window --- */

@@ -39,12 +39,12 @@
 
   /* --- the help --- */
 
-  const element = (tag, attributes, ...children) => {
+  const element = (saeVis.element = (tag, attributes, ...children) => {
     const made = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
     made.append(...children);
     return made;
-  };
+  });
 
   const line = ({ keys, description }) =>
     element("div", {}, element("dt", {}, ...keys.map((key) => element("kbd", {}, NAMES[key] ?? key))), element("dd", {}, description));
@@ -110,14 +110,18 @@
     }
   };
 
+  saeVis.focusHeading = (place) => {
+    const heading = place.querySelector("h2");
+    if (!heading) return;
+    heading.tabIndex = -1;
+    heading.focus();
+  };
+
   /* Replace what is in an element; if the focus was in there, the new heading has it. */
   saeVis.replaceContent = (place, html) => {
     const hadFocus = place.contains(document.activeElement) && document.activeElement !== place;
     place.innerHTML = html;
-    const heading = hadFocus && place.querySelector("h2");
-    if (!heading) return;
-    heading.tabIndex = -1;
-    heading.focus();
+    if (hadFocus) saeVis.focusHeading(place);
   };
 
   saeVis.key({ keys: ["?"], description: "Show the keys", view: EVERYWHERE, run: openHelp });

@@ -10,7 +10,7 @@
   const callbacks = { change: new Set(), hover: new Set(), show: new Set(), labels: new Set() };
   const rowOf = new Map(); // id -> row
   let passing = null; // Uint8Array of the rows that pass all filters, null before it is asked for
-  let loading = null, loaded, packedLabels = {}, hovered = null, vocab = null;
+  let loading = null, loaded, packedLabels = {}, hovered = null;
 
   const overview = (saeVis.overview = {
     root, n: 0, ids: new Int32Array(), columns: {}, lists: {}, texts: {}, examples: null, meta: { numbers: {} }, visible: false,
@@ -48,7 +48,8 @@
     overview.ids.forEach((id, row) => rowOf.set(id, row));
     packedLabels = data.labels;
     for (const [name, values] of Object.entries(data.numbers)) {
-      overview.columns[name] = Float32Array.from(values, (value) => value ?? NaN);
+      const kind = name === "twin" ? Float64Array : Float32Array; // an id, which may have more digits
+      overview.columns[name] = kind.from(values, (value) => value ?? NaN);
     }
     for (const [name, [lengths, ids]] of Object.entries(data.lists)) {
       const starts = new Int32Array(lengths.length + 1);
@@ -64,13 +65,8 @@
   overview.label = (id) => (saeVis.isEdited?.(id) ? saeVis.labelOf(id) : (saeVis.labels?.[id] ?? packedLabels[id] ?? ""));
   overview.hasLabels = () => [saeVis.labels, packedLabels, saeVis.allLabels?.()].some((labels) => Object.values(labels ?? {}).some(Boolean));
 
-  /* The vocabulary of the page; of a site, once it is loaded. */
-  overview.vocabulary = () => {
-    const read = vocab ? null : saeVis.data("vocab");
-    if (read) vocab = new Map(read.ids.map((id, place) => [id, read.html[place]]));
-    return vocab;
-  };
-  overview.tokenHtml = (id) => overview.vocabulary()?.get(id) ?? `<samp>id ${Number(id)}</samp>`;
+  overview.vocabulary = () => saeVis.vocabulary();
+  overview.tokenHtml = (id) => saeVis.tokenHtml(id);
 
   /* A number in a column of the table: zeros at its end stay, so that points stand below each other and widths are alike. */
   overview.formatCell = (name, value) => {
@@ -146,8 +142,7 @@
     if (overview.visible) callback();
     return listener("show")(callback);
   };
-  overview.labelsChanged = () => tell("labels");
-  document.addEventListener("saevis:labels", () => packedLabels && overview.labelsChanged());
+  document.addEventListener("saevis:labels", () => overview.n && tell("labels"));
 
   overview.hover = (row) => {
     if (row === hovered) return;
@@ -163,6 +158,7 @@
   overview.show = (visible = true) => {
     const before = overview.visible;
     const hidesFocus = visible && feature.contains(document.activeElement);
+    const leavesFocus = !visible && root.contains(document.activeElement);
     const left = Number(feature.querySelector(".feature")?.dataset.feature);
     overview.visible = visible;
     root.classList.add("started");
@@ -172,7 +168,7 @@
     const link = document.querySelector(".to-overview");
     if (visible) link?.setAttribute("aria-current", "page");
     else link?.removeAttribute("aria-current");
-    if (!visible) return;
+    if (!visible) return leavesFocus && saeVis.focusHeading(feature);
     saeVis.hideHover?.();
     if (before) return;
     tell("show");
@@ -180,29 +176,13 @@
     requestAnimationFrame(() => setTimeout(() => overview.visible && overview.load()));
   };
 
-  const goToOverview = () => {
-    if (location.hash === "#overview") overview.show();
-    else location.hash = "#overview";
-  };
-
   document.addEventListener("click", (event) => {
     const link = event.target.closest?.("a[data-view]");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    goToOverview();
+    saeVis.go("overview");
   });
 
   // The style sheet hides the feature of a page that opens on the overview until it is known what the address asks for.
   document.addEventListener("DOMContentLoaded", () => setTimeout(() => root.classList.add("started")));
-
-  /* Escape closes first whatever else is open: at the time of the key, before it did. */
-  let busy = false;
-  const isBusy = ({ key, target }) =>
-    Boolean(target.closest?.("input, textarea, select, [contenteditable], [role=dialog], [role=menu]") || document.querySelector("dialog[open], :popover-open")) ||
-    (key === "Escape" && document.querySelector(".hovertext")?.hidden === false);
-  document.addEventListener("keydown", (event) => (busy = isBusy(event)), true);
-  window.addEventListener("keydown", (event) => {
-    const plain = !event.defaultPrevented && !event.ctrlKey && !event.metaKey && !event.altKey;
-    if (plain && !busy && !overview.visible && (event.key === "Escape" || event.key === "o")) goToOverview();
-  });
 })();

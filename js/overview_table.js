@@ -70,6 +70,7 @@
   overview.sortBy = (by, down = DESCENDING.has(by)) => {
     sort = { by, down };
     sorted = null;
+    overview.mark(marks); // the rows that are drawn stand in another order
     for (const head of heads.querySelectorAll("[data-sort]")) {
       if (head.dataset.sort === by) head.setAttribute("aria-sort", down ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
@@ -195,9 +196,11 @@
       element.remove();
       drawn.delete(row);
     }
-    for (const [row, place] of wanted) {
-      if (!drawn.has(row)) body.append(drawn.set(row, rowElement(row)).get(row));
+    let next = body.firstElementChild; // rows stand in their order, for who reads or copies them
+    for (const [row, place] of [...wanted].sort(([, one], [, other]) => one - other)) {
+      if (!drawn.has(row)) body.insertBefore(drawn.set(row, rowElement(row)).get(row), next);
       const element = drawn.get(row);
+      next = element.nextElementSibling;
       element.style.transform = `translateY(${place * height}px)`;
       element.ariaRowIndex = place + 2;
       element.tabIndex = row === active || (at < 0 && place === first) ? 0 : -1;
@@ -321,7 +324,8 @@
     });
     body.addEventListener("click", (event) => {
       const row = rowAt(event.target);
-      if (row === null || event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser's own way with a link
+      if (row === null || event.target.closest("a[data-go]")) return; // js/page.js goes there
+      if (event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser's own way with a link
       if (event.target.closest("a")) event.preventDefault();
       else if (String(getSelection())) return; // text was selected
       open(row);

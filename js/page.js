@@ -96,7 +96,7 @@
       saeVis.key({ keys: ["ArrowUp", "ArrowDown"], description: "Go from row to row", view: table }); // js/overview_table.js has them
       saeVis.key({ keys: ["Enter"], description: "Open the feature", view: table });
     }
-    if (saeVis.overview) saeVis.key({ keys: ["o"], description: "Overview", view, run: () => void (location.hash = "#overview") });
+    if (saeVis.overview) saeVis.key({ keys: ["o", "Escape"], description: "Overview", view, run: unlessInOverview(() => go("overview")) });
   };
 
   const star = () => {
@@ -140,9 +140,9 @@
   /* --- showing one --- */
 
   const show = async (asked) => {
+    const turn = ++latest; // what was asked for before, and is not there yet, is not wanted any more
     const feature = /^\d+$/.test(asked) ? Number(asked) : NaN;
     if (feature === shown) {
-      latest++; // what was asked for before, and is not there yet, is not wanted any more
       saeVis.say("");
       saeVis.overview?.show(false);
       return update();
@@ -156,7 +156,6 @@
       return;
     }
     if (!plain.has(feature) && !saeVis.canInflate) return saeVis.say(saeVis.cannotInflate);
-    const turn = ++latest;
     let html = plain.get(feature);
     try {
       html ??= near.get(feature) ?? (await unpacked(feature, at, () => turn === latest));
@@ -222,12 +221,14 @@
 
   const update = () => {
     document.title = `Feature ${shown} · ${index.title}`;
+    const focused = document.activeElement;
     const choose = document.querySelector(".choose");
     if (!choose) return;
     choose.value = shown;
     const at = index.ids.indexOf(shown);
     document.querySelector(".previous").disabled = at <= 0;
     document.querySelector(".next").disabled = at >= index.ids.length - 1;
+    if (focused?.disabled) document.querySelector(".selector button:enabled")?.focus();
     document.querySelector(".count").textContent = `${(at + 1).toLocaleString("en")} of ${index.ids.length.toLocaleString("en")}`;
   };
 

@@ -19,17 +19,18 @@
     saeVis.radioGroup(metrics, (button) => go({ position: state.position, metric: button.dataset.metric }));
     window.addEventListener("hashchange", followHash);
     if (state.metric in LOSSES) saeVis.showLoss(LOSSES[state.metric]);
-    followHash();
+    if (location.hash) followHash();
   };
 
   /* --- asking --- */
 
   const followHash = () => {
     const asked = new URLSearchParams(location.hash.slice(1));
-    if (!asked.has("pos") && !asked.has("metric")) return;
+    if (location.hash && !asked.has("pos") && !asked.has("metric")) return;
+    const otherwise = location.hash ? state : rankings; // without one, as the page was at first
     const feature = /^\d+$/.test(asked.get("feature") ?? "") ? Number(asked.get("feature")) : null;
-    const position = asked.get("pos") ?? String(state.position);
-    const metric = asked.get("metric") ?? state.metric;
+    const position = asked.get("pos") ?? String(otherwise.position);
+    const metric = asked.get("metric") ?? otherwise.metric;
     if (!/^\d+$/.test(position) || Number(position) >= strip.children.length) {
       saeVis.say(`There is no position “${position.slice(0, 40)}” in this prompt: 0 to ${strip.children.length - 1}.`);
     } else if (!Object.hasOwn(rankings.scores, metric)) {
@@ -59,11 +60,12 @@
     if (asked.feature !== null && !among && (columns.has(asked.feature) || packed(asked.feature))) listed.push([asked.feature, ""]);
     const missing = listed.filter(([feature]) => !columns.has(feature));
     if (missing.length && !saeVis.canInflate) return saeVis.say(saeVis.cannotInflate);
-    await Promise.all(
-      missing.map(async ([feature]) => {
-        columns.set(feature, await saeVis.inflateFragment(packed(feature).textContent));
-      }),
-    );
+    try {
+      await Promise.all(missing.map(async ([feature]) => columns.set(feature, await saeVis.inflateFragment(packed(feature).textContent))));
+    } catch {
+      if (turn === latest) saeVis.say("The columns of this token cannot be unpacked: what is stored of them is damaged.");
+      return;
+    }
     if (turn !== latest) return; // something else was asked for meanwhile
     state = asked;
     saeVis.say("");

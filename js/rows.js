@@ -111,13 +111,13 @@
     }
   };
 
-  const close = (sequence, focus = true) => {
+  const close = (sequence) => {
     const whole = opened.get(sequence);
     const inside = whole.contains(document.activeElement);
     opened.delete(sequence);
     whole.remove();
     sequence.classList.remove("open");
-    if (focus && inside) sequence.focus({ preventScroll: true });
+    if (inside) sequence.focus({ preventScroll: true });
     say("The row is closed.");
   };
 

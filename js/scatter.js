@@ -243,7 +243,6 @@
     }
     context.save();
     context.textAlign = "left";
-    context.fillStyle = look.text;
     const label = `↑ ${labelOf(plot.y)}`;
     context.globalAlpha = 0.85;
     context.fillStyle = `rgb(${look.paper[0]} ${look.paper[1]} ${look.paper[2]})`;
@@ -319,7 +318,8 @@
     const inside = new Uint8Array(overview.n).fill(1);
     const units = ["x", "y"].map((axis, which) => {
       const values = column(plot[axis]), { to } = plot.scales[which];
-      const low = bounds[`${axis}0`] ?? -Infinity, high = bounds[`${axis}1`] ?? Infinity;
+      const asStored = values instanceof Float32Array ? Math.fround : Number; // 5 % is not more than 5 %
+      const low = asStored(bounds[`${axis}0`] ?? -Infinity), high = asStored(bounds[`${axis}1`] ?? Infinity);
       const bounded = low > -Infinity || high < Infinity;
       for (let row = 0; row < overview.n; row++) if (bounded && !(values[row] >= low && values[row] <= high)) inside[row] = 0;
       const [from, end] = [to(low), to(high)];
@@ -346,10 +346,11 @@
     plot.inside = inside;
     plot.count = inside.reduce((sum, is) => sum + is, 0);
     if (fill) fillBounds();
-    const noun = plot.count === 1 ? "feature" : "features";
-    say(`${plot.count.toLocaleString("en")} ${noun} selected`);
+    sayBrush();
     one(".plots-clear").hidden = false;
   };
+
+  const sayBrush = () => say(plot.brush ? `${plot.count.toLocaleString("en")} ${plot.count === 1 ? "feature" : "features"} selected` : "");
 
   const applyBrush = () => {
     const which = plot, { inside } = plot;
@@ -364,19 +365,28 @@
     if (plot.name === "map") return "selected on the map";
     const [x0, y0, x1, y1] = plot.brush;
     const [x, y] = plot.scales;
-    const range = (name, { back }, low, high) => `${labelOf(name)} ${low > -Infinity ? textOf(name, shortened(back(low))) : "…"} – ${high < Infinity ? textOf(name, shortened(back(high))) : "…"}`;
+    const range = (name, { back }, ...ends) => `${labelOf(name)} ${ends.map((unit, end) => (Number.isFinite(unit) ? textOf(name, written(name, ends.map(back), end)) : "…")).join(" – ")}`;
     return `${range(plot.x, x, x0, x1)}, ${range(plot.y, y, y0, y1)}`;
   };
 
-  const shortened = (value) => Number(value.toPrecision(3));
+  /* One of the two ends of a range as it is written: an id is whole, other numbers have three digits, and as many more as a
+     thousandth of the range needs. */
+  const written = (name, ends, end) => {
+    const value = ends[end];
+    if (name === "id") return end ? Math.floor(value) : Math.ceil(value);
+    const more = Math.ceil(Math.log10(Math.abs(value) / (ends[1] - ends[0])));
+    return shortened(value, 3 + Math.max(0, more === Infinity ? 12 : more || 0));
+  };
+  const shortened = (value, digits = 3) => Number(value.toPrecision(Math.min(15, digits)));
 
   const fillBounds = () => {
     const { brush, scales } = plot;
     for (const input of all("[data-bound]")) {
       const axis = input.dataset.bound[0], end = Number(input.dataset.bound[1]);
-      const unit = brush ? brush[2 * end + (axis === "y")] : Infinity;
-      const value = scales[axis === "y" ? 1 : 0].back(unit) * (isPercent(plot[axis]) ? 100 : 1);
-      input.value = Number.isFinite(unit) ? String(shortened(value)) : "";
+      const which = axis === "y" ? 1 : 0, factor = isPercent(plot[axis]) ? 100 : 1;
+      const units = brush ? [brush[which], brush[which + 2]] : [Infinity, Infinity];
+      const ends = units.map((unit) => scales[which].back(unit) * factor);
+      input.value = Number.isFinite(units[end]) ? String(written(plot[axis], ends, end)) : "";
       input.setCustomValidity("");
     }
   };
@@ -504,10 +514,11 @@
 
   const onDown = (event) => {
     if (event.button > 1 || !drawn) return;
+    if (dragged?.box) undo(); // a second finger: it was no rectangle
     const [x, y] = place(event);
     fingers.set(event.pointerId, [x, y]);
     const moves = event.shiftKey || event.button === 1 || one('[data-drag="move"]').getAttribute("aria-checked") === "true";
-    dragged = { x, y, moves, box: null, last: [x, y], filtered: 0, far: false };
+    dragged = { x, y, moves, box: null, last: [x, y], filtered: 0, far: false, before: plot.brush && [plot.brush, plot.inside] };
     if (fingers.size === 2) dragged = { pinch: spread(), far: true };
     marks.setPointerCapture(event.pointerId);
   };
@@ -542,14 +553,25 @@
     dragged.filtered = performance.now();
   };
 
+  /* What was a rectangle so far is none: the browser scrolls the page, or there are two fingers. */
+  const undo = () => {
+    const { before } = dragged;
+    dragged = null;
+    if (!before) return clear();
+    setBrush(...before);
+    applyBrush();
+    drawMarks();
+  };
+
   const onUp = (event) => {
     fingers.delete(event.pointerId);
-    const done = dragged;
+    const done = dragged, cancelled = event.type === "pointercancel";
     if (!done || fingers.size) return;
+    if (done.box && cancelled) return undo();
     if (done.box) filterDragged();
     dragged = null;
     drawMarks();
-    if (done.far || event.type === "pointercancel" || event.button) return;
+    if (done.far || cancelled || event.button) return;
     const row = nearest(...place(event));
     if (row === null) return plot.brush && clear();
     hover(null);
@@ -607,7 +629,9 @@
   };
 
   const updateZoom = () => {
+    const focused = document.activeElement;
     for (const button of all("[data-zoom]")) button.disabled = button.dataset.zoom === "2" ? plot.zoom >= MOST_ZOOM : plot.zoom === 1;
+    if (focused?.disabled) all("[data-zoom]").find((button) => !button.disabled).focus();
   };
 
   /* --- choices --- */
@@ -627,7 +651,7 @@
     hover(null);
     fillBounds();
     one(".plots-clear").hidden = !plot.brush;
-    say(plot.brush ? `${plot.count.toLocaleString("en")} features selected` : "");
+    sayBrush();
     updateZoom();
     describe();
     readFaint();
@@ -730,7 +754,7 @@
   /* One of the three at a time: dead and dense ones have nothing in common. */
   const narrow = (name) => {
     for (const button of overview.root.querySelectorAll("[data-report]")) button.setAttribute("aria-pressed", String(button.dataset.report === name));
-    overview.setFilter("report", name && report[name].rows, { onClear: () => narrow(null) });
+    overview.setFilter("report", name && report[name].rows);
   };
 
   /* Where the plots stand above the table, they can be folded away; on a phone they are at first. */
@@ -756,7 +780,10 @@
     });
     one(".plots-zoom").addEventListener("click", (event) => event.target.closest("button") && onZoomButton(event.target.closest("button")));
     one(".plots-choices").addEventListener("change", (event) => choose(event.target));
-    one(".plots-clear").addEventListener("click", () => clear());
+    one(".plots-clear").addEventListener("click", () => {
+      clear();
+      overview.focusTable(); // the button is hidden
+    });
     one(".plots-range").addEventListener("change", brushInNumbers);
     marks.addEventListener("pointerdown", onDown);
     marks.addEventListener("pointermove", onMove);

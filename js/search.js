@@ -470,11 +470,4 @@
     if (!box.parentElement.contains(event.relatedTarget)) setTimeout(() => box.parentElement.contains(document.activeElement) || close());
   });
   document.addEventListener("pointerdown", (event) => box.parentElement.contains(event.target) || close());
-  document.addEventListener("keydown", (event) => {
-    const typed = event.target.closest?.("input, textarea, select, [contenteditable]");
-    if (event.key !== "/" || typed || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault();
-    box.focus();
-    box.select();
-  });
 })();

@@ -48,13 +48,7 @@
 
   /* --- the menu --- */
 
-  const element = (tag, attributes, ...children) => {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  };
-  saeVis.element = element;
+  const { element } = saeVis;
 
   /* The place in the top bar for buttons that work with scripts only. */
   saeVis.tools = () => {

@@ -3,7 +3,7 @@
   "use strict";
   const saeVis = (globalThis.saeVis ??= {});
   const AT_MOST = 12; // tokens of a character or a few of them, as utils_fns.join_bytes
-  const MARKS = { "\u00b7": " ", "\u21b5": "\n", "\u2192": "\t", "\u25cc": "", "\u2039": "" };
+  const MARKS = { "\u00b7": " ", "\u21b5": "\n", "\u2192": "\t", "\u25cc": "" };
   const texts = new Map();
   let bytes;
 

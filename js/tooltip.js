@@ -73,6 +73,7 @@
   };
   saeVis.facts = facts;
   saeVis.panelData = panelData;
+  saeVis.vocabulary = vocabulary;
   saeVis.tokenHtml = tokenHtml;
 
   /* --- numbers as Python writes them --- */
@@ -87,8 +88,6 @@
     return value.toExponential(Math.min(3, Math.max(0, digits))).replace(/(?<=e[+-])(?=\d$)/, "0");
   };
   const signed = (number) => (number.value > 0 && /[1-9]/.test(fixed(number)) ? "+" : "") + fixed(number);
-  saeVis.fixed = fixed;
-  saeVis.signed = signed;
 
   /* --- filling --- */
 
