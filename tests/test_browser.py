@@ -463,6 +463,30 @@ def expect_prompt(opened, prompt, metric, position):
     expect(page.locator(".none-ranked")).to_be_visible(visible=not ranked)
 
 
+def test_back_leads_to_what_the_prompt_page_was_saved_with(show, prompt, prompt_page):
+    opened = show(prompt_page)
+    opened.page.locator(".strip button").nth(8).click()
+    expect_prompt(opened, prompt, "act_size", 8)
+    opened.page.go_back()
+    expect_prompt(opened, prompt, "act_size", 5)
+
+
+def test_a_damaged_column_of_a_prompt_is_told(show, prompt_page):
+    opened = show(re.sub(r'(data-packed="\d+">)[^<]{40}', r"\1", prompt_page))
+    opened.page.locator(".strip button").nth(8).click()
+    expect(opened.page.locator(".message")).to_contain_text("cannot be unpacked: what is stored of them is damaged")
+    expect(opened.page.locator(".strip button").nth(5)).to_have_attribute("aria-checked", "true")
+
+
+def test_the_button_that_goes_no_further_hands_the_focus_on(show, features, features_page):
+    last = max(features)
+    opened = show(features_page, f"#feature={last - 1}")
+    expect_feature(opened.page, last - 1)
+    opened.page.locator(".next").press("Enter")
+    expect_feature(opened.page, last)
+    expect(opened.page.locator(".previous")).to_be_focused()
+
+
 def test_the_prompt_page_shows_what_it_was_saved_with(show, prompt, prompt_page):
     opened = show(prompt_page)
     expect_prompt(opened, prompt, "act_size", 5)

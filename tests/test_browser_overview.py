@@ -256,6 +256,41 @@ def test_the_column_of_labels_is_there_once_there_is_a_label_or_a_duplicate(show
     expect(opened.page.locator(".twin a")).to_have_text("2")
 
 
+def test_the_link_to_a_twin_goes_there_and_nowhere_else(show):
+    few = make_features(4, dead=(), first_group_size=1, n_groups=1, other_groups_size=1)
+    few[1].neighbours = NeighboursData(NearestData([2], [0.99]))
+    few[3].neighbours = NeighboursData(NearestData([20_000_003], [0.99]))  # beyond what a float32 counts to
+    opened = ready(show(few.get_html(), ""))
+    assert [text.strip() for text in opened.texts(".twin")] == ["≈ 2", "≈ 20000003"]
+    before = opened.js("history.length")
+    opened.page.locator(".twin a").click()
+    expect_feature(opened.page, 2)
+    assert opened.js("history.length") == before + 1
+    opened.page.go_back()
+    expect(opened.page.locator(".overview")).to_be_visible()
+
+
+def test_rows_stand_in_the_order_in_which_they_are_seen(overview):
+    order = f"[...document.querySelectorAll('{ROW}')].map((row) => row.ariaRowIndex).join()"
+    seen = (
+        f"[...document.querySelectorAll('{ROW}')].map((row) => Number(row.ariaRowIndex)).sort((a, b) => a - b).join()"
+    )
+    scroller = "document.querySelector('.overview-scroll')"
+    for act in (f"{scroller}.scrollTop = 900", f"{scroller}.scrollTop = 0", "saeVis.overview.sortBy('max')"):
+        overview.js(f"({act}, new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))))")
+        assert overview.js(order) == overview.js(seen)
+
+
+def test_a_row_that_is_opened_by_key_hands_the_focus_to_the_feature(overview):
+    for _ in range(2):  # another feature, and the one that was shown before
+        overview.js("saeVis.overview.focusTable()")
+        overview.page.keyboard.press("Enter")
+        expect(overview.page.locator("article.feature")).to_be_visible()
+        assert overview.js("document.activeElement.tagName") == "H2"
+        overview.page.keyboard.press("o")
+        expect(overview.page.locator(".overview")).to_be_visible()
+
+
 def place_of(opened, row, cell):
     """Left and right of a cell; row 0 is the first, None the heads."""
     of = ".overview-heads > .overview-row" if row is None else f'{ROW}[data-row="{row}"]'

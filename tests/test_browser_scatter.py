@@ -210,6 +210,45 @@ def test_numbers_select_as_a_rectangle_does_without_a_pointer(opened):
     assert not shown.js("document.querySelector('[data-bound=y1]').checkValidity()")
 
 
+def test_numbers_that_a_float_cannot_hold_select_what_they_name(opened):
+    """Columns are floats: 9.306 is stored as 9.30599976."""
+    shown = opened()
+    shown.js("saeVis.overview.columns.max[7] = 9.306")
+    shown.page.locator(".plots-range summary").click()
+    shown.page.fill('[data-bound="y0"]', "9.306")
+    shown.page.keyboard.press("Tab")
+    assert 7 in rows(shown)
+
+
+def test_a_rectangle_over_ids_is_written_as_whole_ids(opened):
+    shown = opened()
+    shown.js("saeVis.overview.ids.forEach((_, row, ids) => (ids[row] = 12_300 + row))")
+    shown.page.locator('[data-axis="x"]').select_option("id")
+    box = shown.boxes(".plots-marks")[0]
+    left, right = (place(shown, i)[0] for i in (40, 44))
+    drag(shown, (left - 2, box["top"] + 5), (right + 2, box["bottom"] - 40))
+    bounds = [shown.page.locator(f'[data-bound="x{end}"]').input_value() for end in (0, 1)]
+    assert bounds == ["12340", "12344"]
+    expect(shown.page.locator(".overview-chips .chip")).to_contain_text("id 12340 – 12344")
+    before = rows(shown)
+    shown.page.locator(".plots-range summary").click()
+    shown.page.fill('[data-bound="y1"]', "1000000")
+    shown.page.keyboard.press("Tab")
+    assert set(before) <= set(rows(shown)) <= {12_340 + i for i in range(5)}
+
+
+def test_buttons_that_have_done_their_work_hand_the_focus_on(opened):
+    shown = opened()
+    focused = "document.activeElement.matches('[data-zoom]:enabled, .overview-row')"
+    shown.page.locator('[data-zoom="2"]').press("Enter")
+    shown.page.locator('[data-zoom="0"]').press("Enter")
+    assert shown.page.locator('[data-zoom="0"]').is_disabled()
+    assert shown.js(focused)
+    drag(shown, place(shown, 50), place(shown, 60))
+    shown.page.locator(".plots-clear").press("Enter")
+    until(shown, focused)
+
+
 def test_what_other_filters_leave_out_is_faint(opened):
     shown = opened()
     before = pixel(shown, *shown.js("saeVis.pointOf(60)"))
@@ -335,6 +374,35 @@ def test_a_finger_draws_a_rectangle_and_two_zoom(opened):
     touch("touchMove", (x0 - 20, y0), (x0 + 80, y0))
     touch("touchEnd")
     assert shown.js("saeVis.plots.scatter.zoom") > 1.5
+
+
+def test_a_finger_that_scrolls_the_page_or_is_joined_by_another_selects_nothing(opened):
+    shown = opened(has_touch=True, size=(800, 1100))
+    x, y = place(shown, 40)
+    send = """(kind, id, x, y) => document.querySelector(".plots-marks").dispatchEvent(
+      new PointerEvent(kind, { pointerId: id, clientX: x, clientY: y, bubbles: true, pointerType: "touch" }))"""
+    shown.js("Element.prototype.setPointerCapture = () => {}")  # of pointers that are none
+
+    def touch(kind, finger, dx=0, dy=0):
+        shown.js(f"({send})('{kind}', {finger}, {x + dx}, {y + dy})")
+
+    for ends in ("cancelled", "joined"):
+        touch("pointerdown", 1)
+        touch("pointermove", 1, 12, 14)
+        if ends == "cancelled":
+            touch("pointercancel", 1, 12, 14)
+        else:
+            touch("pointerdown", 2, 80, 0)
+            touch("pointerup", 2, 80, 0)
+            touch("pointerup", 1, 12, 14)
+        assert len(rows(shown)) == N
+        assert shown.js("saeVis.plots.scatter.brush") is None
+    drag(shown, place(shown, 20), place(shown, 60))
+    before = rows(shown)
+    touch("pointerdown", 1)
+    touch("pointermove", 1, 12, 14)
+    touch("pointercancel", 1, 12, 14)
+    assert rows(shown) == before  # the rectangle that was there
 
 
 def test_a_narrow_window_folds_the_plots_away_until_they_are_asked_for(show, page):

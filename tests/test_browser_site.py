@@ -320,6 +320,29 @@ def test_a_slow_host_is_told_of_as_long_as_the_reader_waits(visit, site, monkeyp
     expect(message).to_be_hidden()
 
 
+def test_an_unknown_feature_takes_the_place_of_one_that_is_loading(visit, site, monkeypatch):
+    held = threading.Event()
+    monkeypatch.setattr(Quiet, "held", held)
+    opened = visit(site, scheme="http")
+    opened.js("location.hash = '#feature=10'")
+    opened.js("location.hash = '#feature=99999'")
+    expect(opened.page.locator(".message")).to_contain_text("There is no feature “99999”")
+    held.set()
+    opened.page.wait_for_timeout(300)
+    expect(opened.page.locator(".message")).to_contain_text("There is no feature “99999”")
+    expect_feature(opened.page, 0)
+
+
+def test_nothing_is_said_of_an_overview_that_is_not_there(visit, folder):
+    for file in (folder / "assets").glob("overview*"):
+        file.unlink()
+    opened = visit(folder, "#overview", complains=True)
+    expect(opened.page.locator(".message")).to_contain_text("is missing or cannot be read")
+    assert opened.js("saeVis.overview.n") == 0
+    expect(opened.page.locator(".overview-none")).to_be_hidden()
+    expect(opened.page.locator(".overview-count")).to_have_text("")
+
+
 # --- what can go wrong -----------------------------------------------------------------------------------------------------
 
 

@@ -282,3 +282,24 @@ def test_a_page_that_begins_with_no_column_can_draw_the_others(show, prompt):
     opened.page.locator("article .prompt .seq > *").nth(3).hover()
     expect(opened.page.locator(".hovertext")).to_be_visible()
     assert opened.js("getComputedStyle(document.querySelector('article .plot')).display") == "block"
+
+
+@in_browser
+def test_a_cell_that_has_the_focus_or_is_chosen_is_never_behind_names_or_tokens(show):
+    data = make_prompt(30, 40, n_top=100, first_group_size=2)
+    data.heat_map = {name: heat_rows(of, HEAT_ROWS, PROMPT_HEAT[name].best) for name, of in data.scores.items()}
+    opened = show(data.get_html(seq_pos=5, score_name="act_size"), size=(700, 500))
+    covered = """((cell) => {
+      const box = cell.getBoundingClientRect(), corner = document.querySelector(".heat .corner").getBoundingClientRect();
+      return box.left < corner.right - 1 || (cell.closest("tbody") && box.top < corner.bottom - 1);
+    })"""
+    opened.page.locator(".heat tbody td").nth(30).focus()
+    opened.page.keyboard.press("End")
+    for key in ["ArrowLeft"] * 12 + ["ArrowRight"] * 4 + ["ArrowDown"] * 9 + ["ArrowUp"] * 9:
+        opened.page.keyboard.press(key)
+        assert not opened.js(f"{covered}(document.activeElement)")
+    opened.js("document.querySelector('.heat-scroll').scrollLeft = 1e6")
+    for token in (3, 20, 8):
+        opened.page.locator(".strip button").nth(token).click()
+        expect(opened.page.locator(".strip button").nth(token)).to_have_attribute("aria-checked", "true")
+        assert not opened.js(f"{covered}(document.querySelector('.heat thead .at'))")
