@@ -1485,8 +1485,63 @@ MUTANTS: list[Mutant] = [
             "loss, ALL, largest_first=False",
             "loss, ALL, largest_first=True",
         ),
-        ("prompt-interval-as-top", "an interval is not the top group", "if group.share is None]", "if True]"),
-        ("prompt-logits", "the prompt's own tokens have their logit weights", "} | self.logits.get(feature, {})", "}"),
+        ("prompt-logits", "the prompt's own tokens have their logit weights", "self.logits.get(feature, {}))", "{})"),
+        (
+            "prompt-known-texts",
+            "texts that a file has not are not needed",
+            "for i in rest if i in stored.vocab}",
+            "for i in rest}",
+        ),
+        (
+            "prompt-other-logits",
+            "only the examples' tokens keep their logit weights",
+            "if token in of_examples}",
+            "if True}",
+        ),
+    ),
+    *_group(
+        "data_storing_fns.py",
+        PROMPT,
+        (
+            "prompt-interval-as-top",
+            "an interval is not the top group",
+            "if group.share is None), None)",
+            "if True), None)",
+        ),
+        (
+            "layout-of-what-is-held",
+            "drawing in another layout leaves a feature as it was",
+            "feature = features.feature_data_dict[index]",
+            "feature = features[index]",
+            "test_pages.py::test_drawing_in_another_layout_leaves_a_feature_as_it_was",
+        ),
+        (
+            "missing-reason",
+            "the reason of the direct effect is given of the logits alone",
+            'if attribute == "logits" else None',
+            "if attribute else None",
+            "test_pages.py::test_that_reason_is_given_of_nothing_else",
+        ),
+    ),
+    *_group(
+        "__main__.py",
+        "test_cli.py",
+        (
+            "overwrite-kind",
+            "saved data is no page",
+            "OWN_MARKS[kind] not in start",
+            "not any(m in start for m in OWN_MARKS.values())",
+        ),
+    ),
+    *_group(
+        "_sae_lens.py",
+        "test_sae_lens.py",
+        (
+            "sae-lens-skip-digest",
+            "a linear path beside the features is in the digest",
+            "tensors = {**self.tensors, **own, **skip}",
+            "tensors = {**self.tensors, **own}",
+        ),
     ),
     # --- what tells of a feature beside its examples --------------------------------------------------------------
     *_group(
@@ -1704,6 +1759,18 @@ MUTANTS: list[Mutant] = [
     *_group(
         "_overview.py",
         OVERVIEW,
+        (
+            "overview-infinite",
+            "the largest numbers are not rounded to none",
+            "rounded = rounded if math.isfinite(rounded) else value",
+            "rounded = rounded",
+        ),
+        (
+            "overview-no-top",
+            "without top examples all are searched",
+            'return ("top", top) if top else ("all", blocks)',
+            'return ("top", top)',
+        ),
         ("postings-absolute", "rows are told by their differences", "            last[token] = row\n", ""),
         (
             "postings-long-steps",
@@ -1770,6 +1837,12 @@ MUTANTS: list[Mutant] = [
     *_group(
         "_labels.py",
         "test_labels.py",
+        (
+            "labels-unchecked",
+            "labels that could not be read back are not written",
+            '        _check_texts(f"feature {feature}", marks)\n    file = ',
+            "        pass\n    file = ",
+        ),
         ("labels-not-stripped", "a label is stripped", "return stripped or None", "return text or None"),
         (
             "labels-kept",
@@ -1913,6 +1986,20 @@ MUTANTS: list[Mutant] = [
     *_group(
         "_run.py",
         f"{FETCHING} {PROMPT}",
+        (
+            "digest-own-tensors",
+            "an encoder without a digest is told by the tensors that it holds",
+            '[("decoder_rows", rows), *own]',
+            '[("decoder_rows", rows)]',
+            "test_out_dir.py",
+        ),
+        (
+            "digest-all-rows",
+            "an encoder without a digest is told by rows of the whole decoder",
+            "torch.linspace(0, encoder.d_hidden - 1, min(64, encoder.d_hidden)).long()",
+            "torch.arange(min(3, encoder.d_hidden))",
+            "test_out_dir.py",
+        ),
         (
             "bos-twice",
             "BOS is never there twice",
@@ -2348,6 +2435,12 @@ MUTANTS: list[Mutant] = [
         "_feature_folder.py",
         "test_feature_folder.py",
         (
+            "folder-any-length",
+            "an index cannot claim any length",
+            "_within([*index.sizes, *index.lengths], 1, _json.MAX_BYTES)",
+            "_within([*index.sizes, *index.lengths], 1, 2**63)",
+        ),
+        (
             "folder-version-mix",
             "a folder of another run is refused",
             '_FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "map_sample")',
@@ -2443,6 +2536,13 @@ MUTANTS: list[Mutant] = [
     *_group(
         "_json.py",
         "test_json.py",
+        (
+            "json-stream-names",
+            "not all that lies below /dev is a stream",
+            '_STREAMS = ("/dev/std", "/dev/fd/", "/proc/")',
+            '_STREAMS = ("/dev/",)',
+            "test_saving_survives.py",
+        ),
         (
             "not-finite",
             "numbers that are not finite are refused",

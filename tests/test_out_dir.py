@@ -217,7 +217,8 @@ class OfMyOwn:
     """An encoder as a user writes one: no module, no digest."""
 
     def __init__(self, encoder: Any, bias: float = 0.0) -> None:
-        self.weights, self.bias, self.rows = encoder.W_enc.clone(), torch.tensor(bias), encoder.W_dec.clone()
+        self.weights, self.bias = encoder.W_enc.clone(), torch.tensor(bias)
+        self.kept = [encoder.W_dec.clone()]  # where no attribute is this tensor
         self.d_in, self.d_hidden = encoder.d_in, encoder.d_hidden
 
     def encode(self, x, features=None):
@@ -225,7 +226,7 @@ class OfMyOwn:
         return acts if features is None else acts[..., features]
 
     def decoder_rows(self, features):
-        return self.rows[features]
+        return self.kept[0][features]
 
 
 def test_an_encoder_of_ones_own_with_other_numbers_is_another(encoder, model, tmp_path):
@@ -237,7 +238,7 @@ def test_an_encoder_of_ones_own_with_other_numbers_is_another(encoder, model, tm
     with pytest.raises(InputError, match="encoder"):
         run(OfMyOwn(encoder, bias=-0.5), model, tmp_path / "run", features=(0, 1, 2, 3))
     other = OfMyOwn(encoder)
-    other.rows[-1] += 1.0
+    other.kept[0][-1] += 1.0
     with pytest.raises(InputError, match="encoder"):
         run(other, model, tmp_path / "run", features=(0, 1, 2, 3))
 

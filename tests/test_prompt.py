@@ -579,6 +579,16 @@ def test_texts_and_logit_weights_that_a_file_has_not_are_not_needed():
     assert both.get_html()
 
 
+def test_a_column_has_the_logit_weights_of_what_it_shows_alone():
+    features, found = fetched(), prompted()
+    dropped = 0
+    for index, column in found.prompt_data_dict.items():
+        shown = {token for sequence in column.top_group.sequences for token in sequence.token_ids} | set(PROMPT)
+        assert set(column.logits.shown_logits) <= shown
+        dropped += len(features[index].logits.shown_logits.keys() - shown)
+    assert dropped > 0
+
+
 def test_a_row_of_the_heat_map_needs_its_feature():
     found = prompted()
     with pytest.raises(InputError, match="heat_map names feature 99, which has no data"):
