@@ -583,7 +583,8 @@ def test_a_column_has_the_logit_weights_of_what_it_shows_alone():
     features, found = fetched(), prompted()
     dropped = 0
     for index, column in found.prompt_data_dict.items():
-        shown = {token for sequence in column.top_group.sequences for token in sequence.token_ids} | set(PROMPT)
+        shown = {token for sequence in column.top_group.sequences for token in sequence.token_ids}
+        shown |= set(found.prompt_token_ids)
         assert set(column.logits.shown_logits) <= shown
         dropped += len(features[index].logits.shown_logits.keys() - shown)
     assert dropped > 0
