@@ -91,15 +91,28 @@ class FullAblation:
         self, tokens: Int[Tensor, "rows seq"], work: Iterable[RowAblation]
     ) -> Iterator[tuple[RowAblation, Effects]]:
         """The effects of each ablation on its predictions; the ablations come in an order of their own."""
-        clean = self._clean(tokens)
+        clean, most = self._clean(tokens), chunk_size(self.model.d_vocab)
+        waiting: list[tuple[RowAblation, Tensor]] = []  # compared together: few rows at a time make a slow product
+        n_waiting = 0
+        for batch, length in self._passes(work, tokens.shape[1]):
+            n_more = sum(len(one.predicted) for one in batch)
+            if waiting and n_waiting + n_more > most:
+                yield from self._compared(clean, waiting)
+                waiting, n_waiting = [], 0
+            waiting += zip(batch, self._without(clean, batch, length), strict=True)
+            n_waiting += n_more
+        if waiting:
+            yield from self._compared(clean, waiting)
+
+    def _passes(self, work: Iterable[RowAblation], seq_len: int) -> Iterator[tuple[list[RowAblation], int]]:
+        """Ablations whose rows are run together, and how much of their rows."""
         by_length: dict[int, list[RowAblation]] = {}
         for one in sorted(work, key=lambda one: (one.row, one.feature)):
-            by_length.setdefault(self._length(one, tokens.shape[1]), []).append(one)
+            by_length.setdefault(self._length(one, seq_len), []).append(one)
         for length, ablations in sorted(by_length.items()):
             size = self._rows_a_pass(length)
             for first in range(0, len(ablations), size):
-                batch = ablations[first : first + size]
-                yield from zip(batch, self._batch(clean, batch, length), strict=True)
+                yield ablations[first : first + size], length
 
     def _ending(self, sample: Tensor) -> Ending:
         """The last block's MLP, if it begins behind everything that is changed."""
@@ -126,8 +139,8 @@ class FullAblation:
         captured = self.model.capture(tokens, [*entry, self.ending.hook])
         return _Clean.of(tokens, captured.get(self.start.entry), captured[self.ending.hook])
 
-    def _batch(self, clean: _Clean, batch: Sequence[RowAblation], length: int) -> list[Effects]:
-        """One forward pass of the beginnings of some rows, each without its feature."""
+    def _without(self, clean: _Clean, batch: Sequence[RowAblation], length: int) -> list[Float[Tensor, "t d"]]:
+        """What is kept where each ablation's predictions are made: one forward pass of the rows, each without its feature."""
         rows = torch.tensor([one.row for one in batch])
         written = torch.zeros(len(batch), length)
         for index, one in enumerate(batch):
@@ -136,8 +149,8 @@ class FullAblation:
         entering = None if clean.entering is None else clean.entering[rows.to(clean.entering.device), :length]
         directions = self.directions[torch.tensor([one.feature for one in batch], device=self.directions.device)]
         contribution = written.to(directions)[:, :, None] * directions[:, None, :]
-        without = self._kept(clean.tokens[rows, :length], entering, contribution)
-        return self._compared(clean, without, batch)
+        kept = self._kept(clean.tokens[rows, :length], entering, contribution)
+        return [of_row[(one.predicted - 1).to(kept.device)] for one, of_row in zip(batch, kept, strict=True)]
 
     def _kept(self, tokens: Tensor, entering: Tensor | None, contribution: Float[Tensor, "rows seq d"]) -> Tensor:
         """What is kept of the rows without the contribution."""
@@ -149,10 +162,12 @@ class FullAblation:
                 return self.model.logits(tokens, changes)
             return self.model.capture(tokens, [self.ending.hook], changes)[self.ending.hook]
 
-    def _compared(self, clean: _Clean, without: Tensor, batch: Sequence[RowAblation]) -> list[Effects]:
-        """The effects at every prediction of the batch, in chunks of as many as memory holds."""
+    def _compared(
+        self, clean: _Clean, ablations: Sequence[tuple[RowAblation, Tensor]]
+    ) -> Iterator[tuple[RowAblation, Effects]]:
+        """The effects at every prediction of some ablations, in chunks of as many as memory holds."""
+        batch, without = [one for one, _ in ablations], torch.cat([kept for _, kept in ablations])
         counts = torch.tensor([len(one.predicted) for one in batch])
-        index = torch.repeat_interleave(torch.arange(len(batch)), counts)
         row = torch.repeat_interleave(torch.tensor([one.row for one in batch]), counts)
         predicted = torch.cat([one.predicted for one in batch])
         listed = torch.cat([one.listed for one in batch])
@@ -162,12 +177,12 @@ class FullAblation:
             some = slice(first, first + chunk)
             here, chosen = place[some], listed[some]
             before, of_next = self._as_it_is(clean, here, chosen)
-            after = self._log_probs(without[index[some].to(device), (predicted[some] - 1).to(device)])
+            after = self._log_probs(without[some])
             next_token = clean.tokens.reshape(-1)[here + 1].to(device)
             loss = after.gather(1, next_token[:, None])[:, 0].cpu() - of_next
             parts.append(listed_changes(loss, before.sub_(after[chosen.to(device)]), self.n_changes, chosen))
         split = [torch.split(values, counts.tolist()) for values in joined(parts)]
-        return [Effects(*columns) for columns in zip(*split, strict=True)]
+        yield from zip(batch, (Effects(*columns) for columns in zip(*split, strict=True)), strict=True)
 
     def _as_it_is(
         self, clean: _Clean, places: Int[Tensor, " k"], listed: Bool[Tensor, " k"]

@@ -1122,8 +1122,8 @@ MUTANTS: list[Mutant] = [
         (
             "full-without-at-token",
             "both are predictions made one token earlier",
-            "(predicted[some] - 1).to(device)",
-            "predicted[some].clamp_max(without.shape[1] - 1).to(device)",
+            "of_row[(one.predicted - 1).to(kept.device)]",
+            "of_row[one.predicted.clamp_max(len(of_row) - 1).to(kept.device)]",
         ),
         (
             "full-next-token",
