@@ -230,12 +230,17 @@ def hovertext() -> Html:
 
 
 def numbers_table(title: str, heads: Sequence[str], *columns: Sequence[str]) -> Html:
-    """A small table: the first column names a neuron or a feature, the others are numbers. ``heads`` are their titles."""
-    head, cell, row = template("numbers_head.html"), template("numbers_cell.html"), template("numbers_row.html")
-    lines = list(zip(*columns, strict=True)) or [("none", *[""] * (len(heads) - 1))]
-    rows = [row.fill(cells=join(cell.fill(text=text) for text in line)) for line in lines]
-    titles = row.fill(cells=join(head.fill(text=text) for text in heads))
-    return template("numbers_table.html").fill(title=title, heads=titles, rows=join(rows))
+    """A small table: the first column names a neuron or a feature, the one or two others are numbers; ``heads`` are titles."""
+    row = template("numbers_row_2.html" if len(columns) == 2 else "numbers_row_3.html")
+    names = ("index", "first", "second")[: len(columns)]
+    lines = list(zip(*columns, strict=True)) or [("none", "", "")[: len(columns)]]
+    rows = [row.fill(**dict(zip(names, line, strict=True))) for line in lines]
+    return template("numbers_table.html").fill(title=title, heads=_heads(tuple(heads)), rows=join(rows))
+
+
+@cache
+def _heads(titles: tuple[str, ...]) -> Html:
+    return join([template("numbers_head.html").fill(text=title) for title in titles])
 
 
 def left_tables(tables: Sequence[Html]) -> Html:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -44,12 +45,14 @@ def calls(work) -> int:
 
 
 def cpu_time(work) -> float:
-    times = []
-    for _ in range(7):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return min(times)
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def times_as_long(work, as_this) -> float:
+    """The median of some ratios, each of two times beside each other: a machine may be twice as fast a second later."""
+    return statistics.median(cpu_time(work) / cpu_time(as_this) for _ in range(11))
 
 
 def sequences(data):
@@ -84,7 +87,11 @@ def test_cpu_times(data, document, tmp_path: Path):
     """As multiples of decoding and encoding without any check: 1.0, 0.5 and 2.9 here, each with room for other machines."""
     path = tmp_path / "data.json"
     path.write_bytes(document)
-    bare = cpu_time(lambda: msgspec.json.encode(msgspec.json.decode(document)))
-    assert cpu_time(lambda: _json.load(MultiFeatureData, path)) < 1.8 * bare
-    assert cpu_time(lambda: _json.save(data, path)) < 1.2 * bare
-    assert cpu_time(lambda: draw(data)) < 4.5 * bare
+    draw(data)  # once, for what is kept from then on
+
+    def bare() -> None:
+        msgspec.json.encode(msgspec.json.decode(document))
+
+    assert times_as_long(lambda: _json.load(MultiFeatureData, path), bare) < 1.8
+    assert times_as_long(lambda: _json.save(data, path), bare) < 1.2
+    assert times_as_long(lambda: draw(data), bare) < 4.5
