@@ -231,7 +231,7 @@ def hovertext() -> Html:
 
 def numbers_table(title: str, heads: Sequence[str], *columns: Sequence[str]) -> Html:
     """A small table: the first column names a neuron or a feature, the one or two others are numbers; ``heads`` are titles."""
-    row = template("numbers_row_2.html" if len(columns) == 2 else "numbers_row_3.html")
+    row = template("numbers_row_of_two.html") if len(columns) == 2 else template("numbers_row_of_three.html")
     names = ("index", "first", "second")[: len(columns)]
     lines = list(zip(*columns, strict=True)) or [("none", "", "")[: len(columns)]]
     rows = [row.fill(**dict(zip(names, line, strict=True))) for line in lines]
