@@ -6,7 +6,7 @@ products with the neurons of the hook point (``_correlations``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,14 +101,14 @@ class Collected:
 
     ``features`` are those of this round. ``store`` holds them, and all others that they are to be correlated with;
     ``store_b`` the features of encoder B; ``neurons`` the products of this round's features with the neurons; ``kept``
-    what stands at the plan's ``kept_hook`` at every position.
+    what stands at each of the plan's ``kept_hooks``.
     """
 
     features: Int[Tensor, " n"]
     store: ActivationStore
     store_b: ActivationStore | None
     neurons: WithDense | None
-    kept: Float[Tensor, "positions d_model"] | None
+    kept: Mapping[str, Float[Tensor, "rows seq d_model"]]
     signed: bool
 
     def holds(self, wanted: Int[Tensor, " n"], stored: Int[Tensor, " m"], *, neurons: bool, b: bool) -> bool:
@@ -139,7 +139,7 @@ class CollectPlan:
     neurons: bool
     correlate: str | None
     max_features: int | None = None
-    kept_hook: str | None = None
+    kept_hooks: tuple[str, ...] = ()
     one_round: bool = False
 
     def stored(self, encoder: Encoder, asked: Int[Tensor, " m"], wanted: Int[Tensor, " n"]) -> Int[Tensor, " k"]:
@@ -166,10 +166,10 @@ def collect(
     ``on_batch(rows done, rows in all, features in this round)`` reports progress.
     """
     size = _features_a_round(encoder, plan)
-    names = [plan.hook_point, *([plan.kept_hook] if plan.kept_hook else [])]
+    names = [plan.hook_point, *plan.kept_hooks]
     for some in torch.split(features, size):
         round_ = _Round(encoder, encoder_b, some, asked, counted, plan, model.device)
-        kept: list[Tensor] = []
+        kept: dict[str, Tensor] = {}
         rows = _rows_a_batch(model, plan, len(some) * encoder.d_in, tokens.shape[1])
         for start in range(0, len(tokens), rows):
             stop = min(start + rows, len(tokens))
@@ -177,10 +177,12 @@ def collect(
             x = captured[plan.hook_point]
             check_finite(x, f"The activations at {plan.hook_point!r}", start)
             round_.add(x, counted[start:stop], start)
-            if plan.kept_hook:
-                kept.append(captured[plan.kept_hook].flatten(0, 1).clone())
+            for name in plan.kept_hooks:
+                if name not in kept:
+                    kept[name] = captured[name].new_empty(*tokens.shape, *captured[name].shape[2:])
+                kept[name][start:stop] = captured[name]
             on_batch(stop, len(tokens), len(some))
-        yield round_.finish(torch.cat(kept) if kept else None)
+        yield round_.finish(kept)
 
 
 def _features_a_round(encoder: Encoder, plan: CollectPlan) -> int:
@@ -248,7 +250,7 @@ class _Round:
             )
         neurons.add(columns_of_x, x.flatten(2).to(neurons.device).flatten(0, 1)[counted])
 
-    def finish(self, kept: Tensor | None) -> Collected:
+    def finish(self, kept: Mapping[str, Tensor]) -> Collected:
         """What was collected."""
         store_b = None if self.store_b is None else self.store_b.finish()
         return Collected(self.features, self.store.finish(), store_b, self.neurons, kept, self.signed)

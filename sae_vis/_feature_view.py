@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +36,7 @@ from sae_vis._directions import DirectionMap, Place
 from sae_vis._ending import Ending
 from sae_vis._errors import Interrupted, ModelError
 from sae_vis._feature_folder import FeatureFolder
+from sae_vis._full_ablation import Start
 from sae_vis._json import garbage_collection_paused
 from sae_vis._measure import Measured, Methods, measure
 from sae_vis._measure_direct import SHARE_OF_RESIDUALS
@@ -133,6 +134,7 @@ class FeatureFetcher:
         self.fvp = run.fvp
         self.norm = run.model.final_norm()
         self.ending: Ending | None = None
+        self.start: Start | None = None
         self.padding = run.model.padding_id()
         self.seq_len = tokens.shape[1]
         self.tokens_array = tokens.numpy()  # many times faster to take pieces of
@@ -197,7 +199,7 @@ class FeatureFetcher:
         """Some of the features asked for, round by round."""
         if not len(wanted):
             return
-        self.ending = self._ending()
+        self.ending, self.start = self._ending(), self._start()
         places = self.map.of(wanted)
         self.places = dict(zip(wanted.tolist(), places, strict=True))
         plan = self._plan(len(wanted))
@@ -231,7 +233,7 @@ class FeatureFetcher:
             neurons=tables,
             correlate=self.fvp.correlate_features if tables else None,
             max_features=self.fvp.minibatch_size_features,
-            kept_hook=self.ending.hook if self.ending and self._keeps_residual(n_features) else None,
+            kept_hooks=self._kept_hooks(n_features),
             one_round=self.activations_file is not None,
         )
 
@@ -252,19 +254,36 @@ class FeatureFetcher:
             return None
         return Ending.of(self.run.model, self.run.hook_point, self.tokens[:CHECKED_ROWS])
 
-    def _keeps_residual(self, n_features: int) -> bool:
-        """Whether to run the model to its end while collecting, rather than once more on the rows that will be shown.
+    def _start(self) -> Start | None:
+        """Where full ablations begin; None where none are measured."""
+        if "full" not in self.fvp.ablations:
+            return None
+        return Start.behind(self.run.model, self.run.write_point, self.tokens[:CHECKED_ROWS])
 
-        It is worth it where the hook point lies so late, or so many rows will be shown, that it runs fewer blocks.
+    def _kept_hooks(self, n_features: int) -> tuple[str, ...]:
+        """What to keep while collecting, rather than run the model to it once more on the rows that will be shown.
+
+        It is worth it where it lies so early behind the hook point, or so many rows will be shown, that fewer blocks are run.
         """
         if self.run.hook_point.block is None:
-            return False
-        fvp, model = self.fvp, self.run.model
+            return ()
+        model, n_run = self.run.model, self.run.hook_point.block + 1
+        again = self._share_shown(n_features)
+        hooks = []
+        if self.ending is not None and model.n_layers - n_run <= again * model.n_layers:
+            hooks.append(self.ending.hook)
+        if self.start is not None and self.start.block and self.start.block - n_run <= again * self.start.block:
+            hooks.append(self.start.entry)
+        size = self.tokens.numel() * 4 * model.d_model
+        return tuple(hooks[: self.fvp.memory_budget_bytes // SHARE_OF_RESIDUALS // size])
+
+    def _share_shown(self, n_features: int) -> float:
+        """The share of the rows that will be shown, about."""
+        fvp = self.fvp
+        if fvp.loss_shares == "exact":
+            return 1.0
         n_windows = n_features * (fvp.first_group_size + fvp.n_groups * fvp.other_groups_size)
-        share_shown = 1 - math.exp(-n_windows / 2 / len(self.tokens))  # intervals are often not full
-        share_shown = 1.0 if fvp.loss_shares == "exact" else share_shown
-        fits = self.tokens.numel() * 4 * model.d_model <= fvp.memory_budget_bytes // SHARE_OF_RESIDUALS
-        return fits and share_shown + (self.run.hook_point.block + 1) / model.n_layers >= 1.0
+        return 1 - math.exp(-n_windows / 2 / len(self.tokens))  # intervals are often not full
 
     def _one_round(self, collected: Collected) -> Iterator[FeatureData]:
         store = collected.store.only(collected.features)
@@ -436,7 +455,9 @@ class FeatureFetcher:
 
     def _methods(self, decoder_rows: Tensor) -> tuple[FormulaTail | None, Methods]:
         """The closed form, which also gives the logit weights, and what measures the effects."""
-        formula, methods = methods_of(self.run, self.path, self.norm, decoder_rows, self.tokens[:CHECKED_ROWS])
+        formula, methods = methods_of(
+            self.run, self.path, self.norm, decoder_rows, self.tokens[:CHECKED_ROWS], self.start
+        )
         if formula is not None and methods.direct is None and "direct" in self.fvp.ablations:
             self.provenance.direct_effect = "none"
             self.provenance.direct_effect_reason = (
@@ -444,7 +465,7 @@ class FeatureFetcher:
             )
         return formula, methods
 
-    def _measure(self, methods: Methods, chosen: Sequence[_Chosen], kept: Tensor | None) -> Measured:
+    def _measure(self, methods: Methods, chosen: Sequence[_Chosen], kept: Mapping[str, Tensor]) -> Measured:
         with _progress("Measuring effects", "row", self.fvp.verbose and bool(methods.names)) as bar:
 
             def on_rows(done: int, total: int) -> None:

@@ -60,8 +60,8 @@ class _Clean(NamedTuple):
 class FullAblation:
     """Forward passes without a feature, for directions ``[n, d]`` that are written at a hook point.
 
-    ``tail`` leads from the final residual stream to the logits; without one the whole model is run. ``sample`` are a few
-    rows of tokens on which the short cuts are compared with the whole pass.
+    ``start`` is where they begin; ``tail`` leads from the final residual stream to the logits; without one the whole model
+    is run. ``sample`` are a few rows of tokens on which the short cuts are compared with the whole pass.
 
     Raises:
         ModelError: if the directions do not fit the hook point, or nothing that the logits depend on reads it.
@@ -71,6 +71,7 @@ class FullAblation:
         self,
         model: LanguageModel,
         hook_point: HookPoint,
+        start: Start,
         directions: Float[Tensor, "n d"],
         tail: Tail | None,
         sample: Int[Tensor, "rows seq"],
@@ -80,18 +81,23 @@ class FullAblation:
         self.model, self.directions = model, directions
         self.tail = None if hook_point.block is None else tail
         self.rows_a_batch, self.n_changes = rows_a_batch, min(n_changes, model.d_vocab)
-        self.start, written = Start.behind(model, hook_point, sample)
-        self.hook_points = [written]
+        self.start, self.hook_points = start, [start.written]
         if hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, sample):
             self.hook_points.append(f"blocks.{hook_point.block}.hook_resid_post")
         self.ending = Ending(model.final_hook) if self.tail is None else self._ending(sample)
         self._check_that_it_is_read(hook_point.name, sample)
 
     def effects(
-        self, tokens: Int[Tensor, "rows seq"], work: Iterable[RowAblation]
+        self,
+        tokens: Int[Tensor, "rows seq"],
+        work: Iterable[RowAblation],
+        entering: Float[Tensor, "rows seq d_model"] | None = None,
     ) -> Iterator[tuple[RowAblation, Effects]]:
-        """The effects of each ablation on its predictions; the ablations come in an order of their own."""
-        clean, most = self._clean(tokens), chunk_size(self.model.d_vocab)
+        """The effects of each ablation on its predictions; the ablations come in an order of their own.
+
+        ``entering`` is what enters the first block that is run, where it is known.
+        """
+        clean, most = self._clean(tokens, entering), chunk_size(self.model.d_vocab)
         waiting: list[tuple[RowAblation, Tensor]] = []  # compared together: few rows at a time make a slow product
         n_waiting = 0
         for batch, length in self._passes(work, tokens.shape[1]):
@@ -131,13 +137,17 @@ class FullAblation:
         """How much of the row is run: the row's own, so that its numbers do not depend on the rest of the batch."""
         return min(seq_len, self.model.padded_length(int(one.predicted[-1]))) if self.model.causal else seq_len
 
-    def _clean(self, tokens: Tensor) -> _Clean:
-        entry = [self.start.entry] if self.start.block else []
-        if self.tail is None:
-            captured = self.model.capture(tokens, entry) if entry else {}
-            return _Clean.of(tokens, captured.get(self.start.entry), self.model.logits(tokens))
-        captured = self.model.capture(tokens, [*entry, self.ending.hook])
-        return _Clean.of(tokens, captured.get(self.start.entry), captured[self.ending.hook])
+    def _clean(self, tokens: Tensor, entering: Tensor | None = None) -> _Clean:
+        if not self.start.block:
+            entering = None
+        elif entering is None:
+            entering = self.model.activations(tokens, self.start.entry)
+        size = len(tokens) if self.tail is None else self.model.rows_a_pass(tokens.shape[1])
+        kept = []
+        for first in range(0, len(tokens), size):
+            some = slice(first, first + size)
+            kept.append(self._kept(tokens[some], None if entering is None else entering[some]))
+        return _Clean.of(tokens, entering, torch.cat(kept))
 
     def _without(self, clean: _Clean, batch: Sequence[RowAblation], length: int) -> list[Float[Tensor, "t d"]]:
         """What is kept where each ablation's predictions are made: one forward pass of the rows, each without its feature."""
@@ -152,11 +162,14 @@ class FullAblation:
         kept = self._kept(clean.tokens[rows, :length], entering, contribution)
         return [of_row[(one.predicted - 1).to(kept.device)] for one, of_row in zip(batch, kept, strict=True)]
 
-    def _kept(self, tokens: Tensor, entering: Tensor | None, contribution: Float[Tensor, "rows seq d"]) -> Tensor:
-        """What is kept of the rows without the contribution."""
+    def _kept(
+        self, tokens: Tensor, entering: Tensor | None, contribution: Float[Tensor, "rows seq d"] | None = None
+    ) -> Tensor:
+        """What is kept of the rows, without the contribution if one is given."""
         changes = self.start.changes(entering)
-        for name in self.hook_points:
-            changes[name] = _subtracting(contribution, after=changes.get(name))
+        if contribution is not None:
+            for name in self.hook_points:
+                changes[name] = _subtracting(contribution, after=changes.get(name))
         with self.start.passing_over(self.model):
             if self.tail is None:
                 return self.model.logits(tokens, changes)
@@ -223,20 +236,24 @@ _WRONG_OUTPUT = (TypeError, ValueError, AttributeError, IndexError, RuntimeError
 
 
 class Start(NamedTuple):
-    """The first block that is run; those before it give back what they get, as ``output`` gives it."""
+    """The first block that is run; those before it give back what they get, as ``output`` gives it.
+
+    ``written`` is the hook point at which the features are taken out.
+    """
 
     block: int
+    written: str
     output: _Output = _OUTPUTS[0]
 
     @classmethod
-    def find(cls, model: LanguageModel, block: int, sample: Int[Tensor, "rows seq"]) -> Start:
+    def find(cls, model: LanguageModel, block: int, written: str, sample: Int[Tensor, "rows seq"]) -> Start:
         """The block itself, if passing over those before it changes nothing on the sample; else the first one."""
         if block == 0:
-            return cls(0)
-        entry = cls(block).entry
+            return cls(0, written)
+        entry = cls(block, written).entry
         clean = model.capture(sample, [entry, model.final_hook])
         for output in _OUTPUTS:
-            start = cls(block, output)
+            start = cls(block, written, output)
             try:
                 with start.passing_over(model):
                     final = model.capture(sample, [model.final_hook], start.changes(clean[entry]))[model.final_hook]
@@ -244,17 +261,14 @@ class Start(NamedTuple):
                 continue
             if _same(final, clean[model.final_hook]):
                 return start
-        return cls(0)
+        return cls(0, written)
 
     @classmethod
-    def behind(cls, model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> tuple[Start, str]:
-        """Where to begin, and where the features are to be taken out then.
-
-        That is the next block, and what enters it, if taking something out there is the same as at the hook point.
-        """
+    def behind(cls, model: LanguageModel, hook_point: HookPoint, sample: Int[Tensor, "rows seq"]) -> Start:
+        """The next block, and what enters it, if taking something out there is the same as at the hook point; else its own."""
         block = hook_point.block or 0
         if hook_point.kind in WHAT_ENTERS_THE_NEXT and block + 1 < model.n_layers:
-            start = cls.find(model, block + 1, sample)
+            start = cls.find(model, block + 1, hook_point.name, sample)
             change = _subtracting(model.activations(sample, hook_point.name).float().roll(1, -1) + 1.0)
             if start.block and _same(
                 *(
@@ -262,8 +276,8 @@ class Start(NamedTuple):
                     for name in (hook_point.name, start.entry)
                 )
             ):
-                return start, start.entry
-        return cls.find(model, block, sample), hook_point.name
+                return start._replace(written=start.entry)
+        return cls.find(model, block, hook_point.name, sample)
 
     @property
     def entry(self) -> str:

@@ -75,7 +75,8 @@ def measure(
         rows = np.unique(np.concatenate([places // seq_len for places in shown] or [np.zeros(0, dtype=np.int64)]))
         for start in range(0, len(rows), corpus.rows_a_batch):
             batch = _Batch.of(rows[start : start + corpus.rows_a_batch], corpus)
-            for index, place, effect in _full(methods.full, batch, features, shown):
+            entering = corpus.standing(methods.full.start.entry, batch.rows)
+            for index, place, effect in _full(methods.full, batch, entering, features, shown):
                 result.full[index][place] = effect
             on_rows(min(start + corpus.rows_a_batch, len(rows)), len(rows))
     return result
@@ -125,14 +126,20 @@ class _Batch(NamedTuple):
 _Found = Iterator[tuple[int, int, EffectAt]]  # index of the feature, place of the predicted token, its effect there
 
 
-def _full(full: FullAblation, batch: _Batch, features: Sequence[FeatureActivations], shown: Sequence[Ints]) -> _Found:
+def _full(
+    full: FullAblation,
+    batch: _Batch,
+    entering: Tensor | None,
+    features: Sequence[FeatureActivations],
+    shown: Sequence[Ints],
+) -> _Found:
     """Effects on the shown tokens that come after an activation of the feature in their row."""
     work = [
         one
         for index, (acts, visible) in enumerate(zip(features, shown, strict=True))
         for one in _ablations(index, batch, acts, visible, causal=full.model.causal)
     ]
-    for one, effects in full.effects(batch.tokens, work):
+    for one, effects in full.effects(batch.tokens, work, entering):
         places = [batch.place_among_all(one.row * batch.seq_len + at - 1) for at in one.predicted.tolist()]
         check_finite_effects(effects, np.array(places), batch.seq_len)
         for position, effect in zip(one.predicted.tolist(), rounded(effects), strict=True):

@@ -6,7 +6,7 @@ as much as memory allows, and then measured together: what a tile of the vocabul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from sae_vis._statistics import FeatureActivations, Ints
 from sae_vis.model_fns import Encoder, LanguageModel
 
 SHARE_OF_RESIDUALS, SHARE_OF_TILE = 8, 8  # of the memory budget
+NOTHING_KEPT: Mapping[str, Tensor] = {}
 
 
 class Written(NamedTuple):
@@ -44,7 +45,7 @@ class Written(NamedTuple):
 class Corpus(NamedTuple):
     """The tokens, and the model that is run on them in batches of rows.
 
-    ``kept`` is what stands at every position where the ending begins, where it is known already.
+    ``kept`` is what stands at some hook points, where it is known already.
     """
 
     model: LanguageModel
@@ -52,14 +53,20 @@ class Corpus(NamedTuple):
     written: Written
     rows_a_batch: int
     ending: Ending
-    kept: Float[Tensor, "positions d_model"] | None = None
+    kept: Mapping[str, Float[Tensor, "rows seq d_model"]] = NOTHING_KEPT
+
+    def standing(self, hook_point: str, rows: Ints) -> Float[Tensor, "rows seq d_model"] | None:
+        """What stands at a hook point in these rows, where it is known."""
+        kept = self.kept.get(hook_point)
+        return None if kept is None else kept[torch.from_numpy(rows).to(kept.device)]
 
     def leaving(self, rows: Int[Tensor, " n"], places: Int[Tensor, " p"]) -> Float[Tensor, "p d_model"]:
         """What leaves the model at places of these rows, counted from the first of them."""
         seq_len = self.tokens.shape[1]
-        if self.kept is not None:
+        kept = self.kept.get(self.ending.hook)
+        if kept is not None:
             of_all = rows[places // seq_len] * seq_len + places % seq_len
-            return self.ending.leaving(self.kept[of_all.to(self.kept.device)]).float()
+            return self.ending.leaving(kept.flatten(0, 1)[of_all.to(kept.device)]).float()
         here = self.model.activations(self.tokens[rows], self.ending.hook).flatten(0, 1)
         return self.ending.leaving(here[places.to(here.device)]).float()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -18,9 +18,9 @@ from sae_vis._ablation import FormulaTail, choose_tail, chunk_size
 from sae_vis._activations import check_width, decoder_rows
 from sae_vis._ending import Ending
 from sae_vis._errors import InputError, ModelError, shown
-from sae_vis._full_ablation import FullAblation
+from sae_vis._full_ablation import FullAblation, Start
 from sae_vis._measure import Methods
-from sae_vis._measure_direct import Corpus, Written
+from sae_vis._measure_direct import NOTHING_KEPT, Corpus, Written
 from sae_vis._params import FeatureVisParams
 from sae_vis._sae_adapters import as_encoder
 from sae_vis.data_storing_fns import Provenance
@@ -63,9 +63,12 @@ class Run(NamedTuple):
         return cls(wrapped, adapted, adapted_b, fvp, read_at, written_at)
 
     def corpus(
-        self, tokens: Int[Tensor, "rows seq"], ending: Ending | None = None, kept: Tensor | None = None
+        self,
+        tokens: Int[Tensor, "rows seq"],
+        ending: Ending | None = None,
+        kept: Mapping[str, Float[Tensor, "rows seq d_model"]] = NOTHING_KEPT,
     ) -> Corpus:
-        """The tokens, with what is run on them; ``kept`` is what stands where the ending begins, where it is known."""
+        """The tokens, with what is run on them; ``kept`` is what stands at some hook points, where it is known."""
         written = Written(self.encoder, self.hook_point.name)
         ending = Ending(self.model.final_hook) if ending is None else ending
         return Corpus(self.model, tokens, written, self.fvp.minibatch_size_tokens, ending, kept)
@@ -207,11 +210,17 @@ def _installed(package: str) -> str | None:
 
 
 def methods_of(
-    run: Run, path: WritePath, norm: FinalNorm, written: Tensor, checked: Int[Tensor, "rows seq"]
+    run: Run,
+    path: WritePath,
+    norm: FinalNorm,
+    written: Tensor,
+    checked: Int[Tensor, "rows seq"],
+    start: Start | None = None,
 ) -> tuple[FormulaTail | None, Methods]:
     """The closed form for these features, and what measures their effects, chosen by a check on some rows.
 
-    The closed form, and with it the direct effect, is None where there is no way to the residual stream.
+    The closed form, and with it the direct effect, is None where there is no way to the residual stream. ``start`` is where
+    the full ablation begins, where it is known.
     """
     model, asked = run.model, run.fvp.ablations
     rows = written.to(model.device)
@@ -222,8 +231,9 @@ def methods_of(
     tail = choose_tail(model, formula, directions, few) if asked else None
     full = None
     if "full" in asked:
+        start = Start.behind(model, run.write_point, checked) if start is None else start
         full = FullAblation(
-            model, run.write_point, rows, tail, checked, run.fvp.minibatch_size_tokens, run.fvp.n_changes
+            model, run.write_point, start, rows, tail, checked, run.fvp.minibatch_size_tokens, run.fvp.n_changes
         )
     if path.missing_because:
         return None, Methods(None, full)

@@ -98,7 +98,7 @@ def load_collected(path: PathLike, identity: Mapping[str, Any] | None = None) ->
         if "neurons.features" in tensors:
             features = tensors["neurons.features"]
             neurons = _neurons(tensors, features, described["n"])
-        return Collected(features, store, store_b, neurons, None, bool(described["signed"]))
+        return Collected(features, store, store_b, neurons, {}, bool(described["signed"]))
     except (KeyError, ValueError, TypeError) as error:
         raise FileFormatError(f"{os.fspath(path)}: damaged ({cut(str(error), 200)}). {_AGAIN}.") from None
 

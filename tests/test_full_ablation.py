@@ -281,7 +281,7 @@ def test_the_middle_of_a_block_that_lies_in_the_residual_stream_is_changed_once(
 def test_every_model_here_begins_at_the_block_of_the_hook_point(name):
     wrapped = LanguageModel(shared(name))
     with wrapped.as_for_inference():
-        start = Start.find(wrapped, 1, some_tokens())
+        start = Start.find(wrapped, 1, "blocks.1.hook_resid_pre", some_tokens())
     assert start.block == 1
 
 
@@ -338,6 +338,38 @@ def test_blocks_before_what_is_changed_are_not_run_for_each_feature(hook_point):
     assert sum(rows for rows, _ in second) >= n_pairs
 
 
+@pytest.mark.parametrize("ablation", ["full", ("direct", "full")])
+@pytest.mark.parametrize("hook_point", ["blocks.1.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.0.hook_mlp_out"])
+def test_shown_rows_begin_with_what_was_kept_while_collecting_where_there_is_room(hook_point, ablation):
+    model, tokens = build("gpt2"), some_tokens()
+    calls = sizes_of_calls(model.blocks[0].attn)
+    found, rows_run = [], []
+    for room in (0, 1, 2):  # of the residual stream at one hook point
+        calls.clear()
+        budget = room * 8 * tokens.numel() * 4 * model.cfg.d_model + 1
+        found.append(fetch(model, hook_point, tokens, ablation=ablation, memory_budget=budget).feature_data_dict)
+        rows_run.append(sum(rows for rows, _ in calls))
+    assert found[0] == found[1] == found[2]
+    n_shown = len({s.row for feature in found[0].values() for s in sequences_of(feature)})
+    assert n_shown > 5
+    at_one, at_both = rows_run[0] - rows_run[1], rows_run[1] - rows_run[2]
+    assert at_one >= n_shown
+    assert at_both >= n_shown if ablation != "full" else at_both == 0
+
+
+def test_nothing_is_kept_far_behind_the_hook_point_where_few_rows_are_shown():
+    """To keep what enters the second block, every row would have to run through all of the first one."""
+    model, tokens, encoder = build("gpt2"), some_tokens(100), Normalising("blocks.1.hook_resid_pre")
+    encoder.hook_point = "blocks.0.hook_resid_pre"
+    mlp = sizes_of_calls(model.blocks[0].mlp)
+    few = {"first_group_size": 1, "n_groups": 0, "n_counterexamples": 0, "features": (0,)}
+    fetch(model, None, tokens, encoder, **few)
+    n_few = sum(rows for rows, _ in mlp)
+    mlp.clear()
+    fetch(model, None, tokens, encoder, **few, loss_shares="exact")  # which looks at every row
+    assert n_few < len(tokens) <= sum(rows for rows, _ in mlp)
+
+
 def test_a_model_whose_blocks_leave_something_behind_is_run_whole():
     """The second block reads what the first one left, so that it cannot be run alone."""
     model, tokens, hook_point = build("gpt2"), some_tokens(), "blocks.1.hook_resid_pre"
@@ -346,7 +378,7 @@ def test_a_model_whose_blocks_leave_something_behind_is_run_whole():
     model.blocks[1].mlp.register_forward_hook(lambda module, args, out: out + 0.3 * left.pop() if left else out)
     wrapped = LanguageModel(model)
     with wrapped.as_for_inference():
-        assert Start.find(wrapped, 1, tokens).block == 0
+        assert Start.find(wrapped, 1, hook_point, tokens).block == 0
     left.clear()
     encoder = random_encoder(16, 3)
     data = fetch(model, hook_point, tokens, encoder, minibatch_size_tokens=1)

@@ -249,7 +249,7 @@ def test_full_effects_are_those_of_a_pass_for_each_feature_and_row(name, process
 def test_blocks_before_the_hook_point_are_passed_over(name, processed):
     wrapped = LanguageModel(shared_hooked(name, processed=processed))
     with wrapped.as_for_inference():
-        assert Start.find(wrapped, 1, some_tokens()).block == 1
+        assert Start.find(wrapped, 1, "blocks.1.hook_resid_pre", some_tokens()).block == 1
 
 
 def test_attention_is_exact_at_the_last_layer_of_a_model_without_mlps():
