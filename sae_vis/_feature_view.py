@@ -265,9 +265,10 @@ class FeatureFetcher:
 
         It is worth it where it lies so early behind the hook point, or so many rows will be shown, that fewer blocks are run.
         """
-        if self.run.hook_point.block is None:
+        model, hook_point = self.run.model, self.run.hook_point
+        if hook_point.block is None:
             return ()
-        model, n_run = self.run.model, self.run.hook_point.block + 1
+        n_run = hook_point.block + (hook_point.kind != "hook_resid_pre")
         again = self._share_shown(n_features)
         hooks = []
         if self.ending is not None and model.n_layers - n_run <= again * model.n_layers:
