@@ -1031,6 +1031,13 @@ MUTANTS: list[Mutant] = [
             "places",
             PIECES,
         ),
+        (
+            "full-kept-first-rows",
+            "what enters the blocks that are run again is that of the rows",
+            "kept[torch.from_numpy(rows).to(kept.device)]",
+            "kept[: len(rows)]",
+            FULL,
+        ),
     ),
     *_group(
         "_ending.py",
@@ -1367,6 +1374,20 @@ MUTANTS: list[Mutant] = [
     *_group(
         "_feature_view.py",
         STATISTICS,
+        (
+            "full-never-kept",
+            "what enters the blocks that are run again is kept while collecting",
+            "            hooks.append(self.start.entry)",
+            "            pass",
+            FULL,
+        ),
+        (
+            "full-kept-far-behind",
+            "nothing is kept that costs more than it saves",
+            'n_run = hook_point.block + (hook_point.kind != "hook_resid_pre")',
+            "n_run = hook_point.block + 1",
+            FULL,
+        ),
         (
             "knots-of-rounded",
             "quantile knots are unrounded",

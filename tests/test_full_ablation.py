@@ -347,7 +347,8 @@ def test_shown_rows_begin_with_what_was_kept_while_collecting_where_there_is_roo
     for room in (0, 1, 2):  # of the residual stream at one hook point
         calls.clear()
         budget = room * 8 * tokens.numel() * 4 * model.cfg.d_model + 1
-        found.append(fetch(model, hook_point, tokens, ablation=ablation, memory_budget=budget).feature_data_dict)
+        options = {"ablation": ablation, "memory_budget": budget, "minibatch_size_tokens": 4}
+        found.append(fetch(model, hook_point, tokens, **options).feature_data_dict)
         rows_run.append(sum(rows for rows, _ in calls))
     assert found[0] == found[1] == found[2]
     n_shown = len({s.row for feature in found[0].values() for s in sequences_of(feature)})
