@@ -6,8 +6,10 @@ products with the neurons of the hook point (``_correlations``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +22,7 @@ from sae_vis.model_fns import MIN_PRODUCT_COLUMNS, MIN_PRODUCT_ROWS, Encoder, La
 
 MANY_PRODUCTS = 2**22
 ENCODED_BYTES = 2**27  # of dense activations at a time, most of them zeros
+_OTHER_FORMAT = re.compile("same dtype|scalar type")  # what torch says of a product of two number formats
 SHARE_OF_STORE, SHARE_OF_PRODUCTS = 8, 2  # of the memory budget
 
 
@@ -47,8 +50,31 @@ def encode(
         raise ModelError(
             f"{name}'s encode raises IndexError ({error}). Has it as many features as its d_hidden, {encoder.d_hidden}, says?"
         ) from error
+    except RuntimeError as error:
+        if not _OTHER_FORMAT.search(str(error)):
+            raise
+        raise ModelError(
+            f"{name}'s encode fails on x in the model's number format, {x.dtype} ({error}). It must convert x: "
+            "x.to(self.W_enc.dtype)."
+        ) from error
+    _check_columns(acts, x, features, encoder.d_hidden, name)
     check_tensor(acts, f"{name}'s encode", (*x.shape[:2], encoder.d_hidden if features is None else len(features)))
     return acts[:n_rows, :, :n].float()
+
+
+def _check_columns(acts: object, x: Tensor, features: Tensor | None, d_hidden: int, name: str) -> None:
+    """Raise ``ModelError`` if there are not as many activations of each position as features were asked for."""
+    asked = d_hidden if features is None else len(features)
+    if not isinstance(acts, Tensor) or acts.shape[:-1] != x.shape[:2] or acts.shape[-1] == asked:
+        return
+    got = acts.shape[-1]
+    if got == d_hidden:
+        raise ModelError(f"{name}'s encode gave all {got} features when asked for some: return acts[..., features].")
+    repeated = features is not None and len(features.unique()) < asked
+    raise ModelError(
+        f"{name}'s encode gave {got} activations at each position when asked for {'all ' if features is None else ''}{asked} "
+        f"features{' (some of them again and again)' if repeated else ''}: it must be one for each."
+    )
 
 
 def decoder_rows(encoder: Encoder, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_out"]:
@@ -120,10 +146,11 @@ class Collected:
             and (self.store_b is not None or not b)
         )
 
-    def only(self, wanted: Int[Tensor, " n"], stored: Int[Tensor, " m"]) -> Collected:
-        """As if only these features had been wanted, and only these stored."""
-        neurons = self.neurons and self.neurons.select(torch.searchsorted(self.features, wanted))
-        return replace(self, features=wanted, store=self.store.only(stored), neurons=neurons)
+    def only(self, wanted: Int[Tensor, " n"], stored: Int[Tensor, " m"], *, neurons: bool, b: bool) -> Collected:
+        """As if only these features had been wanted, only these stored, and only these tables asked for."""
+        products = self.neurons.select(torch.searchsorted(self.features, wanted)) if neurons and self.neurons else None
+        store_b = self.store_b if b else None
+        return replace(self, features=wanted, store=self.store.only(stored), store_b=store_b, neurons=products)
 
 
 @dataclass(frozen=True)
@@ -165,24 +192,30 @@ def collect(
     depend on the rounds. Activations beyond the budget lie on disk; what makes more rounds is the products with the neurons.
     ``on_batch(rows done, rows in all, features in this round)`` reports progress.
     """
-    size = _features_a_round(encoder, plan)
-    names = [plan.hook_point, *plan.kept_hooks]
-    for some in torch.split(features, size):
-        round_ = _Round(encoder, encoder_b, some, asked, counted, plan, model.device)
-        kept: dict[str, Tensor] = {}
-        rows = _rows_a_batch(model, plan, len(some) * encoder.d_in, tokens.shape[1])
-        for start in range(0, len(tokens), rows):
-            stop = min(start + rows, len(tokens))
-            captured = model.capture(tokens[start:stop], names)
+    for some in torch.split(features, _features_a_round(encoder, plan)):
+        yield _one_pass(model, _Round(encoder, encoder_b, some, asked, counted, plan, model.device), tokens, on_batch)
+
+
+def _one_pass(
+    model: LanguageModel, round_: _Round, tokens: Tensor, on_batch: Callable[[int, int, int], None]
+) -> Collected:
+    """Run the model over the tokens, and give what the round collects of it."""
+    plan, kept = round_.plan, dict[str, Tensor]()
+    n_features = len(round_.features)
+    size = _rows_a_batch(model, plan, n_features * round_.encoder.d_in, tokens.shape[1])
+    with round_:
+        for start in range(0, len(tokens), size):
+            rows = slice(start, min(start + size, len(tokens)))
+            captured = model.capture(tokens[rows], [plan.hook_point, *plan.kept_hooks])
             x = captured[plan.hook_point]
             check_finite(x, f"The activations at {plan.hook_point!r}", start)
-            round_.add(x, counted[start:stop], start)
+            round_.add(x, rows)
             for name in plan.kept_hooks:
                 if name not in kept:
                     kept[name] = captured[name].new_empty(*tokens.shape, *captured[name].shape[2:])
-                kept[name][start:stop] = captured[name]
-            on_batch(stop, len(tokens), len(some))
-        yield round_.finish(kept)
+                kept[name][rows] = captured[name]
+            on_batch(rows.stop, len(tokens), n_features)
+        return round_.finish(kept)
 
 
 def _features_a_round(encoder: Encoder, plan: CollectPlan) -> int:
@@ -203,7 +236,7 @@ def _rows_a_batch(model: LanguageModel, plan: CollectPlan, n_products: int, seq_
 
 
 class _Round:
-    """One pass over the tokens."""
+    """One pass over the tokens, whose temporary files are closed at its end, also when something goes wrong."""
 
     def __init__(
         self,
@@ -216,6 +249,7 @@ class _Round:
         device: torch.device,
     ) -> None:
         self.encoder, self.encoder_b, self.features = encoder, encoder_b, features
+        self.counted, self.plan = counted, plan
         stored = plan.stored(encoder, all_asked, features)
         self.store = StoreBuilder(stored, counted, plan.memory_bytes // SHARE_OF_STORE)
         self.store_b = None
@@ -225,14 +259,23 @@ class _Round:
         self.neurons = WithDense(len(features), encoder.d_in, device) if plan.neurons else None
         self.signed = False
 
-    def add(self, x: Float[Tensor, "rows seq *d"], counted: Bool[Tensor, "rows seq"], first_row: int) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for store in (self.store, self.store_b):
+            if store is not None:
+                store.close()
+
+    def add(self, x: Float[Tensor, "rows seq *d"], rows: slice) -> None:
         """Encode a batch of rows, keep what is not zero, add up the products with the neurons."""
-        active, signed = _encode(self.encoder, x, counted, first_row, self.store, "The encoder")
+        counted = self.counted[rows]
+        active, signed = _encode(self.encoder, x, counted, rows.start, self.store, "The encoder")
         self.signed = self.signed or signed
         if self.neurons is not None:
             self._add_products(active, x, counted)
         if self.encoder_b is not None and self.store_b is not None:
-            _encode(self.encoder_b, x, counted, first_row, self.store_b, "encoder_B")
+            _encode(self.encoder_b, x, counted, rows.start, self.store_b, "encoder_B")
 
     def _add_products(self, active: list[Tensor], x: Tensor, counted: Tensor) -> None:
         neurons = self.neurons

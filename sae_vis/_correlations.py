@@ -96,7 +96,7 @@ class SparseColumns:
         return SparseColumns(offsets, self.rows[low:high], self.values[low:high], self.n_rows, self.n_places)
 
     def moments(self) -> Moments:
-        """Of the whole columns, zeros included. Sums of squares around zero lose nothing where most values are zeros."""
+        """Of the whole columns, zeros included. Sums of squares are around the mean, so nothing cancels."""
         values, column, counts = self.values.double(), self.columns(), self.offsets.diff()
         zeros = values.new_zeros(len(self))
         mean = zeros.index_add(0, column, values) / self.n_rows
@@ -372,7 +372,9 @@ class WithDense:
         squares = (self.squares - self.n * mean.square()).clamp_min(0.0)
         y = Moments(mean + shift, squares, self.low, self.high)
         products = self.products.addr(x.mean.to(self.device), mean, alpha=-float(self.n))
-        return CoMoments(self.n, x, y, products)
+        return CoMoments(
+            self.n, x, Moments(*(values.cpu() for values in y)), products.cpu()
+        )  # what follows is on the CPU
 
 
 # --- the largest -------------------------------------------------------------------------------------------------

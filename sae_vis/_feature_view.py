@@ -44,8 +44,8 @@ from sae_vis._near_duplicates import Distinct, near_duplicates
 from sae_vis._neighbours import Nearest, decoder_norms, nearest_directions
 from sae_vis._neighbours_data import CoactiveData, LossShareData, NearestData, NeighboursData
 from sae_vis._run import Run, check_feature_rows, methods_of
-from sae_vis._shares import Predicted, every_window, loss_shares, measured_windows
-from sae_vis._shown import ShownFeature, Window
+from sae_vis._shares import Predicted, every_place, loss_shares, measured_windows
+from sae_vis._shown import ShownFeature, Window, shown_places
 from sae_vis._statistics import (
     FeatureActivations,
     Ints,
@@ -206,8 +206,9 @@ class FeatureFetcher:
         if self.activations_file is not None and Path(self.activations_file).exists():
             found = _store_file.load_collected(self.activations_file, self._identity())
             stored = plan.stored(self.run.encoder, asked, wanted)
-            if found.holds(wanted, stored, neurons=plan.neurons, b=plan.neurons and self.run.encoder_b is not None):
-                yield from self._one_round(found.only(wanted, stored))
+            tables = {"neurons": plan.neurons, "b": plan.neurons and self.run.encoder_b is not None}
+            if found.holds(wanted, stored, **tables):
+                yield from self._one_round(found.only(wanted, stored, **tables))
                 return
         with _progress("Collecting activations", "row", self.fvp.verbose) as bar:
             rounds = self._collect(plan, wanted, asked, bar)
@@ -329,7 +330,7 @@ class FeatureFetcher:
             yield some, LogitPanels.of(_logit_weights(formula, ids, some), self.fvp)
 
     def _activations(self, store: ActivationStore, index: int) -> FeatureActivations:
-        places, values = store.of(index)
+        places, values = store.column(index)
         return FeatureActivations.of(
             int(store.features[index]),
             places.numpy().astype(np.int64),
@@ -484,10 +485,10 @@ class FeatureFetcher:
                 on_rows,
             )
 
-    def _to_measure(self, one: _Chosen) -> list[Window]:
+    def _to_measure(self, one: _Chosen) -> Ints:
         """What is shown, and the token after each bold one, on which the effect of the activation there is."""
-        windows = measured_windows(one.windows(), self.seq_len)
-        return windows + (every_window(one.acts, self.seq_len) if self.fvp.loss_shares == "exact" else [])
+        places = shown_places(measured_windows(one.windows(), self.seq_len), self.seq_len)
+        return np.union1d(places, every_place(one.acts, self.seq_len)) if self.fvp.loss_shares == "exact" else places
 
     # -- assemble --
 

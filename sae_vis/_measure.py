@@ -14,7 +14,7 @@ from sae_vis._ablation import Tail, check_finite_effects
 from sae_vis._full_ablation import FullAblation, RowAblation
 from sae_vis._measure_direct import Corpus, DirectEffects, measure_direct
 from sae_vis._params import Ablation
-from sae_vis._shown import ByPlace, EffectAt, ShownFeature, Window, rounded, shown_activations, shown_places
+from sae_vis._shown import ByPlace, EffectAt, ShownFeature, rounded, shown_activations
 from sae_vis._statistics import FeatureActivations, Ints
 
 
@@ -54,19 +54,18 @@ def measure(
     corpus: Corpus,
     methods: Methods,
     features: Sequence[FeatureActivations],
-    windows: Sequence[Sequence[Window]],
+    shown: Sequence[Ints],
     n_changes: int,
     memory_bytes: int,
     on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measured:
     """The activations on the shown tokens, and the effects of the features on them.
 
-    ``features`` may be restricted to the shown rows. ``on_rows(done, total)`` reports progress. A feature has no entry where
-    its effect is exactly zero: for the direct effect, where it is not active one token before; for the full one, where it
-    is active nowhere before.
+    ``shown`` are the places (``row * seq_len + position``) of each feature, rising. ``features`` may be restricted to the
+    shown rows. ``on_rows(done, total)`` reports progress. A feature has no entry where its effect is exactly zero: for the
+    direct effect, where it is not active one token before; for the full one, where it is active nowhere before.
     """
     seq_len = corpus.tokens.shape[1]
-    shown = [shown_places(some, seq_len) for some in windows]
     result = Measured(features, shown, seq_len)
     if methods.direct is not None:
         result.direct = measure_direct(methods.direct, corpus, features, shown, n_changes, memory_bytes, on_rows)

@@ -14,7 +14,7 @@ from sae_vis._prompt_comparison import DIFFERENCE_DIGITS, NOISE, ComparedFeature
 from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, heat_rows
 from sae_vis._prompt_scoring import Ranking
 from sae_vis._prompt_view import PromptFetcher, joined_texts, kept_rows, with_logits_of
-from sae_vis._run import Run
+from sae_vis._run import Run, provenance_of_prompt
 from sae_vis._shown import ByPlace, ShownFeature
 from sae_vis._vocabulary import token_texts
 from sae_vis.data_storing_fns import LOSS_SCORES, LogitsData, MultiFeatureData, SequenceData, SequenceGroupData
@@ -116,7 +116,7 @@ class Comparer:
             vocab_bytes,
             compared,
             self.run.fvp,
-            self.features.provenance,
+            provenance_of_prompt(self.run, self.features.provenance),
             differences,
             totals,
             heat,

@@ -19,8 +19,8 @@ from sae_vis._params import Ablation
 from sae_vis._prompt_panels import HEAT_ROWS, PROMPT_HEAT, ReconstructionData, heat_rows
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
 from sae_vis._reconstruction import Splicer, as_decoder, reconstruct
-from sae_vis._run import Run, check_features, methods_of
-from sae_vis._shown import LOSS_DECIMALS, ShownFeature, Window
+from sae_vis._run import Run, check_features, methods_of, provenance_of_prompt
+from sae_vis._shown import LOSS_DECIMALS, ShownFeature
 from sae_vis._statistics import FeatureActivations
 from sae_vis._vocabulary import TokenTexts, token_texts
 from sae_vis.data_storing_fns import (
@@ -85,7 +85,7 @@ class PromptFetcher:
         if not self.acts:
             return None, [], self._measured_ways()
         formula, methods = self._directions([own.feature for own in self.acts])
-        whole = [Window(0, 0, self.ids.shape[1], 0)]
+        whole = np.arange(self.ids.shape[1])
         fvp = self.run.fvp
         measured = measure(
             self.run.corpus(self.ids),
@@ -177,7 +177,7 @@ class PromptFetcher:
             vocab_bytes,
             columns,
             self.run.fvp,
-            stored.provenance,
+            provenance_of_prompt(self.run, stored.provenance),
             scores,
             heat,
             rows=rows,

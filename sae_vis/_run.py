@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from sae_vis._sae_adapters import as_encoder
 from sae_vis.data_storing_fns import Provenance
 from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, WritePath, digest_tensors, steady_product
 
+NO_SETTINGS = ("training", "device")  # the same encoder elsewhere, or on the way to another
+SAME_TEXT = 1e-2  # relative to the largest activation
 CHECKED_POSITIONS = 64  # where the closed form is compared with the model's own logits
 MOST_FEATURES = 2**27  # of a dictionary: more would fill the memory before the first activation
 
@@ -150,6 +153,29 @@ def warn_of_processed_weights(run: Run, provenance: Provenance) -> None:
     warnings.warn(note, UserWarning, stacklevel=3)
 
 
+def warn_of_padding_in_front(run: Run, tokens: Int[Tensor, "rows seq"], provenance: Provenance) -> None:
+    """Most models read the padding that stands before a text, and count its positions; nobody notices by looking."""
+    model, padding = run.model, run.model.own_padding_id()
+    if padding is None:
+        return
+    is_text = tokens != padding
+    in_front = ~is_text[:, 0] & is_text.any(1)
+    if not bool(in_front.any()):
+        return
+    row = tokens[in_front][:1]
+    begins = int((row[0] != padding).int().argmax())
+    there = model.activations(row, run.hook_point.name)[0, begins:].float()
+    alone = model.activations(row[:, begins:], run.hook_point.name)[0].float()
+    if bool((there - alone).abs().max() < SAME_TEXT * alone.abs().max()):
+        return  # the model masks it
+    note = (
+        f"Padding stands before the text in {int(in_front.sum())} of {len(tokens)} rows, and the model reads it, so that "
+        "the text has other activations than alone. Pad on the right."
+    )
+    provenance.notes.append(note)
+    warnings.warn(note, UserWarning, stacklevel=3)
+
+
 def check_sizes(encoder: Encoder, name: str) -> None:
     """Raise ``ModelError`` if the widths of an encoder are none."""
     for size in ("d_in", "d_hidden"):
@@ -184,12 +210,26 @@ def _encoder_digest(encoder: Encoder) -> str:
     digest = getattr(encoder, "digest", None)
     if callable(digest):
         return str(digest())
+    settings = [(setting, torch.zeros(0)) for setting in _settings(encoder)]
     if isinstance(encoder, torch.nn.Module):
-        return digest_tensors([*encoder.named_parameters(), *encoder.named_buffers()])
+        return digest_tensors([*encoder.named_parameters(), *encoder.named_buffers(), *settings])
     rows = decoder_rows(encoder, torch.linspace(0, encoder.d_hidden - 1, min(64, encoder.d_hidden)).long())
     held = sorted(getattr(encoder, "__dict__", {}).items())
     own = [(name, value) for name, value in held if isinstance(value, Tensor)]
-    return digest_tensors([("decoder_rows", rows), *own])
+    return digest_tensors([("decoder_rows", rows), *own, *settings])
+
+
+def _settings(encoder: Any) -> Iterator[str]:
+    """The plain values that it holds, itself or in a configuration: the same weights with another ``k`` are another encoder."""
+    parts = encoder.named_modules() if isinstance(encoder, torch.nn.Module) else [("", encoder)]
+    for part_name, part in parts:
+        for name, value in getattr(part, "__dict__", {}).items():
+            inside = {"": value}
+            if dataclasses.is_dataclass(value):
+                inside = {f".{one.name}": getattr(value, one.name, None) for one in dataclasses.fields(value)}
+            for inner, plain in inside.items():
+                if isinstance(plain, bool | int | float | str) and name[0] != "_" and name not in NO_SETTINGS:
+                    yield f"{part_name}.{name}{inner}={plain!r}"
 
 
 def _versions() -> dict[str, str]:
@@ -253,16 +293,43 @@ def _directions(run: Run, path: WritePath, rows: Float[Tensor, "n d"]) -> Float[
 # --- tokens and prompts ------------------------------------------------------------------------------------------
 
 
-def _as_array(values: Any, what: str) -> Tensor:
-    """The values as a tensor that has them all in memory."""
+_IDS, _PROMPT = "integers of shape [rows, seq]", "one text or its token ids"
+
+
+def _as_array(values: Any, name: str, expected: str) -> Tensor:
+    """The values of the argument ``name`` as a tensor that has them all in memory."""
+    what = f"{name} must be {expected}"
     try:
         ids = torch.as_tensor(values)
     except Exception as error:  # noqa: BLE001 - torch raises almost anything, and so may the values' own code
-        told = shown(str(error), 300)
-        raise InputError(f"{what}, got {type(values).__name__}, which does not form an array: {told}") from None
+        if isinstance(values, Mapping) and "input_ids" in values:
+            told = f"got a {type(values).__name__}: pass {name}['input_ids']."
+        elif _are_ragged(values):
+            told = "but the rows have different lengths: pad them on the right with the tokenizer's padding id."
+        else:
+            told = f"got {type(values).__name__}, which does not form an array: {shown(str(error), 300)}"
+        raise InputError(f"{what}, {told}") from None
     if ids.is_meta or ids.layout != torch.strided:
         raise InputError(f"{what} in a dense tensor, got one with layout {ids.layout} on {ids.device}.")
     return ids
+
+
+def _are_texts(values: Any) -> bool:
+    """Whether they are a text, or a list of texts or of lists of them."""
+    if isinstance(values, list | tuple) and values:
+        first = values[0][0] if isinstance(values[0], list | tuple) and values[0] else values[0]
+        return isinstance(first, str | bytes)
+    return isinstance(values, str | bytes)
+
+
+def _are_ragged(values: Any) -> bool:
+    rows = values if isinstance(values, list | tuple) else ()
+    lengths = {len(row) for row in rows if isinstance(row, list | tuple) or getattr(row, "ndim", 0) == 1}
+    return len(lengths) > 1
+
+
+def _are_ids(ids: Tensor) -> bool:
+    return not (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool)
 
 
 def check_tokens(tokens: Any, model: LanguageModel) -> Int[Tensor, "rows seq"]:
@@ -271,10 +338,14 @@ def check_tokens(tokens: Any, model: LanguageModel) -> Int[Tensor, "rows seq"]:
     Raises:
         InputError: if they are not 2-D integers, empty, outside the vocabulary, or longer than the context.
     """
-    ids = _as_array(tokens, "tokens must be integers of shape [rows, seq]")
-    if ids.ndim != 2 or ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+    if _are_texts(tokens):
         raise InputError(
-            f"tokens must be integers of shape [rows, seq], got {ids.dtype} of shape {tuple(ids.shape)}."
+            f"tokens must be {_IDS}, got texts: tokenise them first (model.to_tokens(texts)), padded on the right."
+        )
+    ids = _as_array(tokens, "tokens", _IDS)
+    if ids.ndim != 2 or not _are_ids(ids):
+        raise InputError(
+            f"tokens must be {_IDS}, got {ids.dtype} of shape {tuple(ids.shape)}."
             + (" For one row, use tokens[None]." if ids.ndim == 1 else "")
         )
     if ids.numel() == 0:
@@ -284,17 +355,24 @@ def check_tokens(tokens: Any, model: LanguageModel) -> Int[Tensor, "rows seq"]:
         raise InputError(
             f"Rows of {ids.shape[1]} tokens are longer than the model's context of {model.n_ctx}. Cut them."
         )
-    wrong = (ids < 0) | (ids >= model.d_vocab)
-    if bool(wrong.any()):
-        row, position = (int(i) for i in wrong.nonzero()[0])
-        raise InputError(
-            f"Token id {int(ids[row, position])} at row {row}, position {position} is outside the model's vocabulary "
-            f"(0 to {model.d_vocab - 1}). Were the tokens made with another tokenizer?"
-        )
+    _check_vocabulary(ids, model)
     return ids
 
 
+def _check_vocabulary(ids: Int[Tensor, "rows seq"], model: LanguageModel, prompt: str | None = None) -> None:
+    """Raise ``InputError`` for the first id that the model has not; ``prompt`` is the argument that they came in, if one."""
+    wrong = (ids < 0) | (ids >= model.d_vocab)
+    if bool(wrong.any()):
+        row, position = (int(i) for i in wrong.nonzero()[0])
+        place = f"row {row}, position {position}" if prompt is None else f"position {position} of {prompt}"
+        raise InputError(
+            f"Token id {int(ids[row, position])} at {place} is outside the model's vocabulary "
+            f"(0 to {model.d_vocab - 1}). Were the tokens made with another tokenizer?"
+        )
+
+
 def check_same_run(run: Run, provenance: Provenance) -> None:
+    """Raise ``InputError`` if features were fetched with another encoder or hook point; warn if with another model."""
     for name, now in (
         ("hook_point", run.hook_point.name),
         ("d_in", run.encoder.d_in),
@@ -311,18 +389,41 @@ def check_same_run(run: Run, provenance: Provenance) -> None:
             "The features were fetched with another encoder of the same shape: its weights differ from this one's (or their "
             "type does). Pass the encoder that they were fetched with, or fetch them again."
         )
+    if provenance_of_prompt(run, provenance) is not provenance:
+        warnings.warn(_OTHER_MODEL_NOTE, UserWarning, stacklevel=3)
 
 
-def prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepend_bos: bool | None) -> Tensor:
-    """The prompt's token ids ``[1, seq]``, with the token that the corpus rows begin with in front."""
+_OTHER_MODEL_NOTE = (
+    "The features were fetched with a model of other weights (or of another number format or class), so quantiles compare this "
+    "prompt with what that model does on its tokens."
+)
+
+
+def provenance_of_prompt(run: Run, provenance: Provenance) -> Provenance:
+    """That of the features; where the prompt's model has other weights it is named, in a note too."""
+    digest = run.model.digest()
+    if provenance.digests.get("model", digest) == digest:
+        return provenance
+    return dataclasses.replace(
+        provenance,
+        model=run.model.name,
+        digests={**provenance.digests, "model": digest},
+        notes=[*provenance.notes, _OTHER_MODEL_NOTE],
+    )
+
+
+def prompt_ids(
+    prompt: Any, model: LanguageModel, provenance: Provenance, prepend_bos: bool | None, name: str = "prompt"
+) -> Tensor:
+    """The prompt's token ids ``[1, seq]``, with the token that the corpus rows begin with in front; ``name`` is for errors."""
     if isinstance(prompt, str):
         if model.tokenizer is None:
             raise InputError("The model has no tokenizer, so the prompt must be given as token ids.")
-        ids = _encoded(prompt, model.tokenizer)
+        ids = _encoded(prompt, model.tokenizer, name)
     else:
-        ids = _prompt_as_ids(prompt, model)
+        ids = _prompt_as_ids(prompt, name)
     if not ids:
-        raise InputError("The prompt is empty: give a text or token ids with at least one token.")
+        raise InputError(f"{name} is empty: give a text or token ids with at least one token.")
     bos = model.bos_id()
     first = provenance.first_token_id if bos is None else bos  # the rows of a corpus of one row begin with any word
     wanted = (bos is not None and provenance.first_token_id == bos) if prepend_bos is None else prepend_bos
@@ -333,14 +434,16 @@ def prompt_ids(prompt: Any, model: LanguageModel, provenance: Provenance, prepen
     if wanted and first is not None and ids[0] != first:
         ids = [first, *ids]
     if len(ids) > model.n_ctx:
-        raise InputError(f"The prompt has {len(ids)} tokens, the model's context holds {model.n_ctx}. Shorten it.")
-    return check_tokens([ids], model)
+        raise InputError(f"{name} has {len(ids)} tokens, the model's context holds {model.n_ctx}. Shorten it.")
+    found = _as_array([ids], name, _PROMPT).long()
+    _check_vocabulary(found, model, name)
+    return found
 
 
-def _encoded(prompt: str, tokenizer: Any) -> list[int]:
+def _encoded(prompt: str, tokenizer: Any, name: str) -> list[int]:
     """The ids of a text, by the model's own tokenizer."""
     if not prompt.isascii() and any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise InputError(f"prompt holds half a surrogate pair, which no tokenizer takes: {shown(prompt)}.")
+        raise InputError(f"{name} holds half a surrogate pair, which no tokenizer takes: {shown(prompt)}.")
     if not callable(tokenizer):
         raise ModelError(
             f"The model's tokenizer, {type(tokenizer).__name__}, cannot be called: give the prompt as ids."
@@ -357,10 +460,17 @@ def _encoded(prompt: str, tokenizer: Any) -> list[int]:
     return ids
 
 
-def _prompt_as_ids(prompt: Any, model: LanguageModel) -> list[int]:
-    ids = _as_array(prompt, "prompt must be a text or token ids")
+def _prompt_as_ids(prompt: Any, name: str) -> list[int]:
+    if _are_texts(prompt):
+        raise InputError(
+            f"{name} must be {_PROMPT}, got a {type(prompt).__name__} of {len(prompt)}: give one as a str."
+        )
+    ids = _as_array(prompt, name, _PROMPT)
     if ids.ndim == 2 and len(ids) == 1:
         ids = ids[0]
     if ids.ndim != 1:
-        raise InputError(f"prompt must be one sequence of token ids, got shape {tuple(ids.shape)}.")
-    return check_tokens(ids[None], model)[0].tolist() if ids.numel() else []
+        raise InputError(f"{name} must be one sequence of token ids, got shape {tuple(ids.shape)}.")
+    if ids.numel() and not _are_ids(ids):
+        raise InputError(f"{name} must be {_PROMPT}, got numbers of {ids.dtype}.")
+    found: list[int] = ids.detach().long().tolist()
+    return found

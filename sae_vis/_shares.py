@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sae_vis._shown import EffectAt, Window
-from sae_vis._statistics import FeatureActivations, interval_numbers
+from sae_vis._statistics import FeatureActivations, Ints, interval_numbers
 from sae_vis.utils_fns import round_significant
 
 SHARE_DIGITS = 6
@@ -33,10 +33,10 @@ def measured_windows(windows: Sequence[Window], seq_len: int) -> list[Window]:
     return [window._replace(stop=max(window.stop, min(seq_len, window.bold + 2))) for window in windows]
 
 
-def every_window(acts: FeatureActivations, seq_len: int) -> list[Window]:
-    """A window for every active position: it, and the token after it."""
-    places = zip(acts.rows.tolist(), acts.positions.tolist(), strict=True)
-    return [Window(row, at, min(seq_len, at + 2), at) for row, at in places]
+def every_place(acts: FeatureActivations, seq_len: int) -> Ints:
+    """Every active place and the one after it, in rising order."""
+    own = acts.rows * seq_len + acts.positions
+    return np.union1d(own, own[acts.positions + 1 < seq_len] + 1)
 
 
 class Predicted(NamedTuple):
@@ -59,7 +59,8 @@ class Predicted(NamedTuple):
 
     def losses_by_interval(self, acts: FeatureActivations, n_groups: int) -> list[list[float]]:
         """The loss contribution after every active position, interval by interval, the highest first."""
-        losses = np.array(self.losses_after(every_window(acts, self.tokens.shape[1])))
+        after = zip(acts.rows.tolist(), (acts.positions + 1).tolist(), strict=True)
+        losses = np.array([self._loss(row, position) for row, position in after])
         numbers = interval_numbers(acts, n_groups)
         return [losses[numbers == i].tolist() for i in reversed(range(n_groups))]
 

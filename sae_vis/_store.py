@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import operator
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_vis._correlations import Correlated, SparseColumns, co_moments_by_tile, co_occurrence, most_correlated
-from sae_vis._errors import InputError
+from sae_vis._errors import InputError, shown
 from sae_vis._ranking import stable_order
 
 BYTES_PER_ENTRY = 4 + 4 + 4  # a float32 value, an int32 position, an int32 column
@@ -55,8 +56,17 @@ class ActivationStore:
         """Number of counted positions."""
         return int(self.counted.sum())
 
-    def of(self, index: int) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
-        """Active positions and activations of the ``index``-th feature of the store."""
+    def of(self, feature: int) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
+        """Active positions (row * seq_len + position) and activations of a feature, by its id.
+
+        Raises:
+            InputError: if the feature is not in the store.
+        """
+        own = torch.tensor(self._checked([feature]))
+        return self.column(int(torch.searchsorted(self.features, own)))
+
+    def column(self, index: int) -> tuple[Int[Tensor, " k"], Float[Tensor, " k"]]:
+        """Likewise of the ``index``-th feature of the store, which is not looked up."""
         span = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
         return self.positions[span], self.values[span]
 
@@ -68,14 +78,16 @@ class ActivationStore:
         """The features of the store that correlate most with each of some features, over the counted positions.
 
         Raises:
-            InputError: if a feature is not in the store.
+            InputError: if a feature is not in the store, or ``size`` is no number of features.
         """
-        x, found = self.only(self._checked(features)).columns(), list[Correlated]()
-        ids, others = self.features.numpy(), np.asarray(sorted(set(features)), dtype=np.int64)
-        for co in co_moments_by_tile(x, self.columns()):
-            found += most_correlated(co, ids, size, others[len(found) : len(found) + len(co.products)])
-        place = {feature: i for i, feature in enumerate(others.tolist())}
-        return [found[place[feature]] for feature in features]
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise InputError(f"size must be an int >= 1, got {shown(size)}.")
+        asked, found = self._checked(features), list[Correlated]()
+        ids, own = self.features.numpy(), torch.tensor(sorted(set(asked)), dtype=torch.int64)
+        for co in co_moments_by_tile(self.only(own).columns(), self.columns()):
+            found += most_correlated(co, ids, size, own.numpy()[len(found) : len(found) + len(co.products)])
+        place = {feature: i for i, feature in enumerate(own.tolist())}
+        return [found[place[feature]] for feature in asked]
 
     def co_occurrence(self, features: Sequence[int]) -> Int[Tensor, "k n"]:
         """At how many positions each of some features is active together with each feature of the store.
@@ -83,17 +95,24 @@ class ActivationStore:
         Raises:
             InputError: if a feature is not in the store.
         """
-        ids = self._checked(features)
-        counts: Tensor = co_occurrence(self.only(ids).columns(), self.columns())
-        places: Tensor = torch.searchsorted(ids, torch.tensor(list(features), dtype=torch.int64))
+        asked = torch.tensor(self._checked(features), dtype=torch.int64)
+        own = torch.unique(asked)
+        counts: Tensor = co_occurrence(self.only(own).columns(), self.columns())
+        places: Tensor = torch.searchsorted(own, asked)
         return counts[places]
 
-    def _checked(self, features: Sequence[int]) -> Int[Tensor, " k"]:
-        ids: Tensor = torch.unique(torch.tensor(list(features), dtype=torch.int64))
-        absent = ids[~torch.isin(ids, self.features)]
-        if len(absent):
-            raise InputError(f"Feature {int(absent[0])} is not in this store of {len(self.features):,} features.")
-        return ids
+    def _checked(self, features: Sequence[int]) -> list[int]:
+        try:
+            given = [None if isinstance(feature, bool) else operator.index(feature) for feature in features]
+        except TypeError:
+            given = [None]
+        asked = [feature for feature in given if feature is not None]
+        if len(asked) < len(given):
+            raise InputError(f"Features are asked for by their ids (ints), got {shown(features)}.")
+        absent = sorted(set(asked) - set(self.features.tolist()))
+        if absent:
+            raise InputError(f"Feature {absent[0]} is not in this store of {len(self.features):,} features.")
+        return asked
 
     def only(self, features: Int[Tensor, " k"]) -> ActivationStore:
         """The store of some of its features, in rising order; the store itself if they are all there are."""
@@ -102,6 +121,11 @@ class ActivationStore:
         chosen = torch.searchsorted(self.features, features)
         counts = self.offsets.diff()[chosen]
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        if self.mapped and len(chosen) and bool((chosen.diff() == 1).all()):
+            # They lie in one piece, and stay in the files. Of a store in memory a copy is taken: the rest of it can go.
+            whole = slice(int(self.offsets[chosen[0]]), int(self.offsets[chosen[-1] + 1]))
+            positions, values = self.positions[whole], self.values[whole]
+            return ActivationStore(features, offsets, positions, values, self.counted, self.row_offset, self.mapped)
         spans = [slice(int(self.offsets[i]), int(self.offsets[i + 1])) for i in chosen.tolist()]
         positions = torch.cat([self.positions[span] for span in spans] or [self.positions[:0]])
         values = torch.cat([self.values[span] for span in spans] or [self.values[:0]])
@@ -185,6 +209,11 @@ class StoreBuilder:
         # Sorting needs as much again.
         if self.in_memory > self.memory_bytes // (2 if self.files is None else 8):
             self._spill()
+
+    def close(self) -> None:
+        """Let go of the temporary files, which what went wrong may else hold open for long."""
+        for file in self.files or ():
+            file.close()
 
     def finish(self) -> ActivationStore:
         """The store of what was added."""

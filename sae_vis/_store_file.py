@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sae_vis._activations import Collected
 from sae_vis._correlations import WithDense
-from sae_vis._errors import FileFormatError, InputError, cut
+from sae_vis._errors import FileFormatError, InputError, check_path, cut
 from sae_vis._json import write_atomic
 from sae_vis._store import ActivationStore
 
@@ -27,6 +28,8 @@ _STORE = ("features", "offsets", "positions", "values")
 _NEURONS = ("products", "sums", "squares", "low", "high", "shift")
 _TYPES = {torch.int64: "I64", torch.int32: "I32", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL"}
 _AGAIN = "Remove the file, and the next call writes it again"
+_FOREIGN = "it is not a file of activations that sae_vis wrote: give another path"
+_MARK, _MARK_WITHIN = f'"{KIND}"'.encode(), 4096  # what stands near the beginning of each of ours, damaged or not
 
 PathLike = str | os.PathLike[str]
 
@@ -38,8 +41,12 @@ def save_collected(collected: Collected, path: PathLike, identity: Mapping[str, 
     """Write a round with all its features; ``identity`` says what was run on what.
 
     Raises:
+        FileFormatError: if there is a foreign file.
         InputError: if the file cannot be written; what was there before is untouched.
     """
+    name = check_path(path, "save_activations")
+    if Path(name).is_file() and _begins_as_foreign(name):
+        raise FileFormatError(f"{name}: {_FOREIGN}.")
     tensors = {**_store_tensors("", collected.store), "counted": collected.store.counted}
     if collected.store_b is not None:
         tensors |= _store_tensors("b.", collected.store_b)
@@ -52,7 +59,7 @@ def save_collected(collected: Collected, path: PathLike, identity: Mapping[str, 
         }
         described["n"] = found.n
     metadata = {"kind": KIND, "version": str(VERSION), "described": json.dumps(described, sort_keys=True)}
-    write_atomic(path, _document(tensors, metadata))
+    write_atomic(name, _document(tensors, metadata))
 
 
 def _store_tensors(prefix: str, store: ActivationStore) -> dict[str, Tensor]:
@@ -87,9 +94,10 @@ def load_collected(path: PathLike, identity: Mapping[str, Any] | None = None) ->
         FileFormatError: if the file is missing, damaged, foreign or of a newer version.
         InputError: if it comes from another run than ``identity`` says; the names that differ are told.
     """
-    tensors, described = _read(path)
+    name = check_path(path)
+    tensors, described = _read(name)
     if identity is not None:
-        _check_identity(path, described["identity"], json.loads(json.dumps(dict(identity))))
+        _check_identity(name, described["identity"], json.loads(json.dumps(dict(identity))))
     try:
         counted = tensors["counted"]
         store = _store(tensors, "", counted)
@@ -100,13 +108,13 @@ def load_collected(path: PathLike, identity: Mapping[str, Any] | None = None) ->
             neurons = _neurons(tensors, features, described["n"])
         return Collected(features, store, store_b, neurons, {}, bool(described["signed"]))
     except (KeyError, ValueError, TypeError) as error:
-        raise FileFormatError(f"{os.fspath(path)}: damaged ({cut(str(error), 200)}). {_AGAIN}.") from None
+        raise FileFormatError(f"{name}: damaged ({cut(str(error), 200)}). {_AGAIN}.") from None
 
 
 def load_activations(path: PathLike) -> ActivationStore:
     """The activations that ``get_feature_data(..., save_activations=path)`` kept, for analyses of one's own.
 
-    ``store.of(index)`` gives the positions (``row * seq_len + position``) and the activations of its ``index``-th feature;
+    ``store.of(feature)`` gives the positions (``row * seq_len + position``) and the activations of a feature;
     ``store.correlated(features)`` and ``store.co_occurrence(features)`` compare features with all others in it, exactly.
     They are read from the file where they are looked at.
 
@@ -116,22 +124,53 @@ def load_activations(path: PathLike) -> ActivationStore:
     return load_collected(path).store
 
 
-def _read(path: PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    name = os.fspath(path)
+def _read(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    _check_there(name)
     try:
         with safe_open(name, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("kind") != KIND:
-                raise FileFormatError(f"{name}: not a file of activations that sae_vis wrote.")
+                raise FileFormatError(f"{name}: {_FOREIGN}.")
             if metadata.get("version") != str(VERSION):
                 version = cut(metadata.get("version", "none"), 40)
                 raise FileFormatError(f"{name}: format version {version}, but this sae_vis reads {VERSION}. {_AGAIN}.")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-            return tensors, json.loads(metadata["described"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+            described = json.loads(metadata["described"])
+            return tensors, {**described, "identity": dict(described["identity"])}
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        if _begins_as_foreign(name):
+            raise FileFormatError(f"{name}: {_FOREIGN}.") from None
         raise FileFormatError(
             f"{name}: cannot be read as a safetensors file ({cut(str(error), 200)}). {_AGAIN}."
         ) from None
+
+
+def _check_there(name: str) -> None:
+    """Raise ``FileFormatError`` if there is no such file, or none that can be read."""
+    try:
+        if Path(name).is_dir():
+            raise FileFormatError(f"{name}: it is a folder, and activations are kept in a file: give another path.")
+        if Path(name).exists() and not Path(name).is_file():  # a pipe would be waited for
+            raise FileFormatError(f"{name}: it is no plain file: give another path.")
+        with Path(name).open("rb"):
+            pass
+    except FileNotFoundError:
+        raise FileFormatError(
+            f"{name}: there is no such file; get_feature_data(..., save_activations=…) writes one."
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise FileFormatError(f"{name}: cannot be read: {reason}.") from None
+
+
+def _begins_as_foreign(name: str) -> bool:
+    """Whether a file is somebody else's; an empty one is nobody's, and one that cannot be read is not ours."""
+    try:
+        with Path(name).open("rb") as stream:
+            start = stream.read(_MARK_WITHIN)
+    except OSError:
+        return True
+    return bool(start) and _MARK not in start
 
 
 def _store(tensors: Mapping[str, Tensor], prefix: str, counted: Tensor) -> ActivationStore:
@@ -163,13 +202,13 @@ def _neurons(tensors: Mapping[str, Tensor], features: Tensor, n: int) -> WithDen
     return found
 
 
-def _check_identity(path: PathLike, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_identity(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     flat_then, flat_now = _flat(then), _flat(now)
     # What only one of them has is an encoder B that the other call did without.
-    differing = sorted(name for name in flat_then.keys() & flat_now.keys() if flat_then[name] != flat_now[name])
+    differing = sorted(key for key in flat_then.keys() & flat_now.keys() if flat_then[key] != flat_now[key])
     if differing:
         raise InputError(
-            f"{os.fspath(path)} holds the activations of another run: {', '.join(differing)} differ. Give another path to "
+            f"{name} holds the activations of another run: {', '.join(differing)} differ. Give another path to "
             "save_activations, or remove the file."
         )
 

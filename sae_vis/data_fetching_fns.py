@@ -18,7 +18,14 @@ from sae_vis._params import FeatureVisParams
 from sae_vis._prompt_compare import Comparer
 from sae_vis._prompt_comparison import PromptComparisonData
 from sae_vis._prompt_view import PromptFetcher, reconstruction_data
-from sae_vis._run import Run, check_same_run, check_tokens, prompt_ids, warn_of_processed_weights
+from sae_vis._run import (
+    Run,
+    check_same_run,
+    check_tokens,
+    prompt_ids,
+    warn_of_padding_in_front,
+    warn_of_processed_weights,
+)
 from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 
 
@@ -63,6 +70,7 @@ def get_feature_data(
         path = run.check_fit(token_ids)
         provenance = run.provenance(token_ids, counted, path, ignored)
         warn_of_processed_weights(run, provenance)
+        warn_of_padding_in_front(run, token_ids, provenance)
         fetcher = FeatureFetcher(run, token_ids, counted, path, provenance, save_activations)
         return fetcher.fetch() if out_dir is None else fetcher.fetch_into(out_dir)
 
@@ -92,7 +100,8 @@ def get_prompt_data(
             with the reconstruction, or that by ``features`` alone, in place; it takes four more forward passes.
 
     Raises:
-        InputError: if the prompt is empty or too long, or the features come from another encoder or hook point.
+        InputError: if the prompt is empty or too long, or the features come from another encoder or hook point. A model of
+            other weights is a warning: the same ones in another class may differ in the last digits.
     """
     _check_prompt_options(features, num_top_features, prepend_bos)
     if not isinstance(reconstruction, bool):
@@ -130,7 +139,8 @@ def compare_prompts(
         prepend_bos: whether the prompts get the token that every row began with; None: if they all began with one.
 
     Raises:
-        InputError: if a prompt is empty or too long, or the features come from another encoder or hook point.
+        InputError: if a prompt is empty or too long, or the features come from another encoder or hook point. A model of
+            other weights is a warning.
     """
     _check_prompt_options(features, num_top_features, prepend_bos)
     run = Run.prepare(encoder, model, features.params if fvp is None else fvp, None)

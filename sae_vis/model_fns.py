@@ -19,7 +19,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_vis._errors import InputError, ModelError, cut, shown
+from sae_vis._errors import InputError, ModelError, check_path, cut, shown
 from sae_vis._params import nearest
 
 # Products of at least this many rows give each row the same bits whatever the other rows are; smaller ones do not.
@@ -86,6 +86,9 @@ class AutoEncoderConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"AutoEncoderConfig.{name} must be an int >= 1, got {value!r}.")
+        subtracts = self.apply_b_dec_to_input
+        if not isinstance(subtracts, bool):
+            raise InputError(f"AutoEncoderConfig.apply_b_dec_to_input must be True or False, got {shown(subtracts)}.")
 
 
 class AutoEncoder(nn.Module):
@@ -99,7 +102,7 @@ class AutoEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         generator = torch.Generator().manual_seed(0)  # nothing global is touched
-        decoder = torch.randn(cfg.d_hidden, cfg.d_in, generator=generator)
+        decoder = torch.randn(cfg.d_hidden, cfg.d_in, generator=generator, device="cpu")
         decoder /= decoder.norm(dim=-1, keepdim=True)
         self.W_enc = nn.Parameter(decoder.T.contiguous())
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_hidden))
@@ -146,34 +149,53 @@ class AutoEncoder(nn.Module):
         in_a_row = torch.equal(features.cpu(), torch.arange(first, first + n))
         return self.W_dec[first : first + n] if in_a_row else self.W_dec[features]  # a slice is no copy
 
+    def digest(self) -> str:
+        """Tells it from others: by its weights, and whether ``b_dec`` is subtracted."""
+        setting = [] if self.cfg.apply_b_dec_to_input else [("apply_b_dec_to_input=False", torch.zeros(0))]
+        return digest_tensors([*self.named_parameters(), *setting])
+
     def decoder_bias(self, x: Float[Tensor, "rows seq *d_in"]) -> Float[Tensor, "rows seq d_in"]:
         """What is written where no feature is active: ``b_dec``."""
         return self.b_dec.expand(*x.shape[:2], -1)
 
     def save(self, path: str | Path) -> None:
-        """Write the weights and the configuration to one safetensors file."""
+        """Write the weights and the configuration to one safetensors file.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
+        name = check_path(path)
         metadata = {name: str(value) for name, value in asdict(self.cfg).items()}
         weights = {name: weight.detach().contiguous().cpu() for name, weight in self.state_dict().items()}
-        save_file(weights, str(path), metadata=metadata)
+        try:
+            save_file(weights, name, metadata=metadata)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"Cannot write an AutoEncoder to {name!r}: {cut(str(error))}") from None
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> AutoEncoder:
         """Read what ``save`` wrote.
 
         Raises:
-            InputError: if the file is missing, is no safetensors file, or holds other weights.
+            InputError: if the file is missing, is no safetensors file, or holds other weights; if there is no such device.
         """
         from safetensors import SafetensorError, safe_open
 
+        name, place = check_path(path), checked_device(device)
         try:
-            with safe_open(str(path), framework="pt", device=str(device)) as file:
+            with safe_open(name, framework="pt") as file:
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
                 metadata = file.metadata() or {}
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"Cannot read an AutoEncoder from {path}: {cut(str(error))}") from None
-        return cls.from_weights(weights, apply_b_dec_to_input=metadata.get("apply_b_dec_to_input", "True") == "True")
+        except (OSError, ValueError, SafetensorError) as error:
+            told = f"Cannot read an AutoEncoder from {name}: {cut(str(error))}"
+            if isinstance(error, SafetensorError) and not name.endswith(".safetensors"):
+                told += ". For a .pt file: AutoEncoder.from_weights(torch.load(path, weights_only=True))."
+            raise InputError(told) from None
+        subtracts = metadata.get("apply_b_dec_to_input", "True") == "True"
+        return cls.from_weights(weights, apply_b_dec_to_input=subtracts).to(place)
 
     @classmethod
     def load_from_hf(cls, version: str | int = "run1", device: str | torch.device = "cpu") -> AutoEncoder:
@@ -223,6 +245,7 @@ class AutoEncoder(nn.Module):
                 raise InputError(f"{name} must be a tensor of floating-point numbers, got {got}.")
         if weights["W_enc"].ndim != 2:
             raise InputError(f"W_enc must be [d_in, d_hidden], got shape {tuple(weights['W_enc'].shape)}.")
+        _check_orientation(weights)
         d_in, d_hidden = weights["W_enc"].shape
         expected = {"W_enc": (d_in, d_hidden), "b_enc": (d_hidden,), "W_dec": (d_hidden, d_in), "b_dec": (d_in,)}
         for name, shape in expected.items():
@@ -236,6 +259,16 @@ class AutoEncoder(nn.Module):
         encoder.to(device=weights["W_enc"].device, dtype=weights["W_enc"].dtype)
         encoder.load_state_dict(weights)
         return encoder
+
+
+def _check_orientation(weights: dict[str, Tensor]) -> None:
+    """Raise ``InputError`` where the biases say that ``W_enc`` is turned round."""
+    shape, d_hidden, d_in = tuple(weights["W_enc"].shape), weights["b_enc"].shape, weights["b_dec"].shape
+    if shape == (*d_hidden, *d_in) and d_hidden != d_in:
+        other = " and W_dec.T" if tuple(weights["W_dec"].shape) == (*d_in, *d_hidden) else ""
+        raise InputError(
+            f"W_enc is [d_hidden, d_in], as nn.Linear holds it (its shape is {shape}): pass W_enc.T{other}."
+        )
 
 
 _HUB = "NeelNanda/sparse_autoencoder"
@@ -390,26 +423,40 @@ class LanguageModel:
 
     @contextmanager
     def as_for_inference(self) -> Iterator[None]:
-        """Evaluation mode without gradients; each module's training flag and the gradient mode come back afterwards."""
+        """Evaluation mode without gradients; each module's training flag and the gradient mode come back afterwards.
+
+        So do automatic mixed precision and torch's default number format, which would change what is computed here.
+        """
         wrapped = getattr(self.model, "original_model", None)  # which the bridge does not register as a part of itself
         parts = [*self.model.modules(), *(wrapped.modules() if isinstance(wrapped, nn.Module) else ())]
         in_training = [module for module in parts if module.training]
         for module in in_training:
             module.training = False
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 yield
         finally:
+            torch.set_default_dtype(default)
             for module in in_training:
                 module.training = True
 
     def check_hook_point(self, name: str) -> HookPoint:
-        """Raise ``ModelError`` with the nearest names if the model has no such hook point."""
+        """The hook point of this name; it is of the kind of any other name that the model has for it.
+
+        Raises:
+            ModelError: with the nearest names, if the model has no such hook point.
+        """
         known = self.model.hook_dict
         if name not in known:
             similar = nearest(name, known) or ["blocks.0.mlp.hook_post", "blocks.0.hook_resid_pre"]
             raise ModelError(f"Model {self.name!r} has no hook point {name!r}. Nearest names: {', '.join(similar)}.")
-        return HookPoint.parse(name)
+        point, own = HookPoint.parse(name), known[name]
+        if point.kind is None and own is not None:  # a bridge knows one hook by several names
+            same = [HookPoint.parse(other) for other, hook in known.items() if hook is own]
+            point = next((other._replace(name=name) for other in same if other.kind), point)
+        return point
 
     def activations(self, tokens: Int[Tensor, "rows seq"], hook_point: str) -> Float[Tensor, "rows seq *d"]:
         """The activations at a hook point; nothing after it is run.
@@ -623,7 +670,7 @@ class LanguageModel:
         plain = self.activations(row, hook_point)
         before = self.activations(row, read_at).float()
         generator = torch.Generator().manual_seed(0)
-        change = torch.randn(plain.shape, generator=generator).to(self.device)
+        change = torch.randn(plain.shape, generator=generator, device="cpu").to(self.device)
 
         def expected() -> Tensor:
             flat = change.reshape(*change.shape[:2], -1)
@@ -643,15 +690,16 @@ class LanguageModel:
         return float((after - before - expected()).norm() / expected().norm().clamp_min(1e-12))
 
     def writes_centred(self) -> bool:
-        """Whether what the first block writes has mean zero over the residual stream, as processing leaves it."""
+        """Whether what the first block writes has mean zero over the residual stream, as exactly as processing leaves it."""
         block = self.model.blocks[0]
         weight = getattr(getattr(block, "mlp", None), "W_out", None)
         if not isinstance(weight, Tensor):  # a block without an MLP
             weight = getattr(getattr(block, "attn", None), "W_O", None)
         if not isinstance(weight, Tensor):
             return False
+        largest = max(1e-5, torch.finfo(weight.dtype).eps)  # half precision rounds what was centred
         weight = weight.detach().float()
-        return bool(weight.mean(-1).abs().max() < 1e-5 * weight.std())
+        return bool(weight.mean(-1).abs().max() < largest * weight.std())
 
     def value_biases_folded(self) -> bool:
         """Whether the first block's value biases are zero and its output bias is not, as processing leaves them."""
@@ -674,6 +722,11 @@ class LanguageModel:
     def padding_id(self) -> int | None:
         """The tokenizer's padding id."""
         return self._token_id("pad_token_id")
+
+    def own_padding_id(self) -> int | None:
+        """The tokenizer's padding id, unless the same token begins or ends texts, where it is no sign of padding."""
+        padding = self.padding_id()
+        return None if padding in (self.bos_id(), self._token_id("eos_token_id")) else padding
 
     def bos_id(self) -> int | None:
         """The id that the tokenizer begins a text with."""

@@ -57,7 +57,7 @@ def dense(store: ActivationStore) -> torch.Tensor:
     """The store written out, ``[rows, seq, n]``."""
     result = torch.zeros(store.counted.numel(), len(store.features))
     for index in range(len(store.features)):
-        positions, values = store.of(index)
+        positions, values = store.column(index)
         result[positions.long(), index] = values
     return result.reshape(*store.counted.shape, -1)
 
@@ -91,7 +91,7 @@ def test_planted_activations_come_back_bit_by_bit():
     assert store.positions.dtype == torch.int32
     assert (store.values > 0).all()
     for index in range(5):
-        positions, _ = store.of(index)
+        positions, _ = store.column(index)
         assert (positions.diff() > 0).all(), "positions of a feature rise"
 
 
@@ -236,7 +236,7 @@ def test_what_does_not_fit_lies_in_files_and_is_the_same(budget, chunk, monkeypa
     store = builder.finish()
     assert bool(store.mapped) == (budget < 3001)
     assert torch.equal(dense(store), acts * counted[..., None])
-    assert all((store.of(i)[0].diff() > 0).all() for i in range(9)), "positions rise"
+    assert all((store.column(i)[0].diff() > 0).all() for i in range(9)), "positions rise"
     store.release()
     assert torch.equal(dense(store), acts * counted[..., None])
     assert dense(store.only(torch.tensor([1, 4, 8]))).equal((acts * counted[..., None])[..., [1, 4, 8]])
@@ -431,7 +431,7 @@ def test_a_merged_store_of_many_features_keeps_them_apart():
         torch.arange(n), ends, torch.tensor([0, 1], dtype=torch.int32), torch.tensor([1.0, 2.0]), counted
     )
     merged = merge_stores([one, dataclasses.replace(one, row_offset=1)])
-    assert merged.of(0)[0].tolist() == [0, 2]
+    assert merged.column(0)[0].tolist() == [0, 2]
     assert merged.of(n - 1)[0].tolist() == [1, 3]
     assert merged.of(n - 1)[1].tolist() == [2.0, 2.0]
     assert merged.of(5)[0].tolist() == []

@@ -138,7 +138,7 @@ def test_merged_stores_of_more_than_two_billion_positions_know_their_places():
     first = store(rows, seq, [0, FLOAT32_COUNTS + 1, 2**31 - 1], 0)
     second = store(2, seq, [0, 2 * seq - 1], rows)
     merged = merge_stores([first, second])
-    positions, values = merged.of(0)
+    positions, values = merged.column(0)
     assert positions.dtype == torch.int64
     assert positions.tolist() == [0, FLOAT32_COUNTS + 1, 2**31 - 1, 2**31, 2**31 + 2 * seq - 1]
     assert values.tolist() == [1.0, 2.0, 3.0, 1.0, 2.0]
@@ -153,8 +153,8 @@ def test_merged_stores_of_more_than_two_billion_positions_know_their_places():
 def test_positions_are_as_small_as_they_can_be(n_positions, dtype):
     rows = n_positions // 8
     merged = merge_stores([store(rows - 1, 8, [1, 23], 0), store(1, 8, [7], rows - 1)])
-    assert merged.of(0)[0].dtype == dtype
-    assert merged.of(0)[0].tolist() == [1, 23, n_positions - 1]
+    assert merged.column(0)[0].dtype == dtype
+    assert merged.column(0)[0].tolist() == [1, 23, n_positions - 1]
 
 
 # --- correlations ------------------------------------------------------------------------------------------------------

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from brute_force import hook_values, random_encoder, real_ablation, width_at
-from hf_models import ALL_MODELS, boot, build, gpt2, native, qwen2, randomise, save_tokenizer, shared, some_tokens
+from hf_models import (
+    ALL_MODELS,
+    N_CTX,
+    PAD,
+    boot,
+    build,
+    gpt2,
+    native,
+    qwen2,
+    randomise,
+    save_tokenizer,
+    shared,
+    some_tokens,
+)
 from torch import Tensor, nn
 
 from sae_vis import FeatureVisParams, get_feature_data
@@ -145,9 +159,9 @@ def hooks_of(model: Any) -> dict[str, tuple[int, int]]:
     return {name: (len(p.fwd_hooks), len(p._forward_hooks)) for name, p in model.hook_dict.items()}
 
 
-def fetch(model: Any, hook_point: str = "blocks.0.mlp.hook_post", **options: Any) -> Any:
-    encoder = random_encoder(width_at(model, hook_point))
-    return get_feature_data(encoder, model, some_tokens(), FeatureVisParams(hook_point=hook_point, **QUIET, **options))
+def fetch(model: Any, hook_point: str = "blocks.0.mlp.hook_post", tokens: Any = None, **options: Any) -> Any:
+    encoder, tokens = random_encoder(width_at(model, hook_point)), some_tokens() if tokens is None else tokens
+    return get_feature_data(encoder, model, tokens, FeatureVisParams(hook_point=hook_point, **QUIET, **options))
 
 
 class StopHereError(Exception):
@@ -203,6 +217,26 @@ def test_a_model_in_training_mode_does_not_drop_out_values():
     assert fetch(model).feature_data_dict == plain.feature_data_dict
     model.train()
     assert fetch(model).feature_data_dict == plain.feature_data_dict
+
+
+@pytest.mark.parametrize("ablation", ["direct", "full"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_mixed_precision_and_the_default_number_format_of_the_user_change_nothing(dtype, ablation):
+    encoder = random_encoder(width_at(shared("gpt2"), "blocks.0.mlp.hook_post"))
+    fvp = FeatureVisParams(hook_point="blocks.0.mlp.hook_post", ablation=ablation, **QUIET)
+    plain, default = get_feature_data(encoder, shared("gpt2"), some_tokens(), fvp), torch.get_default_dtype()
+    if dtype == torch.bfloat16:
+        with torch.autocast("cpu", dtype=dtype):
+            found = get_feature_data(encoder, shared("gpt2"), some_tokens(), fvp)
+            assert torch.is_autocast_enabled("cpu")
+    else:
+        try:
+            torch.set_default_dtype(dtype)
+            found = get_feature_data(encoder, shared("gpt2"), some_tokens(), fvp)
+            assert torch.get_default_dtype() == dtype
+        finally:
+            torch.set_default_dtype(default)
+    assert found == plain
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -587,6 +621,49 @@ def test_centred_weights_of_a_layer_norm_model_are_told():
     assert not fetch(shared("gpt2"), "blocks.0.hook_resid_pre").provenance.notes
     assert not fetch(processed, "blocks.0.mlp.hook_post").provenance.notes
     assert not fetch(shared("llama", compat=True), "blocks.0.hook_resid_pre").provenance.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [16, 768])
+def test_centred_weights_are_known_in_every_number_format(dtype, width):
+    weight = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(0))
+    model = shared("native-LN")
+    told = []
+    for written in (weight, weight - weight.mean(-1, keepdim=True)):
+        block = SimpleNamespace(mlp=SimpleNamespace(W_out=written.to(dtype)))
+        wrapped = LanguageModel(model)
+        wrapped.model = SimpleNamespace(blocks=[block])
+        told.append(wrapped.writes_centred())
+    assert told == [False, True]
+
+
+@pytest.mark.parametrize(("in_front", "where"), [(4, "left"), (0, "right")])
+def test_padding_that_the_model_reads_in_front_of_a_text_is_told(in_front, where):
+    tokens = torch.full((3, N_CTX), PAD)
+    for row in tokens:
+        row[in_front : in_front + 6] = some_tokens(1, 6, bos=False)[0]
+    if where == "right":
+        assert not fetch(shared("gpt2"), tokens=tokens).provenance.notes
+        return
+    with pytest.warns(UserWarning, match="Padding stands before the text in 3 of 3 rows"):
+        assert "Pad on the right" in fetch(shared("gpt2"), tokens=tokens).provenance.notes[0]
+
+
+def test_a_bridges_own_name_of_a_hook_point_is_of_the_same_kind():
+    names = {
+        "blocks.1.mlp.out.hook_in": "blocks.1.mlp.hook_post",
+        "blocks.1.mlp.hook_out": "blocks.1.hook_mlp_out",
+        "blocks.1.hook_out": "blocks.1.hook_resid_post",
+        "blocks.0.attn.o.hook_in": "blocks.0.attn.hook_z",
+    }
+    model = shared("gpt2")
+    known = [name for name in names if name in model.hook_dict]
+    assert len(known) >= 3
+    for name in known:
+        by_alias, by_name = fetch(model, names[name]), fetch(model, name)
+        assert by_name.provenance.hook_point == name
+        assert by_name.feature_data_dict == by_alias.feature_data_dict
+        assert by_name.provenance.direct_effect == by_alias.provenance.direct_effect
 
 
 def test_folded_value_biases_of_an_rms_norm_model_are_told_where_they_were(tmp_path):

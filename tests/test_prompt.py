@@ -25,6 +25,7 @@ from sae_vis import (
 from sae_vis._errors import InputError, ModelError
 from sae_vis._prompt_panels import HeatRow
 from sae_vis._prompt_scoring import act_quantile, rank_by_score
+from sae_vis.model_fns import LanguageModel
 
 HOOK_POINT = "blocks.1.mlp.hook_post"
 PROMPT = [7, 21, 33, 7, 45, 12, 30]
@@ -513,6 +514,22 @@ def test_features_of_another_run_are_refused():
 def test_another_encoder_of_the_same_shape_is_refused():
     with pytest.raises(InputError, match="another encoder"):
         get_prompt_data(random_encoder(64, 8, seed=9), shared("gpt2"), PROMPT, fetched())
+
+
+def test_a_model_of_other_weights_is_told_and_named():
+    other = build("gpt2")
+    with torch.no_grad():
+        other.blocks[0].attn.o.original_component.weight.add_(0.01)
+    features = fetched()
+    with pytest.warns(UserWarning, match="a model of other weights"):
+        prompt = get_prompt_data(encoder_for("gpt2"), other, PROMPT, features)
+    assert prompt.provenance.digests["model"] == LanguageModel(other).digest() != features.provenance.digests["model"]
+    assert any("other weights" in note for note in prompt.provenance.notes)
+    assert not features.provenance.notes
+    with pytest.warns(UserWarning, match="a model of other weights"):
+        both = compare_prompts(encoder_for("gpt2"), other, PROMPT, PROMPT[:3], features)
+    assert both.provenance == prompt.provenance
+    assert prompted().provenance == features.provenance
 
 
 def test_activations_that_are_not_finite_are_told():

@@ -14,12 +14,15 @@ from hf_models import build, some_tokens
 from safetensors import safe_open
 
 from sae_vis import (
+    AutoEncoder,
     FeatureVisParams,
     FileFormatError,
     InputError,
     MultiFeatureData,
     _feature_view,
+    _run,
     get_feature_data,
+    get_prompt_data,
     load_activations,
 )
 from sae_vis._correlations import SparseColumns, co_occurrence
@@ -132,6 +135,66 @@ def test_a_damaged_file_is_told(damage, model, encoder, file):
     file.write_bytes(content)
     with pytest.raises(FileFormatError, match=str(file)):
         run(encoder, model, file)
+
+
+def test_a_file_with_features_of_b_gives_a_call_without_b_none(model, encoder, file):
+    run(encoder, model, file, random_encoder(16, 9, seed=5))
+    assert run(encoder, model, file) == run(encoder, model)
+
+
+def test_a_file_with_correlated_neurons_gives_a_call_without_tables_none(model, encoder, file):
+    run(encoder, model, file)
+    assert run(encoder, model, file, include_left_tables=False) == run(encoder, model, include_left_tables=False)
+
+
+@pytest.mark.parametrize("name", ["cfg", "k", "inner"])
+def test_the_same_weights_with_another_setting_are_another_encoder(name, model, encoder, file, tmp_path):
+    """Whether b_dec is subtracted, and how many features may be active, is written in no tensor."""
+    plain, other = settings_of(encoder, name)
+    features = run(plain, model, file)
+    run(plain, model, tmp_path / "again")
+    assert file.read_bytes() == (tmp_path / "again").read_bytes()
+    with pytest.raises(InputError, match=r"digests\.encoder"):
+        run(other, model, file)
+    with pytest.raises(InputError, match="another encoder"):
+        get_prompt_data(other, model, [5, 6, 7], features)
+
+
+def settings_of(encoder: Any, name: str) -> tuple[Any, Any]:
+    if name == "cfg":
+        with torch.no_grad():
+            encoder = AutoEncoder.from_weights({**encoder.state_dict(), "b_dec": torch.full((16,), 0.3)})
+        return encoder, AutoEncoder.from_weights(encoder.state_dict(), apply_b_dec_to_input=False)
+    few, many = TopK(encoder, 2), TopK(encoder, 5)
+    return (few, many) if name == "k" else (Outer(few), Outer(many))
+
+
+class TopK(torch.nn.Module):
+    def __init__(self, encoder: Any, k: int) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(encoder.W_dec.detach().clone())
+        self.k, self.device, self.d_hidden, self.d_in = k, "cpu", *encoder.W_dec.shape
+
+    def encode(self, x, features=None):
+        acts = x.float() @ self.weights.T
+        acts = torch.where(acts >= acts.topk(self.k).values[..., -1:], acts, 0.0).relu()
+        return acts if features is None else acts[..., features]
+
+    def decoder_rows(self, features):
+        return self.weights[features]
+
+
+class Outer(torch.nn.Module):
+    def __init__(self, inner: TopK) -> None:
+        super().__init__()
+        self.inner, self.d_hidden, self.d_in = inner, inner.d_hidden, inner.d_in
+        self.encode, self.decoder_rows = inner.encode, inner.decoder_rows
+
+
+def test_the_device_of_a_module_is_no_setting(encoder):
+    one, other = TopK(encoder, 2), TopK(encoder, 2).eval()
+    other.device = "cuda"
+    assert _run._encoder_digest(one) == _run._encoder_digest(other)
 
 
 def test_equal_runs_give_equal_files_that_other_programs_read(model, encoder, file, tmp_path):

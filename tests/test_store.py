@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from models import HOOK_POINT, planted
 
-from sae_vis import _store
+from sae_vis import InputError, _store
+from sae_vis._activations import CollectPlan, collect
 from sae_vis._store import BYTES_PER_ENTRY, ActivationStore, StoreBuilder
+from sae_vis.model_fns import LanguageModel
 
 N, SEQ, ROWS = 6, 10, 40
 
@@ -31,7 +36,7 @@ def built(acts: torch.Tensor, memory_bytes: int, step: int = 40) -> StoreBuilder
 def dense(store: ActivationStore) -> torch.Tensor:
     result = torch.zeros(ROWS * SEQ, N)
     for index in range(N):
-        positions, values = store.of(index)
+        positions, values = store.column(index)
         assert (positions.diff() > 0).all(), "positions rise"
         result[positions.long(), index] = values
     return result
@@ -105,15 +110,21 @@ def test_a_store_in_files_gives_back_its_memory_and_reads_it_again(monkeypatch):
     assert len(given_back) == 4
 
 
-def test_some_features_of_a_store_in_files_are_a_store_in_memory():
+@pytest.mark.parametrize("features", [(1, 4), (1, 2, 3), (4,)])
+@pytest.mark.parametrize("memory_bytes", [1, 10**9])
+def test_some_features_of_a_store_stay_in_its_files_where_they_follow_each_other(features, memory_bytes):
     acts = some_acts()
-    store = built(acts, 1).finish()
-    part = store.only(torch.tensor([1, 4]))
-    assert part.mapped == ()
-    assert part.features.tolist() == [1, 4]
-    for index, feature in enumerate((1, 4)):
-        for ours, theirs in zip(part.of(index), store.of(feature), strict=True):
+    store = built(acts, memory_bytes).finish()
+    part = store.only(torch.tensor(features))
+    stays = memory_bytes == 1 and features != (1, 4)
+    assert part.mapped == (store.mapped if stays else ())
+    shares_memory = part.values.untyped_storage().data_ptr() == store.values.untyped_storage().data_ptr()
+    assert shares_memory == stays, "of a store in memory the rest can go"
+    assert part.features.tolist() == list(features)
+    for feature in features:
+        for ours, theirs in zip(part.of(feature), store.of(feature), strict=True):
             assert torch.equal(ours, theirs)
+        assert torch.equal(part.of(feature)[1], acts[:, feature][acts[:, feature] > 0])
     assert store.only(torch.arange(N)) is store
     assert store.only(torch.zeros(0, dtype=torch.int64)).offsets.tolist() == [0]
 
@@ -134,3 +145,47 @@ def test_no_file_stays_open_when_the_store_is_let_go(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [], "files have no names"
     del store, builder
     assert open_files() == []
+
+
+def test_features_are_asked_for_by_their_ids():
+    acts = some_acts()
+    part = built(acts, 10**9).finish().only(torch.tensor([1, 4]))
+    assert torch.equal(part.of(4)[1], acts[:, 4][acts[:, 4] > 0])
+    assert torch.equal(part.of(np.int64(4))[0], part.of(4)[0])
+    assert part.co_occurrence(torch.tensor([4, 1])).tolist() == part.co_occurrence([4, 1]).tolist()
+    for wrong in (0, 2, -1, 2**70):
+        with pytest.raises(InputError, match=f"Feature {wrong} is not in this store of 2 features"):
+            part.of(wrong)
+    for wrong in (True, 1.0, "1", None):
+        with pytest.raises(InputError, match="by their ids"):
+            part.of(wrong)
+        for ask in (part.co_occurrence, part.correlated):
+            with pytest.raises(InputError, match="by their ids"):
+                ask([1, wrong])
+    for ask in (part.co_occurrence, part.correlated):
+        with pytest.raises(InputError, match="by their ids"):
+            ask(1)
+    for size in (0, -1, True, "3", 2.0):
+        with pytest.raises(InputError, match="size must be an int >= 1"):
+            part.correlated([1], size)
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 10**9])
+def test_no_file_stays_open_after_an_error_even_while_the_error_is_kept(memory_bytes, monkeypatch):
+    opened: list[Any] = []
+    own = _store._temporary
+    monkeypatch.setattr(_store, "_temporary", lambda: opened.append(own()) or opened[-1])
+
+    encoder, model, tokens = planted(some_acts().reshape(ROWS, SEQ, N))
+    plan = CollectPlan(HOOK_POINT, 1, memory_bytes, neurons=False, correlate=None)
+
+    def after_five(done, total, n_features):
+        if done == 5:
+            raise ZeroDivisionError
+
+    wrapped, every, counted = LanguageModel(model), torch.arange(N), torch.ones(ROWS, SEQ, dtype=torch.bool)
+    with pytest.raises(ZeroDivisionError) as caught, wrapped.as_for_inference():
+        list(collect(wrapped, encoder, None, tokens, counted, every, every, plan, after_five))
+    assert caught.value.__traceback__ is not None
+    assert len(opened) == (3 if memory_bytes == 1 else 0)
+    assert all(file.closed for file in opened)
