@@ -17,6 +17,7 @@ This module imports no dataclass of the features: like ``_json`` it reads the cl
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import gzip
@@ -25,6 +26,7 @@ import mmap
 import os
 import re
 import sys
+import weakref
 import zlib
 from abc import abstractmethod
 from array import array
@@ -55,6 +57,7 @@ RUN, VOCAB, ROWS = "run.json", "vocab.json.gz", "rows.bin"
 _INDEX = re.compile(r"features-(\d{5,9})\.index\.json\.gz")
 COMPRESSING = 2  # threads
 CACHED = 32  # features that are kept in memory
+SET_BY_PEOPLE = ("label", "note", "starred", "extras")  # of a feature; its numbers are the run's
 BYTES_PER_TOKEN = 4
 # What the run itself finds out on its way. It follows from everything else, which is compared.
 _FOUND = ("direct_effect", "direct_effect_reason", "notes", "map_variance", "map_sample")
@@ -119,7 +122,7 @@ def change(mapping: Mapping[int, Any], key: int, fields: Mapping[str, Any]) -> N
     if isinstance(mapping, JoinedMapping):
         change(mapping.part(key), key, fields)
     elif isinstance(mapping, FolderFeatures):
-        mapping.changes.setdefault(key, {}).update(fields)
+        mapping.change(key, fields)
     else:
         for name, value in fields.items():
             setattr(mapping[key], name, value)
@@ -132,8 +135,9 @@ def some_fields(mapping: Mapping[int, Any], key: int, struct: type[S]) -> Any:
     if not isinstance(mapping, FolderFeatures):
         return mapping[key]
     found = mapping.partly(key, struct)
-    for name, value in mapping.changes.get(key, {}).items():
-        setattr(found, name, value)
+    for name, value in mapping.changes(key).items():
+        if name in struct.__struct_fields__:
+            setattr(found, name, value)
     return found
 
 
@@ -147,24 +151,82 @@ class _Place(NamedTuple):
 
 
 class FolderFeatures(LazyMapping[Any]):
-    """The features of a folder. The last few that were read are kept."""
+    """The features of a folder. The last few that were read are kept, and of all others what was said of them since.
+
+    A feature that somebody holds is the same object each time, and when it is let go, what was set on it is noted.
+    """
 
     def __init__(
         self, folder: Path, cls: Any, places: Mapping[int, _Place], changes: dict[int, dict[str, Any]] | None = None
     ) -> None:
         self._folder, self._cls, self._places = folder, cls, dict(sorted(places.items()))
-        self.changes = changes or {}  # feature -> fields that were set since, in memory
-        self._kept = functools.lru_cache(CACHED)(self._read)
+        self._changes = changes or {}  # feature -> fields that were set since, in memory
+        self._recent: dict[int, Any] = {}
+        self._held: dict[int, weakref.ref[Any]] = {}
+        self._noted: dict[int, dict[str, Any]] = {}  # of those that are held, what is known to be said of them
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FolderFeatures, (self._folder, self._cls, self._places, self.changes)
+        for key in list(self._held):
+            self.changes(key)
+        return FolderFeatures, (self._folder, self._cls, self._places, self._changes)
 
     def __getitem__(self, key: int) -> Any:
         self._places[key]  # a key that is not there, or is none, fails as in a dict
-        found = self._kept(key)
-        for name, value in self.changes.get(key, {}).items():
-            setattr(found, name, value)
+        found = self._object(key)
+        if found is None:
+            found = self._read(key)
+            for name, value in self._changes.get(key, {}).items():
+                setattr(found, name, copy.deepcopy(value))
+            self._hold(key, found)
+        self._recent.pop(key, None)
+        self._recent[key] = found
+        if len(self._recent) > CACHED:
+            del self._recent[next(iter(self._recent))]
         return found
+
+    def _object(self, key: int) -> Any:
+        """The feature, if somebody holds it."""
+        held = self._held.get(key)
+        return None if held is None else held()
+
+    def _hold(self, key: int, feature: Any) -> None:
+        owner, fields = weakref.ref(self), vars(feature)  # which outlive the feature
+
+        def on_let_go(_: object) -> None:
+            mapping = owner()
+            if mapping is not None:
+                mapping.forget(key, fields)
+
+        self._held[key], self._noted[key] = weakref.ref(feature, on_let_go), _said(fields)
+
+    def forget(self, key: int, fields: Mapping[str, Any]) -> None:
+        """Nobody holds a feature any more: note what was set on it."""
+        self._note(key, fields)
+        del self._held[key], self._noted[key]
+
+    def _note(self, key: int, fields: Mapping[str, Any]) -> None:
+        """What was set on a feature since it was looked at last."""
+        now, before = _said(fields), self._noted[key]
+        changed = {name: value for name, value in now.items() if value != before[name]}
+        if changed:
+            self._changes.setdefault(key, {}).update(changed)
+            self._noted[key] = now
+
+    def change(self, key: int, fields: Mapping[str, Any]) -> None:
+        """Set fields of a feature for good."""
+        self.changes(key)
+        self._changes.setdefault(key, {}).update(fields)
+        found = self._object(key)
+        if found is not None:
+            vars(found).update(fields)
+            self._noted[key] = _said(vars(found))
+
+    def changes(self, key: int) -> Mapping[str, Any]:
+        """The fields of a feature that were set since it was written, also those that were set on the object itself."""
+        found = self._object(key)
+        if found is not None:
+            self._note(key, vars(found))
+        return self._changes.get(key, {})
 
     def partly(self, feature: int, struct: type[S]) -> S:
         """Some fields of a feature, many times faster than all of them; ``struct`` has their names and types.
@@ -191,6 +253,11 @@ class FolderFeatures(LazyMapping[Any]):
         path = self._folder / part_name(place.part)
         where = f"{path}: feature {feature}"
         return _inflated(path, place, where), where
+
+
+def _said(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What people set on a feature, as it is now, whatever they set later."""
+    return {name: copy.deepcopy(fields[name]) for name in SET_BY_PEOPLE}
 
 
 def _inflated(path: Path, place: _Place, where: str) -> bytes:

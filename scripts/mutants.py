@@ -2508,7 +2508,19 @@ MUTANTS: list[Mutant] = [
         ("folder-row-tokens", "the tokens of whole rows have texts", "ids |= rows.token_ids()", "rows.token_ids()"),
         ("folder-union", "asking for more keeps what was asked for", "sorted({*before, *now})", "sorted({*now})"),
         ("folder-notes", "what a run found is kept", "dict.fromkeys([*then.notes,", "dict.fromkeys(["),
-        ("folder-all-kept", "few features are in memory", "lru_cache(CACHED)", "lru_cache(None)"),
+        ("folder-all-kept", "few features are in memory", "len(self._recent) > CACHED", "len(self._recent) > 10**9"),
+        (
+            "folder-changes-lost",
+            "what is set on a feature is kept when it is let go",
+            "        self._note(key, fields)\n        del",
+            "        del",
+        ),
+        (
+            "folder-said-by-reference",
+            "what is set inside an extra is seen",
+            "copy.deepcopy(fields[name])",
+            "fields[name]",
+        ),
     ),
     *_group(
         "_site.py",

@@ -233,9 +233,8 @@ def test_saving_and_drawing_read_each_feature_once(data, folder, reads, tmp_path
     write(data, folder)
     for save in ("save_json", "save_html"):
         loaded = MultiFeatureData.load_dir(folder)
-        loaded.feature_data_dict._kept.cache_clear()
         reads.clear()
-        getattr(loaded, save)(tmp_path / "out")
+        getattr(loaded, save)(tmp_path / save)
         assert sorted(reads) == list(range(7)), save
 
 
@@ -246,6 +245,55 @@ def test_the_last_few_are_kept(data, folder, reads, monkeypatch):
     for i in (0, 1, 0, 1, 2, 0):
         loaded[i]
     assert reads == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_set_on_features_of_a_folder_is_not_lost(held, data, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(_feature_folder, "CACHED", 2)
+    write(data, folder)
+    loaded = MultiFeatureData.load_dir(folder)
+    features = loaded.values()
+    for feature in list(features) if held else features:
+        i = feature.feature_idx
+        feature.label, feature.note, feature.starred = f"label {i}", f"note {i}", True
+        feature.extras["mine"] = {"a": [i]}
+    loaded[3].extras["mine"]["a"].append(33)
+    loaded.labels[5] = "five"
+    loaded[6].label = None
+    for again in (
+        loaded,
+        pickle.loads(pickle.dumps(loaded)),
+        loaded.merge(dataclasses.replace(data, feature_data_dict={})),
+    ):
+        assert dict(again.labels) == {**{i: f"label {i}" for i in range(5)}, 5: "five"}, "none of feature 6"
+        assert [(one.note, one.starred, one.extras) for one in again.values()] == [
+            (f"note {i}", True, {"mine": {"a": [i, 33] if i == 3 else [i]}}) for i in range(7)
+        ]
+    loaded.save_json(tmp_path / "all.json")
+    saved = MultiFeatureData.load_json(tmp_path / "all.json")
+    assert saved == loaded != data
+    loaded.save_labels(tmp_path / "labels.json")
+    fresh = MultiFeatureData.load_dir(folder)
+    assert dict(fresh.labels) == dict(data.labels)
+    fresh.load_labels(tmp_path / "labels.json")
+    assert dict(fresh.labels) == dict(loaded.labels)
+
+
+def test_a_feature_that_somebody_holds_is_the_same_object_each_time(data, folder, monkeypatch):
+    monkeypatch.setattr(_feature_folder, "CACHED", 1)
+    write(data, folder)
+    loaded = MultiFeatureData.load_dir(folder)
+    first = loaded[0]
+    for i in range(1, 7):
+        loaded[i]
+    first.label = "late"
+    assert loaded[0] is first
+    assert loaded.labels[0] == "late"
+    loaded.labels[0] = "later"
+    assert first.label == "later"
+    del first
+    loaded[5], loaded[6]
+    assert loaded[0].label == "later"
 
 
 def test_memory_does_not_grow_with_the_number_of_features(folder, tmp_path, monkeypatch):
