@@ -23,6 +23,7 @@ TILE_BYTES = 2**26  # of float32 products that are looked at together
 SHARE_OF_DIRECTIONS = 8  # of the memory budget
 COPIES = 6  # of a float32 direction, while it is worked with
 PIECE = 2**22  # numbers of pairs that are multiplied together in float64
+SPARE = 13  # candidates beyond the size that are taken without a look at the whole row: rounding seldom adds more
 MANY = 64  # candidates for each row of a table: beyond, as where all directions are orthogonal, whole rows are cheaper
 USUAL = 1e12  # lengths between this and its inverse have squares that float32 can add up
 
@@ -58,6 +59,7 @@ class _Directions(NamedTuple):
 
     @classmethod
     def of(cls, ids: Int[Tensor, " k"], rows: Float[Tensor, "k d"]) -> _Directions:
+        rows = _where_float64_is(rows)
         scaled, lengths = rows, torch.linalg.vector_norm(rows, dim=1)
         odd = ~((lengths > 1 / USUAL) & (lengths < USUAL))
         if bool(odd.any()):
@@ -79,8 +81,14 @@ class _Directions(NamedTuple):
 
 def decoder_norms(rows: Float[Tensor, "k d"]) -> Float[Tensor, " k"]:
     """The length of each decoder row, in float64."""
+    rows = _where_float64_is(rows)
     pieces = torch.split(rows, max(1, PIECE // max(1, rows.shape[1])))
     return torch.cat([part.cpu().double().norm(dim=1) for part in pieces]).to(rows.device)
+
+
+def _where_float64_is(rows: Tensor) -> Tensor:
+    """The rows on their device, or on the CPU: MPS has no float64."""
+    return rows.cpu() if rows.device.type == "mps" else rows
 
 
 def nearest_directions(
@@ -117,13 +125,29 @@ def _best(x: _Directions, y: _Directions, size: int) -> _Pairs:
     """Among these are the ``size`` largest cosines of each x with some y; ``y.ids`` follow each other."""
     products = (x.scaled / x.lengths[:, None]) @ y.scaled.T
     products = _without_itself(products.div_(y.lengths), x, y)
-    least = products.topk(min(size, len(y.ids)), 1).values[:, -1:]
-    candidates = (products >= least - _margin(products, x.rows.shape[1])) & torch.isfinite(products)
+    found = products.topk(min(size + SPARE, len(y.ids)), 1)
+    least = found.values[:, :size][:, -1:] - _margin(products, x.rows.shape[1])
+    inside = (found.values >= least) & torch.isfinite(found.values)
+    more = inside[:, -1] & (found.values.shape[1] < len(y.ids))  # there may be others, which have to be looked for
+    feature, place = (inside & ~more[:, None]).nonzero().unbind(1)
+    other = found.indices[feature, place]
+    parts = [_Pairs(feature.cpu().numpy(), y.ids[other.cpu()].numpy(), _cosines(x, y, feature, other))]
+    if bool(more.any()):
+        parts += _among_all(x, y, products, least, more.nonzero()[:, 0], size)
+    return _joined(parts)
+
+
+def _among_all(
+    x: _Directions, y: _Directions, products: Tensor, least: Tensor, rows: Int[Tensor, " k"], size: int
+) -> list[_Pairs]:
+    """The candidates of some x, each of their products looked at."""
+    products = products[rows]
+    candidates = (products >= least[rows]) & torch.isfinite(products)
     many = candidates.sum(1) > MANY * size
     feature, other = (candidates & ~many[:, None]).nonzero().unbind(1)
+    feature = rows[feature]
     parts = [_Pairs(feature.cpu().numpy(), y.ids[other.cpu()].numpy(), _cosines(x, y, feature, other))]
-    parts += [_whole_rows(x, y, rows, size) for rows in torch.split(many.nonzero()[:, 0], 32) if len(rows)]
-    return _joined(parts)
+    return parts + [_whole_rows(x, y, some, size) for some in torch.split(rows[many], 32) if len(some)]
 
 
 def _without_itself(products: Tensor, x: _Directions, y: _Directions) -> Tensor:
@@ -144,10 +168,11 @@ def _margin(products: Tensor, width: int) -> float:
 def _cosines(x: _Directions, y: _Directions, feature: Tensor, other: Tensor) -> Floats:
     """Of some pairs, in float64."""
     step = max(1, PIECE // max(1, x.rows.shape[1]))
-    norms = decoder_norms(x.rows)
+    others, place = torch.unique(other, return_inverse=True)
+    norms, others_norms = decoder_norms(x.rows), decoder_norms(y.rows[others])
     found = [
-        (x.rows[a].double() * y.rows[b].double()).sum(1) / norms[a] / decoder_norms(y.rows[b])
-        for a, b in zip(torch.split(feature, step), torch.split(other, step), strict=True)
+        (x.rows[a].double() * y.rows[b].double()).sum(1) / norms[a] / others_norms[c]
+        for a, b, c in zip(*(torch.split(values, step) for values in (feature, other, place)), strict=True)
     ]
     return _stored(torch.cat(found))
 

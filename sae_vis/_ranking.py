@@ -57,10 +57,10 @@ def largest(values: Float[Tensor, "k width"], n: int, first: int = 0, *, negated
 
 def largest_of_any_width(values: Float[Tensor, "k width"], n: int, *, negated: bool = False) -> Ranked:
     """As ``largest``, of rows of whatever width."""
-    missing = -values.shape[1] % BLOCK
-    if missing:
-        values = torch.nn.functional.pad(values, (0, missing), value=torch.inf if negated else -torch.inf)
-    return largest(values, n, negated=negated)
+    whole = values.shape[1] // BLOCK * BLOCK
+    rest = values[:, whole:]  # ranked by itself: to fill up its block would be to copy all values
+    others = keyed(-rest if negated else rest, torch.arange(whole, values.shape[1], device=values.device))
+    return largest(values[:, :whole], n, negated=negated).joined(others, n)
 
 
 def keyed(values: Float[Tensor, "*k width"], indices: Int[Tensor, "*k width"]) -> Ranked:

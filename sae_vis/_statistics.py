@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_vis.utils_fns import round_significant
@@ -28,11 +27,11 @@ LARGEST_EXACT_POWER = 22  # powers of ten up to this one are exact in float64, s
 MOST_DECIMALS = 300  # a float32 has fewer
 LARGEST_FOR_WIDTH_ONE = 1e6  # ticks that differ by less than 1 have too many digits beyond, and floats too few
 EXACT_KNOTS = 32
-ROW_PIECE = 2**19  # numbers that are sorted into bars together: they stay in the cache
 FLOAT32_DIGITS = 9  # enough to tell any two float32 numbers apart
 MOST_PASSED = (
     1000  # candidates of a group that are passed over as nothing new: where all are alike, the search must end
 )
+LOOKED_AT = 512  # candidates that are sorted first: a group mostly takes its examples from them
 KNOT_RATIO = 1.06  # the square root of it is 1.03: the tail is known to 3 %
 
 
@@ -155,50 +154,27 @@ def moments(values: Floats, n_counted: int) -> ActivationMoments:
     return ActivationMoments(mean, variance, third / variance**1.5, fourth / variance**2)
 
 
-def histogram(values: Floats, n_bins: int) -> tuple[list[float], list[int]]:
-    """Edges and counts of equal bins from the smallest to the largest value.
+def histogram(values: npt.NDArray[np.floating], n_bins: int) -> tuple[list[float], list[int]]:
+    """Edges and counts of equal bins from the smallest to the largest value, in float64.
 
     If they are equal, one bin of width 1; of a thousandth of the value where that is too large to show a width of 1.
     """
     if not len(values):
         return [], []
-    low, high = float(values.min()), float(values.max())
+    rising = np.sort(values)  # as they come: float32 is sorted in half the time
+    low, high = float(rising[0]), float(rising[-1])
     if low == high:
         half = 0.5 if abs(low) < LARGEST_FOR_WIDTH_ONE else abs(low) / 2000
         return [low - half, high + half], [len(values)]
     edges = np.linspace(low, high, n_bins + 1)
-    below = np.searchsorted(np.sort(values), edges[1:-1])  # numpy's histogram takes ten times as long for so few
+    below = np.searchsorted(rising.astype(np.float64), edges[1:-1])  # numpy's histogram takes longer
     return edges.tolist(), np.diff(below, prepend=0, append=len(values)).tolist()
 
 
 def histograms(values: Float[Tensor, "n width"], n_bins: int) -> tuple[list[list[float]], list[list[int]]]:
-    """The histogram of each row, as ``histogram`` gives it, several rows at a time."""
-    all_edges: list[list[float]] = []
-    all_heights: list[list[int]] = []
-    for rows in torch.split(values, max(1, ROW_PIECE // values.shape[1])) if len(values) else ():
-        x = rows.double()
-        low, high = x.amin(1), x.amax(1)
-        if not bool((low < high).all()):  # one bar: rare
-            found = [histogram(row.cpu().numpy(), n_bins) for row in x]
-            all_edges += [edges for edges, _ in found]
-            all_heights += [heights for _, heights in found]
-            continue
-        ends = zip(low.tolist(), high.tolist(), strict=True)
-        edges = np.stack([np.linspace(start, stop, n_bins + 1) for start, stop in ends])
-        all_edges += edges.tolist()
-        all_heights += _counts_between(x, torch.from_numpy(edges).to(x.device)).tolist()
-    return all_edges, all_heights
-
-
-def _counts_between(x: Float[Tensor, "n width"], edges: Float[Tensor, "n bins_and_one"]) -> Int[Tensor, "n bins"]:
-    """How many values lie between the edges of each row; the last bin has both of its edges."""
-    n_bins = edges.shape[1] - 1
-    low, high = edges[:, :1], edges[:, -1:]
-    index = ((x - low) / (high - low) * n_bins).long().clamp_(max=n_bins - 1)
-    index -= (x < edges.gather(1, index)).long()  # the quotient may be rounded over an edge
-    index += ((x >= edges.gather(1, index + 1)) & (index < n_bins - 1)).long()
-    index += n_bins * torch.arange(len(x), device=x.device)[:, None]
-    return torch.bincount(index.flatten(), minlength=len(x) * n_bins).reshape(len(x), n_bins)
+    """The edges and the counts of each row."""
+    found = [histogram(row, n_bins) for row in values.cpu().numpy()]
+    return [edges for edges, _ in found], [heights for _, heights in found]
 
 
 def quantile_knots(raw: Floats) -> tuple[list[float], list[int]]:
@@ -289,8 +265,8 @@ def top_examples(
     is_new: IsNew | None = None,
 ) -> list[Example]:
     """The positions with the largest activations; ties go to the lower row, then the lower position."""
-    order = np.argsort(-acts.values, kind="stable")  # they stand in order of their places
-    return _take(order, acts, size, buffer, allow_overlap, is_new)
+    order = _in_order(-acts.values)  # they stand in order of their places
+    return _take(order, acts, _most(acts.rows, size, buffer, allow_overlap), buffer, allow_overlap, is_new)
 
 
 def interval_examples(
@@ -306,15 +282,16 @@ def interval_examples(
     if not len(acts.values) or n_groups == 0:
         return []
     edges, interval_of = _edges(acts.maximum, n_groups), interval_numbers(acts, n_groups)
-    by_interval = np.argsort(interval_of, kind="stable")
+    by_interval = np.argsort(interval_of.astype(np.uint16), kind="stable")  # 16-bit integers are sorted by radix
     ends = np.searchsorted(interval_of[by_interval], np.arange(n_groups + 1))
     priority = priorities(seed, acts.feature, acts.rows, acts.positions)
     sums = np.bincount(interval_of, weights=acts.values, minlength=n_groups)
     intervals = []
     for i in reversed(range(n_groups)):
         members = by_interval[ends[i] : ends[i + 1]]
-        order = members[np.argsort(priority[members], kind="stable")]  # likewise
-        examples = _take(order, acts, size, buffer, allow_overlap, is_new)
+        order = (members[some] for some in _in_order(priority[members]))  # likewise
+        most = _most(acts.rows[members], size, buffer, allow_overlap)
+        examples = _take(order, acts, most, buffer, allow_overlap, is_new)
         share = len(members) / acts.n_counted
         of_activation = float(sums[i] / sums.sum())
         intervals.append(Interval(float(edges[i]), float(edges[i + 1]), share, examples, of_activation, len(members)))
@@ -331,8 +308,25 @@ def interval_numbers(acts: FeatureActivations, n_groups: int) -> Ints:
     return np.clip(np.searchsorted(edges, acts.values, side="left") - 1, 0, n_groups - 1)
 
 
+def _in_order(keys: npt.NDArray[np.float64 | np.uint64]) -> Iterator[Ints]:
+    """The stable order of the keys in two pieces: mostly the first is all that is needed."""
+    if len(keys) <= 4 * LOOKED_AT:
+        yield np.argsort(keys, kind="stable")
+        return
+    first = keys <= np.partition(keys, LOOKED_AT - 1)[LOOKED_AT - 1]  # all that are equal are in one piece
+    for some in (np.flatnonzero(first), np.flatnonzero(~first)):
+        yield some[np.argsort(keys[some], kind="stable")]
+
+
+def _most(rows: Ints, size: int, buffer: tuple[int, int] | None, allow_overlap: bool) -> int:
+    """How many examples candidates in these rows can give: where a row is shown whole, it is shown once."""
+    if buffer is not None or allow_overlap:
+        return size
+    return min(size, 1 + int(np.count_nonzero(np.diff(rows))))
+
+
 def _take(
-    order: Ints,
+    order: Iterator[Ints],
     acts: FeatureActivations,
     size: int,
     buffer: tuple[int, int] | None,
@@ -362,11 +356,12 @@ def _take(
     return taken
 
 
-def _candidates(order: Ints, acts: FeatureActivations, piece: int = 256) -> Iterator[Example]:
+def _candidates(order: Iterator[Ints], acts: FeatureActivations, piece: int = 256) -> Iterator[Example]:
     """The candidates in order, a piece at a time: most of the time the first few are all that is needed."""
-    for start in range(0, len(order), piece):
-        some = order[start : start + piece]
-        yield from map(Example, acts.rows[some].tolist(), acts.positions[some].tolist())
+    for numbers in order:
+        for start in range(0, len(numbers), piece):
+            some = numbers[start : start + piece]
+            yield from map(Example, acts.rows[some].tolist(), acts.positions[some].tolist())
 
 
 def is_shown(bold: int, position: int, buffer: tuple[int, int] | None) -> bool:

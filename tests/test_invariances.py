@@ -134,6 +134,8 @@ PIECES = {
     "_neighbours.TILE_BYTES": 1,
     "_neighbours.PIECE": 200,
     "_neighbours.MANY": 1,
+    "_neighbours.SPARE": 0,
+    "_statistics.LOOKED_AT": 1,
     "_near_duplicates.PIECE": 200,
 }
 

@@ -76,6 +76,20 @@ def test_histograms_of_many_rows_are_those_of_each(n_bins, width, constants):
         assert sum(own_heights) == width
 
 
+@pytest.mark.parametrize("n_bins", [1, 3, 10, 49])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_on_the_edges_of_bins_are_in_the_bins_above_and_the_largest_is_in_the_last(n_bins, dtype):
+    generator = np.random.default_rng(n_bins)
+    for low, high in [(0.0, 1.0), (-3.0, 7.0), (-0.1, 0.2), (1e-42, 1e-40), (-1e30, 3e30)]:
+        edges = np.linspace(dtype(low), dtype(high), n_bins + 1).astype(dtype)
+        around = [np.nextafter(edges[1:-1], dtype(end)) for end in (low, high)]  # a bit below, a bit above
+        values = generator.permutation(np.concatenate([edges, edges, *around]))
+        found_edges, heights = histogram(values, n_bins)
+        assert found_edges == np.linspace(float(values.min()), float(values.max()), n_bins + 1).tolist()
+        bars = [oracles.bar_of(value, found_edges) for value in values.tolist()]
+        assert heights == [bars.count(bar) for bar in range(n_bins)]
+
+
 def test_no_rows_have_no_histograms():
     assert histograms(torch.zeros(0, 5), 4) == ([], [])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from sae_vis import (
 )
 from sae_vis._correlations import CoMoments, SparseColumns, co_moments, co_moments_by_tile, most_coactive
 from sae_vis._near_duplicates import near_duplicates
-from sae_vis._neighbours import nearest_directions
+from sae_vis._neighbours import MANY, SPARE, decoder_norms, nearest_directions
 from sae_vis._shares import Predicted, loss_shares
 from sae_vis._shown import EffectAt, Window
 from sae_vis._statistics import Example
@@ -98,6 +99,40 @@ def test_orthogonal_directions_tie_to_the_lower_index():
     assert found[0] == ([1, 2], [0.0, 0.0])
     assert found[1] == ([0, 2], [0.0, 0.0])
     assert found[299] == ([0, 1], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("size", [1, 5])
+@pytest.mark.parametrize("copies", [2, 10, 17, 5 + SPARE, 5 + SPARE + 1, 5 + SPARE + 2, MANY + 1, MANY + 2, 300])
+def test_however_many_copies_a_direction_has_the_lowest_are_found(copies, size):
+    rows = torch.randn(400, 4, generator=torch.Generator().manual_seed(copies))
+    of_one = torch.randperm(400, generator=torch.Generator().manual_seed(0))[:copies]
+    rows[of_one] = rows[of_one[0]] * torch.linspace(0.5, 2.0, copies)[:, None]
+    asked = torch.cat([of_one[:2], torch.arange(10)]).unique()
+    found = nearest_directions(lambda some: rows[some], asked, rows[asked], 400, size)
+    listed = rows.double().tolist()
+    for feature, nearest in zip(asked.tolist(), found, strict=True):
+        assert list(zip(nearest.indices, nearest.cosine, strict=True)) == plain_nearest(listed, feature, size)
+
+
+@pytest.mark.parametrize("n", [1, 2, SPARE, 3 + SPARE, 3 + SPARE + 1])
+def test_dictionaries_of_few_directions_or_none_have_all_of_their_neighbours(n):
+    rows = torch.randn(n, 3, generator=torch.Generator().manual_seed(n))
+    ids = torch.arange(n)
+    found = nearest_directions(lambda some: rows[some], ids, rows, n, 3)
+    for feature, nearest in enumerate(found):
+        expected = plain_nearest(rows.double().tolist(), feature, 3)
+        assert list(zip(nearest.indices, nearest.cosine, strict=True)) == expected
+    zeros = torch.zeros(n, 3)
+    assert nearest_directions(lambda some: zeros[some], ids, zeros, n, 3) == [([], [])] * n
+
+
+def test_rows_that_are_where_there_is_no_float64_are_looked_at_on_the_cpu():
+    rows = directions(20, 4, 0)
+    elsewhere = SimpleNamespace(device=torch.device("mps"), cpu=lambda: rows)
+    ids = torch.arange(20)
+    assert torch.equal(decoder_norms(elsewhere), decoder_norms(rows))
+    found = nearest_directions(lambda some: elsewhere, ids, SimpleNamespace(**vars(elsewhere), shape=rows.shape), 20, 3)
+    assert found == nearest_directions(lambda some: rows[some], ids, rows, 20, 3)
 
 
 def test_float32_alone_would_rank_wrongly_and_is_only_the_first_look():

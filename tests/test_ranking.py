@@ -79,6 +79,16 @@ def test_rows_of_any_width_are_ranked(width, shift):
     check(largest_of_any_width(values, n, negated=True), (-values).tolist(), n)
 
 
+@pytest.mark.parametrize("kinds", [1, 3, 10**6])
+def test_rows_of_every_width_are_ranked_ties_and_all(kinds):
+    generator = torch.Generator().manual_seed(kinds)
+    for width in range(1, 201):
+        values = torch.randint(-kinds, kinds, (2, width), generator=generator) / 4
+        for n in {1, min(10, width), width}:
+            check(largest_of_any_width(values, n), values.tolist(), n)
+            check(largest_of_any_width(values, n, negated=True), (-values).tolist(), n)
+
+
 def test_values_are_ranked_by_the_indices_that_they_are_given():
     values = torch.tensor([[1.0, 2.0, 2.0], [0.0, -1.0, 5.0]])
     indices, found = keyed(values, torch.tensor([30, 20, 10])).sorted()

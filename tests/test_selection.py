@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import oracles
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from models import fetch, fetch_planted, planted
 from oracles import Place
 
+from sae_vis import _statistics
 from sae_vis._shown import Window
 from sae_vis._statistics import (
+    LOOKED_AT,
     Example,
     FeatureActivations,
     interval_examples,
@@ -93,6 +96,57 @@ def test_more_candidates_than_are_looked_at_at_once():
     grid = [[1.0] * 1000]  # all overlap those before, over several pieces of the search
     found = top_examples(of_grid(grid), 3, (400, 400), allow_overlap=False)
     assert [example.position for example in found] == [0, 401, 802]
+
+
+@pytest.mark.parametrize("n", [4 * LOOKED_AT, 4 * LOOKED_AT + 1])
+@pytest.mark.parametrize("kinds", [1, 2, 1000])
+@pytest.mark.parametrize(("size", "buffer"), [(20, (5, 5)), (LOOKED_AT, (0, 0)), (LOOKED_AT + 30, (1, 0)), (400, None)])
+def test_many_candidates_are_taken_in_the_order_of_all_of_them(n, kinds, size, buffer):
+    generator = np.random.default_rng(n)
+    values = np.zeros(350 * 12)
+    values[generator.permutation(len(values))[:n]] = generator.integers(1, kinds + 1, n) / 8  # of one kind: all tie
+    grid = values.reshape(350, 12).tolist()
+    active = oracles.active(grid)
+    found = top_examples(of_grid(grid), size, buffer, allow_overlap=False)
+    assert as_places(found) == oracles.top_group(active, size, buffer, 12)
+    (interval,) = interval_examples(of_grid(grid), 1, size, 3, buffer, allow_overlap=False)
+    (expected,) = oracles.interval_groups(active, 1, size, 3, 0, buffer, 12)
+    assert as_places(interval.examples) == expected.examples
+
+
+@given(st.lists(st.integers(-3, 3) | st.integers(-(10**6), 10**6), max_size=40), st.integers(1, 9))
+def test_the_order_in_pieces_is_the_stable_order(numbers, looked_at):
+    keys = np.array(numbers, dtype=np.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_statistics, "LOOKED_AT", looked_at)
+        pieces = [piece.tolist() for piece in _statistics._in_order(keys)]
+    assert list(chain(*pieces)) == sorted(range(len(numbers)), key=lambda i: numbers[i])
+    if len(numbers) > 4 * looked_at:
+        rank = sorted(numbers)[looked_at - 1]
+        assert len(pieces[0]) == sum(number <= rank for number in numbers), "few, and no two that are equal are apart"
+
+
+def test_where_rows_are_shown_whole_the_search_ends_with_the_last_row(monkeypatch):
+    grid = [[5.0, *[1.0] * 999], [4.0, *[1.0] * 999], [3.0, *[1.0] * 999]]
+    looked_at: list[Example] = []
+
+    def shown(bold: int, position: int, buffer: tuple[int, int] | None) -> bool:
+        looked_at.append(Example(bold, position))
+        return True
+
+    monkeypatch.setattr(_statistics, "is_shown", shown)
+    assert top_examples(of_grid(grid), 20, None, allow_overlap=False) == [(0, 0), (1, 0), (2, 0)]
+    assert not looked_at
+    (interval,) = interval_examples(of_grid(grid), 1, 20, 0, None, allow_overlap=False)
+    assert len(interval.examples) == 3
+    assert len(looked_at) < 100
+
+
+def test_where_rows_are_shown_whole_another_example_of_a_row_may_be_new():
+    grid = [[3.0, 1.0], [2.0, 0.0], [4.0, 1.0]]
+    found = top_examples(of_grid(grid), 3, None, False, lambda example: example.position > 0 or example.row == 2)
+    assert found == [(2, 0), (0, 1)]
+    assert len(top_examples(of_grid(grid), 9, None, allow_overlap=True)) == 5
 
 
 # --- intervals ---------------------------------------------------------------------------------------------------
