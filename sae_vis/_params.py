@@ -464,6 +464,7 @@ def register_component(
     defaults = {option: _option_value(name, option, value) for option, value in (options or {}).items()}
     if folder is not None:
         _templates.add_folder(folder)
+    _templates.forget()  # its files may have been edited since it was registered before
     _templates.template(template)  # an error in it shows at once
     COMPONENTS[name] = ComponentSpec(
         help, attribute or "extras", template, tuple(views), defaults, about, True, draw or _draw_part, data
@@ -474,6 +475,8 @@ _COMPONENT_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
 def _draw_part(part: Any, page: Any, options: Mapping[str, OptionValue]) -> Any:
+    if not hasattr(part, "get_html"):
+        raise InputError(f"A panel of {type(part).__name__} needs draw=: that cannot draw itself.")
     return part.get_html(page, **options)
 
 

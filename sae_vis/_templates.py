@@ -181,6 +181,12 @@ def fill_template(name: str, **values: Value | Sequence[Html]) -> Html:
     return template(name).fill(**joined)  # type: ignore[arg-type]
 
 
+def forget() -> None:
+    """Read every file anew when it is needed next."""
+    template.cache_clear()
+    asset.cache_clear()
+
+
 @cache
 def asset(name: str) -> str:
     """A script exactly as it is in the file, or a style sheet without its comments and indentation, e.g. ``css/general.css``."""
@@ -237,5 +243,7 @@ def _read(name: str) -> str:
     places = (folder(kind) / file, *(added / file for added in _FOLDERS))
     place = next((place for place in places if place.is_file()), None)
     if place is None:
-        raise TemplateError(f"Template file {name!r} was not found in {folder(kind)}. Is the installation complete?")
+        searched = ", ".join(map(str, (folder(kind), *_FOLDERS)))
+        hint = "Is its name right, and the folder of its panel?" if _FOLDERS else "Is the installation complete?"
+        raise TemplateError(f"Template file {name!r} was not found in {searched}. {hint}")
     return place.read_text(encoding="utf-8")

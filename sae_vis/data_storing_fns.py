@@ -45,7 +45,17 @@ from sae_vis._checks import (
 )
 from sae_vis._errors import InputError, shown
 from sae_vis._neighbours_data import LossShareData, NeighboursData
-from sae_vis._params import BUILT_IN, COMPONENTS, RUN_OPTIONS, Ablation, FeatureVisParams, Layout, about
+from sae_vis._params import (
+    BUILT_IN,
+    COMPONENTS,
+    RUN_OPTIONS,
+    Ablation,
+    Component,
+    FeatureVisParams,
+    Layout,
+    OptionValue,
+    about,
+)
 from sae_vis._prompt_panels import (
     HEAT_ROWS,
     PROMPT_HEAT,
@@ -482,15 +492,18 @@ class SequenceData:
         ignored, act_max, loss_max, full_max = page.ignored, page.act_max, page.loss_max, page.full_loss_max
         texts, drawn = page.printer.sequence(self.token_ids), html_fns.token_attributes
         attributes = [NOTHING] * len(texts)  # most have none
+        grey = [False] * len(texts)
+        if not frozenset(ignored).isdisjoint(self.token_ids):
+            grey = [token_id in ignored for token_id in self.token_ids]
         full_losses = self.full_losses() or [None] * len(texts)
-        shown = zip(self.token_ids, self.feat_acts, self.loss_contribution, full_losses, strict=True)
-        for index, (token_id, act, loss, full) in enumerate(shown):
-            if act or loss or full or index == bold_idx or token_id in ignored:
+        shown = zip(self.feat_acts, self.loss_contribution, full_losses, grey, strict=True)
+        for index, (act, loss, full, is_grey) in enumerate(shown):
+            if act or loss or full or is_grey or index == bold_idx:
                 attributes[index] = drawn(
                     level(act, act_max) if act else 0.0,
                     level(loss, loss_max) if loss else 0.0,
                     index == bold_idx,
-                    token_id in ignored,
+                    is_grey,
                     level(full, full_max) if full else 0.0,
                 )
         act, decimals = self.feat_acts[bold_idx], decimals_for(act_max, 3)
@@ -914,7 +927,7 @@ def _columns(layout: Layout, data: object, page: PageContext, drawers: Mapping[s
             attribute = COMPONENTS[component.name].attribute
             part = _part_of(data, component.name)
             if part is not None:
-                panel = _drawer(component.name, drawers)(part, page, component.options)
+                panel = _drawer(component.name, drawers)(part, page, _all_options(component))
                 drawn += [html_fns.part(component.name, panel)] if panel else []
             elif attribute not in missing and (page.params.layout or not COMPONENTS[component.name].optional):
                 missing.add(attribute)
@@ -935,9 +948,17 @@ def _extra(name: str, value: Any) -> Any:
         raise InputError(f"FeatureData.extras[{name!r}] is no {spec.data.__name__}: {error}.") from None
 
 
+def _all_options(component: Component) -> Mapping[str, OptionValue]:
+    """Those that the layout gives; to a panel of one's own also the defaults of the others, which the library's have."""
+    spec = COMPONENTS[component.name]
+    return {**spec.options, **component.options} if spec.draw else component.options
+
+
 def _part_of(data: object, component: str) -> Any:
     """What a component draws of a feature; None where it is not there."""
     spec = COMPONENTS[component]
+    if spec.data is None and not hasattr(data, spec.attribute):
+        raise InputError(f"Component {component!r}: {type(data).__name__} has no attribute {spec.attribute!r}.")
     part = getattr(data, spec.attribute, None)
     return part.get(component) if spec.data is not None and part is not None else part
 

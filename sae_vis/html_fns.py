@@ -137,7 +137,7 @@ class TokenPrinter:
 # --- sequences ---------------------------------------------------------------------------------------------------
 
 
-@cache  # shares have two decimals, so there are not many
+@lru_cache(2**16)  # shares have two decimals: with one effect there are fewer
 def token_attributes(activation: float, effect: float, bold: bool, ignored: bool, full_effect: float = 0.0) -> Html:
     """How a token of a sequence is coloured; nothing for most.
 
@@ -345,16 +345,24 @@ def plot_pin(value: float, text: str, low: float, high: float) -> Html:
 
 def _bars(heights: Sequence[int], start: int, stop: int) -> str:
     """The path of some bars of a histogram. What was counted at all is at least one unit tall."""
-    width = (PLOT_RIGHT - PLOT_LEFT) / len(heights)
-    gap = min(1.0, width / 6)
+    before, behind = _around_bars(len(heights))
     scale = (PLOT_BOTTOM - PLOT_TOP) / max(1, *heights)
-    wide = _short_place(width - gap, 2)
-    bars = []
-    for index in range(start, stop):
-        if heights[index]:
-            x, tall = _short_place(PLOT_LEFT + index * width + gap / 2), _short_place(max(1.0, heights[index] * scale))
-            bars.append(f"M{x} 82v-{tall}h{wide}V82")
-    return "".join(bars)
+    return "".join(
+        [
+            f"{before[index]}{_short_place(max(1.0, heights[index] * scale))}{behind}"
+            for index in range(start, stop)
+            if heights[index]
+        ]
+    )
+
+
+@lru_cache(2**6)
+def _around_bars(n: int) -> tuple[list[str], str]:
+    """What stands in a path before the height of each of ``n`` bars, and behind it."""
+    width = (PLOT_RIGHT - PLOT_LEFT) / n
+    gap = min(1.0, width / 6)
+    before = [f"M{_short_place(PLOT_LEFT + index * width + gap / 2)} 82v-" for index in range(n)]
+    return before, f"h{_short_place(width - gap, 2)}V82"
 
 
 def _short_place(value: float, decimals: int = 1) -> str:
@@ -619,13 +627,13 @@ def moments(names: Sequence[str], values: Sequence[str]) -> Html:
 
 def shares(kinds: Sequence[str], names: Sequence[str], levels: Sequence[float], texts: Sequence[str]) -> Html:
     """Bars beside each other: what an interval holds of the whole. ``kinds`` decide their colours."""
-    bar = template("share.html")
     drawn = zip(kinds, names, levels, texts, strict=True)
-    return template("shares.html").fill(
-        shares=join(
-            bar.fill(kind=kind, name=name, level=_short(size) or "0", text=text) for kind, name, size, text in drawn
-        )
-    )
+    return template("shares.html").fill(shares=join(_share(*one) for one in drawn))
+
+
+@lru_cache(2**12)
+def _share(kind: str, name: str, level: float, text: str) -> Html:
+    return template("share.html").fill(kind=kind, name=name, level=_short(level) or "0", text=text)
 
 
 def near_duplicate(sequence: Html) -> Html:

@@ -674,3 +674,15 @@ def test_nothing_moves_for_those_who_asked_for_that(show, features_page):
     }).length"""
     opened.js("document.body.style.cssText = 'transition: all 1s; scroll-behavior: smooth'")
     assert opened.js(moving) == 0
+
+
+@pytest.mark.parametrize("fragment", ["#feature=1", "#overview"])
+def test_nothing_to_press_or_to_fill_in_is_printed(show, features_page, fragment):
+    opened = show(features_page, fragment, size=A4)
+    expect(opened.page.locator(".seqs" if "feature" in fragment else ".overview-count")).to_be_visible()
+    opened.page.emulate_media(media="print")
+    visible = (
+        "[...document.querySelectorAll('button, input, select, textarea')].filter((e) => e.getClientRects().length)"
+    )
+    assert opened.js(f"{visible}.filter((e) => !e.closest('th')).map((e) => e.outerHTML.slice(0, 120))") == []
+    assert opened.js(f"{visible}.length") == (0 if "feature" in fragment else 4), "the names of the columns"

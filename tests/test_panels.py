@@ -319,6 +319,42 @@ def test_a_panel_may_draw_what_is_there(registry, features):
     assert "class='largest'" in make_prompt(3, 5, **SMALL).with_layout(layout).get_html()
 
 
+def test_a_panel_is_drawn_with_all_its_options(registry, features):
+    register_component(
+        "counted", attribute="activations", template="empty.html", help="Counted", options={"rows": 2, "wide": None},
+        draw=lambda part, page, options: Html(f"<p>{sorted(options.items())}</p>"),
+    )  # fmt: skip
+    for given, drawn in (({}, 2), ({"rows": 7}, 7)):
+        layout = Layout([Column(Component("counted", given))])
+        assert f"<p>[('rows', {drawn}), ('wide', None)]</p>" in features.get_html(layout=layout)
+
+
+def test_a_panel_of_what_is_not_there_or_cannot_draw_itself_is_told(registry, features):
+    register_component("none", attribute="activation", template="empty.html", help="None")
+    register_component("number", attribute="feature_idx", template="empty.html", help="Number")
+    with pytest.raises(InputError, match="Component 'none': FeatureData has no attribute 'activation'"):
+        features.get_html(layout=Layout([Column("none")]))
+    with pytest.raises(InputError, match="A panel of int needs draw="):
+        features.get_html(layout=Layout([Column("number")]))
+
+
+def test_files_that_were_edited_are_read_again_when_the_panel_is_registered_again(registry, features, tmp_path):
+    layout = None
+    for text in ("one", "two"):
+        (tmp_path / "edited.html").write_text(
+            f"<!-- needs: css/edited.css -->\n<p>{text} {{{{ n }}}}</p>", encoding="utf-8"
+        )
+        (tmp_path / "edited.css").write_text(f".edited-{text} {{ color: red; }}", encoding="utf-8")
+        register_component(
+            "edited", attribute="activations", template="edited.html", help="Edited", folder=tmp_path,
+            draw=lambda part, page, options: _templates.fill_template("edited.html", n=str(part.n_active)),
+        )  # fmt: skip
+        layout = layout or Layout([Column("edited")])
+        document = features.get_html(layout=layout)
+        assert f"<p>{text} {features[0].activations.n_active}</p>" in document
+        assert f".edited-{text}" in document
+
+
 def test_data_is_its_dataclass_again_once_the_panel_is_registered(registry, tmp_path):
     data = make_features(2, dead=(), **SMALL)
     data[0].extras["doubled"] = Doubled(1.5)
