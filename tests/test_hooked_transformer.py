@@ -383,6 +383,10 @@ def test_effects_in_rows_that_are_padded_on_the_left_are_those_of_brute_force():
     encoder = random_encoder(24, 4)
     data = fetch(model, "blocks.1.mlp.hook_post", tokens, encoder)
     assert worst_error(data, model, "blocks.1.mlp.hook_post", tokens, encoder) < TOLERANCE
+    assert not data.provenance.notes, "the model masks the padding"
+    model.tokenizer.padding_side = "right"
+    with pytest.warns(UserWarning, match="Padding stands before the text in 3 of"):
+        assert fetch(model, "blocks.1.mlp.hook_post", tokens, encoder).provenance.notes
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
