@@ -48,8 +48,7 @@
     overview.ids.forEach((id, row) => rowOf.set(id, row));
     packedLabels = data.labels;
     for (const [name, values] of Object.entries(data.numbers)) {
-      const kind = name === "twin" ? Float64Array : Float32Array; // an id, which may have more digits
-      overview.columns[name] = kind.from(values, (value) => value ?? NaN);
+      overview.columns[name] = Float64Array.from(values, (value) => value ?? NaN);
     }
     for (const [name, [lengths, ids]] of Object.entries(data.lists)) {
       const starts = new Int32Array(lengths.length + 1);
@@ -73,7 +72,7 @@
     const shown = name === "density" ? 100 * value : value;
     const size = Math.abs(shown);
     if (!(size >= 1e-4 && size < 999.5)) return overview.format(name, value);
-    return `${shown.toPrecision(3).replace("-", "\u2212")}${name === "density" ? "\u2009%" : ""}`;
+    return `${rounded(shown).replace("-", "\u2212")}${name === "density" ? "\u2009%" : ""}`;
   };
 
   /* Three significant digits, as the page writes numbers; densities in percent. */
@@ -84,8 +83,13 @@
   };
   const short = (value) => {
     const size = Math.abs(value);
-    const text = size && (size < 1e-4 || size >= 1e6) ? value.toExponential(1) : String(Number(value.toPrecision(3)));
+    const text = size && (size < 1e-4 || size >= 1e6) ? value.toExponential(1) : String(Number(rounded(value)));
     return text.replaceAll("-", "\u2212");
+  };
+  /* A number in the middle goes to the even digit, as on the page of its feature. */
+  const rounded = (value) => {
+    const [, kept, power] = /^(\d\.\d[02468])50*(e.+)$/.exec(Math.abs(value).toExponential(60)) ?? [];
+    return (kept ? Math.sign(value) * Number(kept + power) : value).toPrecision(3);
   };
 
   /* --- filters --- */
@@ -99,6 +103,9 @@
     passing = null;
     tell("change");
   };
+
+  /* As what the numbers of a column are compared with a bound: 0.7 % are not quite 0.007. */
+  overview.near = (name) => (name === "density" ? Math.fround : Number);
 
   overview.passesBut = (row, name) => {
     for (const [other, { passes }] of filters) if (other !== name && !passes(row)) return false;

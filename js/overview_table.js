@@ -384,8 +384,8 @@
   const between = (name, low, high) => {
     if (Number.isNaN(low) && Number.isNaN(high)) return null;
     const values = overview.columns[name];
-    const [least, largest] = [Math.fround(low), Math.fround(high)]; // as the values are: 5 % is not more than 5 %
-    return (row) => !(values[row] < least) && !(values[row] > largest) && !Number.isNaN(values[row]);
+    const near = overview.near(name), [least, largest] = [near(low), near(high)];
+    return (row) => !(near(values[row]) < least) && !(near(values[row]) > largest) && !Number.isNaN(values[row]);
   };
 
   const applyFields = () => {

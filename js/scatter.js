@@ -318,10 +318,10 @@
     const inside = new Uint8Array(overview.n).fill(1);
     const units = ["x", "y"].map((axis, which) => {
       const values = column(plot[axis]), { to } = plot.scales[which];
-      const asStored = values instanceof Float32Array ? Math.fround : Number; // 5 % is not more than 5 %
-      const low = asStored(bounds[`${axis}0`] ?? -Infinity), high = asStored(bounds[`${axis}1`] ?? Infinity);
+      const near = overview.near(plot[axis]);
+      const low = near(bounds[`${axis}0`] ?? -Infinity), high = near(bounds[`${axis}1`] ?? Infinity);
       const bounded = low > -Infinity || high < Infinity;
-      for (let row = 0; row < overview.n; row++) if (bounded && !(values[row] >= low && values[row] <= high)) inside[row] = 0;
+      for (let row = 0; row < overview.n; row++) if (bounded && !(near(values[row]) >= low && near(values[row]) <= high)) inside[row] = 0;
       const [from, end] = [to(low), to(high)];
       return [Number.isNaN(from) ? -Infinity : from, Number.isNaN(end) ? -Infinity : end];
     });

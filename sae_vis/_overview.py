@@ -42,7 +42,8 @@ class Number:
     label: str
     value: Callable[[Any], float | None]
     log: bool = False
-    digits: int = 4  # significant ones that are kept
+    digits: int = 4  # significant ones that are kept, at least
+    factor: float = 1.0  # what it is shown as
 
 
 def logit_kurtosis(feature: Any) -> float | None:
@@ -80,7 +81,7 @@ def twin(feature: Any) -> int | None:
 
 
 NUMBERS: dict[str, Number] = {
-    "density": Number("density", lambda feature: feature.activations.density, log=True),
+    "density": Number("density", lambda feature: feature.activations.density, log=True, factor=100.0),
     "n_active": Number("active", lambda feature: feature.activations.n_active, log=True, digits=17),
     "max": Number("max", lambda feature: feature.activations.max, log=True),
     "mean": Number("mean", lambda feature: feature.activations.mean, log=True),
@@ -257,7 +258,7 @@ class Overview:
     def _columns(self, texts: Mapping[int, str], examples: object) -> dict[str, object]:
         columns: dict[str, Sequence[float | None]] = {**self._numbers, **self._extra}
         known = {name: NUMBERS.get(name, Number(name, lambda _: None)) for name in columns}
-        numbers = {name: [_shortened(value, known[name].digits) for value in columns[name]] for name in columns}
+        numbers = {name: [_shortened(value, known[name]) for value in columns[name]] for name in columns}
         kept = [name for name in numbers if any(value is not None for value in numbers[name])]
         told = {
             name: {"label": known[name].label, "log": known[name].log, "digits": known[name].digits} for name in kept
@@ -282,12 +283,17 @@ def _tokens(group: Any) -> set[int]:
     return set[int]().union(*[sequence.token_ids for sequence in group.sequences])
 
 
-def _shortened(value: float | None, digits: int) -> float | int | None:
-    """A number with so many significant digits; whole ones without a point, which is shorter."""
+SHOWN_DIGITS = 3
+
+
+def _shortened(value: float | None, number: Number) -> float | int | None:
+    """A number with few digits, which is shown as the whole one is; whole ones without a point, which is shorter."""
     if value is None or not math.isfinite(value):
         return None
-    rounded = float(f"{value:.{digits}g}")
-    rounded = rounded if math.isfinite(rounded) else value  # the largest ones are rounded to no number
+    few = (float(f"{value:.{digits}g}") for digits in range(number.digits, 17))
+    shown = f"{number.factor * value:.{SHOWN_DIGITS}g}"
+    # To round what is rounded may be to round to another number. The largest ones are rounded to infinity.
+    rounded = next((one for one in few if f"{number.factor * one:.{SHOWN_DIGITS}g}" == shown), float(value))
     return int(rounded) if rounded.is_integer() and abs(rounded) < 2**53 else rounded
 
 

@@ -17,6 +17,7 @@ from test_hostile_tokens import data_with_text
 from sae_vis import Column, Layout, _overview, _page
 from sae_vis._neighbours_data import NearestData, NeighboursData
 from sae_vis.data_storing_fns import _features_body, _overview_assets, _vocab
+from sae_vis.utils_fns import decimals_for, format_fixed, format_percent
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-overview")]  # one browser for all
 
@@ -118,6 +119,29 @@ def test_numbers_of_a_column_have_as_many_digits_as_each_other(overview):
     }
     for (name, value), text in expected.items():
         assert overview.js(f"saeVis.overview.formatCell({name!r}, {value})") == text
+
+
+def test_the_overview_shows_the_numbers_of_the_features_own_pages(overview):
+    """Neither a digit that was left out nor the number format, nor what is done with a 5 at the end, makes another number."""
+    rng = random.Random(0)
+    maxima = [
+        7.035,
+        2.125,
+        2.135,
+        0.3125,
+        999.25,
+        0.0010625,
+        *(float(f"{10 ** rng.uniform(-3, 2.9):.4g}") for _ in range(2000)),
+    ]
+    densities = [0.0068549996, 0.00685, 0.125125, *(rng.randrange(1, 32_000) / 32_385 for _ in range(2000))]
+    for name, values in (("max", maxima), ("density", densities)):
+        kept = [_overview._shortened(value, _overview.NUMBERS[name]) for value in values]
+        shown = overview.js(f"{json.dumps(kept)}.map((value) => saeVis.overview.formatCell({name!r}, value))")
+        if name == "max":
+            expected = [format_fixed(value, decimals_for(value, 3)) for value in values]
+        else:
+            expected = [format_percent(value).replace(" ", "\u2009") for value in values]
+        assert [(v, s) for v, s, e in zip(values, shown, expected, strict=True) if s != e] == []
 
 
 @pytest.mark.parametrize("key", ["Escape", "o"])
