@@ -82,6 +82,7 @@ from sae_vis.utils_fns import (
 )
 
 V = TypeVar("V")
+D = TypeVar("D")
 _flat = itertools.chain.from_iterable
 
 NAME_LIMIT = 200  # characters that a page shows of the name of a model or a hook point
@@ -1011,8 +1012,8 @@ class MultiFeatureData(Saved, TextTwin):
     ``vocab`` holds the text of every token id that occurs, ``vocab_bytes`` the bytes (hex) of those that are only part of
     a character, ``rows`` the whole rows that examples come from (empty with ``store_rows=False``).
 
-    What ``load_dir`` opens reads a feature from its file when it is asked for, and forgets it again: a change to such a
-    feature does not last, but for what is set through ``labels`` and ``load_labels``.
+    What ``load_dir`` opens reads a feature from its file when it is asked for, and lets go of it again. Its ``label``,
+    ``note``, ``starred`` and ``extras`` are remembered as they are set, in memory: ``save_labels`` and ``save_json`` write them.
     """
 
     feature_data_dict: Mapping[int, FeatureData]
@@ -1058,6 +1059,38 @@ class MultiFeatureData(Saved, TextTwin):
             return found.activations.max, found.quantiles
         data = self[feature]
         return data.activations.max, data.quantiles
+
+    def get(self, feature: int, default: D | None = None) -> FeatureData | D | None:
+        """A feature, or something else where it is not there."""
+        found = self.feature_data_dict.get(feature)
+        return default if found is None else self._with_context(found)
+
+    def only(self, features: Iterable[int]) -> MultiFeatureData:
+        """Some of the features, in memory, with the texts and rows that they show: what would have been fetched of them.
+
+        Raises:
+            InputError: if there is no such feature, or none is given.
+        """
+        try:
+            ids = sorted({operator.index(feature) for feature in features})
+        except TypeError:
+            raise InputError(f"features must be feature indices, e.g. [8, 9], got {shown(features)}.") from None
+        if not ids:
+            raise InputError("features are none: give at least one feature index.")
+        chosen = {index: self[index] for index in ids}
+        shown_rows = set[int]().union(*(data.shown_rows() for data in chosen.values()))
+        rows = {row: self.rows[row] for row in sorted(shown_rows) if row in self.rows}
+        tokens = {token for row in rows.values() for token in row}.union(
+            *(data.vocab_ids() for data in chosen.values())
+        )
+        return MultiFeatureData(
+            feature_data_dict=chosen,
+            vocab={token: text for token, text in self.vocab.items() if token in tokens},
+            vocab_bytes={token: text for token, text in self.vocab_bytes.items() if token in tokens},
+            rows=rows,
+            params=dataclasses.replace(self.params, features=tuple(ids)),
+            provenance=self.provenance,
+        )
 
     def keys(self) -> KeysView[int]:
         """The feature indices, in rising order."""

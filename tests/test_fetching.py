@@ -9,6 +9,7 @@ import hf_models
 import numpy as np
 import pytest
 import torch
+from brute_force import width_at
 from models import HOOK_POINT, QUIET, encoder_for, fetch, fetch_planted, identity_encoder, planted, random_tokens
 from torch import nn
 
@@ -346,6 +347,30 @@ def test_only_tokens_that_occur_are_in_the_vocabulary():
     expected = {12, 13, 14, 15, *shown_rows, *logits.top_token_ids, *logits.bottom_token_ids}
     assert set(data.vocab) == expected
     assert len(expected) < 40 * 4
+
+
+@pytest.mark.parametrize("store_rows", [True, False])
+def test_some_of_the_features_are_what_would_have_been_fetched_of_them(store_rows, tmp_path):
+    tokens = random_tokens(12, 10, hf_models.D_VOCAB, lowest=3)
+    model, options = hf_models.shared("native-LN"), {"hook_point": MLP, "store_rows": store_rows, "first_group_size": 2}
+    whole = fetch(encoder_for(width_at(model, MLP), 20), model, tokens, **options)
+    some = fetch(encoder_for(width_at(model, MLP), 20), model, tokens, features=(3, 7), **options)
+    assert whole.only([7, 3, 7]) == some == whole.only(np.array([3, 7]))
+    assert len(some.vocab) < len(whole.vocab)
+    whole.only([3, 7]).save_html(tmp_path / "some.html")
+    some.save_html(tmp_path / "fetched.html")
+    assert (tmp_path / "some.html").read_bytes() == (tmp_path / "fetched.html").read_bytes()
+    assert whole.get(3) == whole[3]
+    assert whole.get(20) is None
+    assert whole.get(20, "none") == "none"
+    for wrong, match in (
+        ([3, 20], "Feature 20 is not in this data"),
+        ([], "at least one"),
+        (3, "e.g. .8, 9."),
+        (["a"], "e.g."),
+    ):
+        with pytest.raises(InputError, match=match):
+            whole.only(wrong)
 
 
 def test_progress_is_shown_if_wanted_and_nothing_otherwise(capfd):
