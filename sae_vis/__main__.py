@@ -89,8 +89,7 @@ def _demo(args: argparse.Namespace) -> None:
     """Make the feature-centric and the prompt-centric page of the bundled model on its bundled text."""
     if args.features is not None and args.features < 1:
         raise InputError(f"--features must be at least 1, got {args.features}.")
-    if not args.out.is_dir():
-        raise InputError(f"--out must be a folder that exists, got {str(args.out)!r}.")
+    _make_folder(args.out)
     for name in DEMO_FILES:
         _check_may_overwrite(args.out / name, "saved data" if name.endswith(".json") else "page", force=args.force)
     if not args.quiet:
@@ -182,8 +181,22 @@ def _facts(data: MultiFeatureData | MultiPromptData | PromptComparisonData) -> d
 # --- small helpers ---------------------------------------------------------------------------------------------------
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise InputError(f"--out must be a folder in one that is there, got {str(path)!r}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"--out must be a folder, got {str(path)!r}: {reason}.") from None
+
+
 def _check_may_overwrite(path: Path, kind: str, *, force: bool) -> None:
-    """Raise where ``path`` is a file that is none of this kind of ours."""
+    """Raise where ``path`` is a file that is none of this kind of ours; nothing replaces saved data by a page."""
+    if kind == "page":
+        from sae_vis import _json
+
+        _json.check_page_path(path)
     if force:
         return
     try:

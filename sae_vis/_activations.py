@@ -70,7 +70,7 @@ def _check_columns(acts: object, x: Tensor, features: Tensor | None, d_hidden: i
     got = acts.shape[-1]
     if got == d_hidden:
         raise ModelError(f"{name}'s encode gave all {got} features when asked for some: return acts[..., features].")
-    repeated = features is not None and len(features.unique()) < asked
+    repeated = features is not None and len(set(features.tolist())) < asked
     raise ModelError(
         f"{name}'s encode gave {got} activations at each position when asked for {'all ' if features is None else ''}{asked} "
         f"features{' (some of them again and again)' if repeated else ''}: it must be one for each."

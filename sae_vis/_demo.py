@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_vis._errors import ModelError
+from sae_vis._errors import InputError, ModelError, check_path
 from sae_vis._params import FeatureVisParams
 from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
 from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
@@ -37,13 +38,15 @@ class Demo(NamedTuple):
     labels: dict[int, str]
 
 
-def load_demo(folder: Path = DATA) -> Demo:
+def load_demo(folder: str | os.PathLike[str] = DATA) -> Demo:
     """Load the bundled model, its two autoencoders and held-out tokens ``[rows, seq]``, to try the library with.
 
     Raises:
+        InputError: if another folder is given that holds no such model.
         ModelError: if there is no TransformerLens, or one older than 2.16.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    folder = Path(check_path(folder, "folder"))
+    config = _read_config(folder)
     saes = config["saes"]
     labels = folder / "labels.json"
     return Demo(
@@ -54,6 +57,18 @@ def load_demo(folder: Path = DATA) -> Demo:
         saes["sae"]["hook_point"],
         {int(k): v for k, v in json.loads(labels.read_text(encoding="utf-8")).items()} if labels.exists() else {},
     )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        parts = {name: config[name] for name in ("model", "saes", "tokens")}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise InputError(
+            f"The folder {os.fspath(folder)!r} holds no config.json as scripts/demo_model writes it: call load_demo() without a "
+            "folder for the bundled model."
+        ) from None
+    return parts
 
 
 def _load_model(folder: Path, config: dict[str, Any]) -> Any:

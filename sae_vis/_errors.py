@@ -5,6 +5,7 @@ A message says what was wrong, where, what came, what was expected, and what to 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 
@@ -20,6 +21,18 @@ def shown(value: object, at_most: int = 200) -> str:
 def cut(text: str, at_most: int = 200) -> str:
     """A text that a message quotes, without the middle where it is long: it may be a foreign file's."""
     return text if len(text) <= at_most else f"{text[: at_most // 2]} … {text[-at_most // 4 :]}"
+
+
+def check_path(value: object, name: str = "path") -> str:
+    """The path that is given as the argument ``name``, as a text.
+
+    Raises:
+        InputError: if it is none: a number, bytes, a file that is open.
+    """
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str):
+        raise InputError(f"{name} must be a path (str or os.PathLike), got {shown(value)}.")
+    return path
 
 
 class SaeVisError(Exception):

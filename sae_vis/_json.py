@@ -22,6 +22,7 @@ import gc
 import gzip
 import inspect
 import io
+import itertools
 import json
 import os
 import re
@@ -38,7 +39,7 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import msgspec
 
-from sae_vis._errors import FileFormatError, InputError, cut, shown
+from sae_vis._errors import FileFormatError, InputError, check_path, cut, shown
 
 T = TypeVar("T")
 PathLike = str | os.PathLike[str]
@@ -73,6 +74,9 @@ _BLOCK = 2**22
 STALE_SECONDS = 24 * 60 * 60  # no save takes that long: a temporary file of that age is of one that was killed
 TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
 _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")  # names of what is open already, be it a plain file
+_PAGE, _GZIP = b"<!doctype html>", b"\x1f\x8b"  # how a page and a gzip stream begin
+_START = 4096  # bytes that tell what a file is
+_OWN_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"sae_vis')  # whoever laid it out
 _LONGEST_MESSAGE = 1000
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError)
 
@@ -86,9 +90,9 @@ def save(obj: object, path: PathLike) -> None:
     Raises:
         InputError: if a value cannot be written (NaN, infinity, a wrong type: its path is named), or the file cannot.
     """
-    chunks = document(obj)
+    name, chunks = check_path(path), document(obj)
     with garbage_collection_paused():
-        write_atomic(path, _gzipped(chunks) if os.fspath(path).endswith(".gz") else chunks)
+        write_atomic(name, _gzipped(chunks) if name.endswith(".gz") else chunks)
 
 
 def document(obj: object) -> Iterator[bytes]:
@@ -172,27 +176,56 @@ def write_atomic(path: PathLike, data: bytes | Iterable[bytes]) -> None:
     the folder removes those that are a day old.
 
     Raises:
-        InputError: if it cannot be written; what was there before is untouched.
+        InputError: if it cannot be written, or a page would replace saved data; what was there before is untouched.
     """
-    chunks = [data] if isinstance(data, bytes) else data
-    if "\0" in os.fspath(path):
-        raise InputError(f"Cannot write {os.fspath(path)!r}: a path cannot hold NUL.")
+    name = check_path(path)
+    if "\0" in name:
+        raise InputError(f"Cannot write {name!r}: a path cannot hold NUL.")
     try:
-        target = Path(os.path.realpath(path))
-        mode = Path(path).stat().st_mode if Path(path).exists() else None
-        if mode is not None and (not stat.S_ISREG(mode) or os.fspath(path).startswith(_STREAMS)):
-            with Path(path).open("wb") as stream:
+        chunks = iter([data] if isinstance(data, bytes) else data)
+        start = next(chunks, b"")
+        if start.startswith(_PAGE):
+            check_page_path(name)
+        chunks = itertools.chain([start], chunks)
+        target = Path(os.path.realpath(name))
+        mode = Path(name).stat().st_mode if Path(name).exists() else None
+        if mode is not None and (not stat.S_ISREG(mode) or name.startswith(_STREAMS)):
+            with Path(name).open("wb") as stream:
                 stream.writelines(chunks)
         elif mode is not None and not os.access(target, os.W_OK):
-            raise InputError(f"Cannot write {os.fspath(path)!r}: the file that is there is read-only.")
+            raise InputError(f"Cannot write {name!r}: the file that is there is read-only.")
         else:
             _write_beside(target, chunks, mode)
     except BrokenPipeError:
         raise  # whoever reads the pipe has seen enough: no fault of the path
     except FileNotFoundError as error:
-        raise InputError(f"Cannot write {os.fspath(path)!r}: its folder does not exist.") from error
+        raise InputError(f"Cannot write {name!r}: its folder does not exist.") from error
     except OSError as error:
-        raise InputError(f"Cannot write {os.fspath(path)!r}: {error.strerror or error}.") from error
+        raise InputError(f"Cannot write {name!r}: {error.strerror or error}.") from error
+
+
+def check_page_path(path: PathLike) -> None:
+    """Raise ``InputError`` if this is no path for a page: a file with data that ``save_json`` or ``save_labels`` wrote.
+
+    A page can be drawn again; data may have taken hours to fetch, and labels were written by hand.
+    """
+    name = check_path(path)
+    if _saved_data_at(name):
+        raise InputError(f"Cannot write a page to {name!r}: the file holds saved data. Give the page another name.")
+
+
+def _saved_data_at(name: str) -> bool:
+    """Whether there is a file that begins as ours do, gzipped or not; False where it cannot be read."""
+    try:
+        if not Path(name).is_file() or name.startswith(_STREAMS):
+            return False
+        with Path(name).open("rb") as stream:
+            start = stream.read(_START)
+        if start.startswith(_GZIP):
+            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _START)
+    except (OSError, ValueError, zlib.error):
+        return False
+    return bool(_OWN_START.match(start))
 
 
 def _write_beside(target: Path, chunks: Iterable[bytes], mode: int | None) -> None:
@@ -251,13 +284,13 @@ def load(cls: type[T], path: PathLike, *, max_bytes: int = MAX_BYTES) -> T:
 
 def load_any(classes: Sequence[type], path: PathLike, *, max_bytes: int = MAX_BYTES) -> Any:
     """Like ``load``, for a file that may hold any of several classes."""
-    kinds = {kind.name: kind for kind in map(_kind, classes)}
+    name, kinds = check_path(path), {kind.name: kind for kind in map(_kind, classes)}
     try:
-        data = _read(path, max_bytes)
+        data = _read(name, max_bytes)
         with garbage_collection_paused():
             return _load(kinds, data)
     except _WrongFileError as wrong:
-        raise FileFormatError(f"{os.fspath(path)}: {cut(str(wrong), _LONGEST_MESSAGE)}.") from None
+        raise FileFormatError(f"{name}: {cut(str(wrong), _LONGEST_MESSAGE)}.") from None
 
 
 def loads(cls: type[T], data: bytes) -> T:
@@ -349,7 +382,17 @@ def _envelope(data: bytes) -> _Envelope:
     try:
         return msgspec.json.decode(data, type=_Envelope)
     except _UNREADABLE as error:
-        raise _WrongFileError(f"not readable as a file of sae_vis: {_reason(error, '$')}") from None
+        not_json = "" if isinstance(error, msgspec.ValidationError) else _not_json(data)
+        told = not_json or _reason(error, "$")
+        raise _WrongFileError(f"not readable as a file of sae_vis: {told}") from None
+
+
+def _not_json(data: bytes) -> str:
+    """What a file is told to be that does not even begin as JSON; empty for one that does."""
+    if data.lstrip().startswith((b"{", b"[")):
+        return ""
+    is_safetensors = b"\0" in data[:8] and data[8:9] == b"{"  # the length of its header, and the header
+    return "it is not JSON" + ("; load_activations reads files of activations" if is_safetensors else "")
 
 
 def _identified(envelope: _Envelope, kinds: dict[str, _Kind]) -> _Kind:
@@ -440,11 +483,11 @@ def _path_of_duplicate(value: object, where: str) -> str | None:
     return next((path for inner, item in items if (path := _path_of_duplicate(item, inner))), None)
 
 
-def _read(path: PathLike, max_bytes: int) -> bytes:
+def _read(path: str, max_bytes: int) -> bytes:
     """The bytes of a file, inflated if it is gzipped, never more than ``max_bytes``."""
     try:
         with Path(path).open("rb") as stream:
-            if stream.peek(2)[:2] == b"\x1f\x8b":
+            if stream.peek(2)[:2] == _GZIP:
                 with gzip.GzipFile(fileobj=stream) as inflated:
                     return _read_blocks(inflated, max_bytes)
             return _read_blocks(stream, max_bytes)
@@ -481,10 +524,11 @@ def read_file(path: PathLike, max_bytes: int = MAX_BYTES) -> bytes:
     Raises:
         FileFormatError: if it cannot be read, is damaged, or larger than ``max_bytes``.
     """
+    name = check_path(path)
     try:
-        return _read(path, max_bytes)
+        return _read(name, max_bytes)
     except _WrongFileError as wrong:
-        raise FileFormatError(f"{os.fspath(path)}: {wrong}.") from None
+        raise FileFormatError(f"{name}: {wrong}.") from None
 
 
 def encode_value(value: object, where: str) -> bytes:

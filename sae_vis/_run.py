@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -324,8 +325,9 @@ def _are_texts(values: Any) -> bool:
 
 def _are_ragged(values: Any) -> bool:
     rows = values if isinstance(values, list | tuple) else ()
-    lengths = {len(row) for row in rows if isinstance(row, list | tuple) or getattr(row, "ndim", 0) == 1}
-    return len(lengths) > 1
+    arrays = (row for row in rows if isinstance(row, Tensor | np.ndarray) and row.ndim)
+    lists = (row for row in rows if isinstance(row, list | tuple))
+    return len({len(row) for row in (*arrays, *lists)}) > 1
 
 
 def _are_ids(ids: Tensor) -> bool:
@@ -461,10 +463,9 @@ def _encoded(prompt: str, tokenizer: Any, name: str) -> list[int]:
 
 
 def _prompt_as_ids(prompt: Any, name: str) -> list[int]:
-    if _are_texts(prompt):
-        raise InputError(
-            f"{name} must be {_PROMPT}, got a {type(prompt).__name__} of {len(prompt)}: give one as a str."
-        )
+    if _are_texts(prompt) or _are_ragged(prompt):
+        given = "bytes: decode them" if isinstance(prompt, bytes) else f"a list of {len(prompt)}: give one of them"
+        raise InputError(f"{name} must be {_PROMPT}, got {given}.")
     ids = _as_array(prompt, name, _PROMPT)
     if ids.ndim == 2 and len(ids) == 1:
         ids = ids[0]

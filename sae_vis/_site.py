@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_vis import _json, _page, _rows
-from sae_vis._errors import InputError, shown
+from sae_vis._errors import InputError, check_path, shown
 from sae_vis._templates import Html, template
 
 SHARD_BYTES = 2_000_000  # at most, but for a feature that is larger alone
@@ -82,7 +82,7 @@ def write(
     Raises:
         InputError: if the folder holds anything else, or cannot be written.
     """
-    path = Path(folder)
+    path = Path(check_path(folder, "folder"))
     _make(path)
     noted = _Noted()
     shards = [
@@ -197,6 +197,8 @@ def _make(path: Path) -> None:
             (path / kind).mkdir(exist_ok=True)
     except FileNotFoundError:
         raise InputError(f"Cannot make the folder {os.fspath(path)!r}: its parent does not exist.") from None
+    except InputError:
+        raise  # it is a ValueError too
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"Cannot write a site into {os.fspath(path)!r}: {reason}.") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from brute_force import activations, hook_values, random_encoder
@@ -9,8 +11,10 @@ from hf_models import native, shared, some_tokens
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch import nn
 
 from sae_vis import AutoEncoder, AutoEncoderConfig, FeatureVisParams, get_feature_data
+from sae_vis._activations import encode as encode_of
 from sae_vis._errors import InputError, ModelError
 from sae_vis._sae_adapters import as_encoder
 from sae_vis.model_fns import Encoder
@@ -165,6 +169,50 @@ def test_a_missing_a_foreign_and_a_cut_file_are_clear_errors(tmp_path):
         AutoEncoder.load(tmp_path)
 
 
+def test_a_device_that_is_not_there_is_told_before_anything_is_read(tmp_path):
+    with pytest.raises(InputError, match="The device 'abacus' cannot be used"):
+        AutoEncoder.load(tmp_path / "missing.safetensors", device="abacus")
+    if not torch.cuda.is_available():
+        random_encoder(6, 9).save(tmp_path / "sae.safetensors")
+        with pytest.raises(InputError, match="The device 'cuda' cannot be used"):
+            AutoEncoder.load(tmp_path / "sae.safetensors", device="cuda")
+
+
+def test_a_file_of_torch_is_told_with_what_loads_it(tmp_path):
+    encoder = random_encoder(6, 9)
+    torch.save(weights_of(encoder), tmp_path / "sae.pt")
+    with pytest.raises(
+        InputError, match=r"For a \.pt file: AutoEncoder\.from_weights\(torch\.load\(path, weights_only=True"
+    ):
+        AutoEncoder.load(tmp_path / "sae.pt")
+    again = AutoEncoder.from_weights(torch.load(tmp_path / "sae.pt", weights_only=True))
+    assert torch.equal(again.W_enc, encoder.W_enc)
+    (tmp_path / "cut.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(InputError, match=r"^(?!.*\.pt file)"):
+        AutoEncoder.load(tmp_path / "cut.safetensors")
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path):
+    for path in (tmp_path / "no" / "sae.safetensors", tmp_path):
+        with pytest.raises(InputError, match=rf"Cannot write an AutoEncoder to '{path}'"):
+            random_encoder(6, 9).save(path)
+
+
+@pytest.mark.parametrize(("turned", "told"), [(("W_enc",), "W_enc.T"), (("W_enc", "W_dec"), "W_enc.T and W_dec.T")])
+def test_weights_as_linear_layers_hold_them_are_told_with_the_way_out(turned, told):
+    weights = weights_of(random_encoder(6, 9))
+    given = {name: weight.T if name in turned else weight for name, weight in weights.items()}
+    with pytest.raises(InputError, match=rf"W_enc is \[d_hidden, d_in\], as nn\.Linear holds it.*pass {told}\.$"):
+        AutoEncoder.from_weights(given)
+    again = AutoEncoder.from_weights({name: weight.T if name in turned else weight for name, weight in given.items()})
+    assert torch.equal(again.W_enc, weights["W_enc"])
+
+
+def test_a_square_encoder_is_taken_as_it_is():
+    weights = weights_of(random_encoder(6, 6))
+    assert torch.equal(AutoEncoder.from_weights(weights).W_enc, weights["W_enc"])
+
+
 def test_wrong_names_are_told(tmp_path):
     weights = weights_of(random_encoder(6, 9))
     extra = {**weights, "threshold": torch.zeros(9)}
@@ -235,6 +283,103 @@ def test_what_is_missing_of_the_protocol_is_told():
             FeatureVisParams(hook_point="blocks.0.hook_resid_pre"),
             encoder_B="gpt2",
         )
+
+
+def takes(encode) -> Minimal:
+    return type("Mine", (Minimal,), {"encode": encode})()
+
+
+def test_from_weights_is_for_plain_relu_alone():
+    with pytest.raises(ModelError, match=r"encoder is a Mine.*it has no encode\."):
+        as_encoder(takes(None))
+    told = r"If it is a plain ReLU autoencoder, a = relu\(.*from_weights.*\(TopK, JumpReLU, gated, …\).*'Your own SAE'"
+    with pytest.raises(ModelError, match=told):
+        as_encoder(torch.nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [lambda self, x: x, lambda self, x, *, features=None: x, lambda self: 0, lambda self, x, f, other: x, 5],
+    ids=["x", "keyword", "none", "three", "5"],
+)
+def test_an_encode_that_cannot_be_called_with_features_is_told(encode):
+    with pytest.raises(ModelError, match=r"encoder_B is a Mine, whose encode must take \(x, features=None\)"):
+        as_encoder(takes(encode), "encoder_B")
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda self, x, features=None: x,
+        lambda self, x, only=None, scale=1.0: x,
+        lambda self, *args, **options: args[0],
+        max,
+        functools.partial(torch.add, alpha=1),
+    ],
+    ids=["usual", "more", "args", "builtin", "partial"],
+)
+def test_an_encode_that_may_take_features_is_left_to_be_called(encode):
+    encoder = takes(encode)
+    assert as_encoder(encoder) is encoder
+
+
+def of_fifty(encode, dtype=torch.float32):
+    """An encoder of fifty features with this ``encode``, which mostly looks at ``W_enc``."""
+    encoder = takes(encode)
+    encoder.d_hidden, encoder.W_enc = 50, torch.eye(16, 50, dtype=dtype)
+    encoder.decoder_rows = lambda features: torch.eye(50, 16)[features]
+    return encoder
+
+
+def few(encoder):
+    """Three of its features on a small model."""
+    params = FeatureVisParams("blocks.0.hook_resid_pre", features=(0, 3, 4), correlate_features="asked", verbose=False)
+    return get_feature_data(encoder, shared("gpt2"), some_tokens(), params)
+
+
+def test_an_encode_that_passes_over_features_is_told():
+    told = r"The encoder's encode gave all 50 features when asked for some: return acts\[\.\.\., features\]\."
+    with pytest.raises(ModelError, match=told):
+        few(of_fifty(lambda self, x, features=None: x @ self.W_enc))
+
+
+@pytest.mark.parametrize(
+    ("features", "n", "told"),
+    [
+        (None, 16, "gave 16 activations at each position when asked for all 50 features: it must be one for each"),
+        ([1, 2, 3], 3, r"gave 3 activations .* asked for 16 features \(some of them again and again\): it must"),
+        (list(range(20)), 19, "gave 19 activations .* asked for 20 features: it must"),
+        (list(range(20)), 50, "gave all 50 features when asked for some"),
+    ],
+)
+def test_an_encode_that_gives_another_number_of_features_is_told_what_was_asked(features, n, told):
+    encoder = of_fifty(lambda self, x, features=None: torch.zeros(*x.shape[:2], n))
+    with pytest.raises(ModelError, match=rf"^encoder_B's encode {told}"):
+        encode_of(encoder, torch.ones(2, 40, 16), None if features is None else torch.tensor(features), "encoder_B")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "product", [torch.matmul, lambda x, w: torch.einsum("rsd,df->rsf", x, w), lambda x, w: nn.functional.linear(x, w.T)]
+)
+def test_an_encode_of_another_number_format_is_told_to_convert(product, dtype):
+    def encode(self, x, features=None):
+        return product(x, self.W_enc[:, features])
+
+    with pytest.raises(
+        ModelError, match=r"number format, torch\.float32 \(.*must convert x: x\.to\(self\.W_enc\.dtype"
+    ) as error:
+        few(of_fifty(encode, dtype))
+    assert isinstance(error.value.__cause__, RuntimeError)
+    assert few(of_fifty(lambda self, x, features=None: encode(self, x.to(dtype), features), dtype))
+
+
+def test_another_error_of_an_encode_is_its_own():
+    def encode(self, x, features=None):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        few(of_fifty(encode))
 
 
 def test_an_encoder_of_another_width_is_told_before_anything_long_is_run():

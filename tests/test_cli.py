@@ -117,6 +117,25 @@ def test_info_of_a_file_without_features(feature_data, tmp_path, capsys):
     assert re.search(r"features +none", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\x89PNG\r\n", "it is not JSON."),
+        (b"feature,density", "it is not JSON."),
+        (b"features{", "it is not JSON."),
+        (b"\0" * 20, "it is not JSON."),
+        (b"\x10" + b"\0" * 7 + b'{"__metadata__":', "it is not JSON; load_activations reads files of activations."),
+        (b'{"format": "sae_vis", ', "$: Input data was truncated."),
+        (b"3", "$: expected object, got int."),
+    ],
+)
+def test_info_of_what_is_no_saved_data_says_what_it_is(content, told, tmp_path, capsys):
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    assert __main__.main(["info", str(path)]) == 2
+    assert capsys.readouterr().err == f"sae-vis: error: {path}: not readable as a file of sae_vis: {told}\n"
+
+
 @pytest.mark.parametrize("name", ["html", "info"])
 def test_an_error_is_one_line_and_exit_code_2(name, tmp_path):
     (tmp_path / "x.json").write_text("{}", "utf-8")
@@ -159,9 +178,11 @@ def test_saved_data_is_no_page(saved, tmp_path, capsys):
     """A slip of -o must not cost hours of computing."""
     other = tmp_path / "other.json"
     other.write_bytes(saved.read_bytes())
-    for out in (other, saved):
-        assert __main__.main(["html", str(saved), "-o", str(out)]) == 2
-        assert "is no page of sae-vis: give --force" in capsys.readouterr().err
+    zipped = tmp_path / "other.json.gz"
+    MultiFeatureData.load_json(saved).save_json(zipped)
+    for out, force in ((other, []), (saved, []), (zipped, []), (other, ["--force"]), (zipped, ["--force"])):
+        assert __main__.main(["html", str(saved), "-o", str(out), *force]) == 2
+        assert "the file holds saved data. Give the page another name" in capsys.readouterr().err
         assert MultiFeatureData.load_json(out)
 
 
@@ -230,7 +251,19 @@ def test_demo_does_not_overwrite_what_is_not_its_own(demo, tmp_path, capsys):
     assert __main__.main(["demo", "-o", str(tmp_path), "--force"]) == 0
 
 
-@pytest.mark.parametrize("args", [["--features", "0"], ["-o", "/no/such/folder"]])
+def test_a_page_is_no_saved_data(demo, feature_data, tmp_path, capsys):
+    feature_data.save_html(tmp_path / "demo_features.json")
+    assert __main__.main(["demo", "-o", str(tmp_path)]) == 2
+    assert "is no saved data of sae-vis: give --force" in capsys.readouterr().err
+    assert demo == []
+
+
+def test_demo_makes_its_folder(demo, tmp_path):
+    assert __main__.main(["demo", "-o", str(tmp_path / "new")]) == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == set(__main__.DEMO_FILES)
+
+
+@pytest.mark.parametrize("args", [["--features", "0"], ["-o", "/no/such/folder"], ["-o", __file__], ["-o", "a\0b"]])
 def test_demo_checks_its_arguments_before_it_works(args, demo, capsys):
     assert __main__.main(["demo", *args]) == 2
     assert capsys.readouterr().err.startswith("sae-vis: error: --")

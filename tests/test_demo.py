@@ -10,7 +10,7 @@ import torch
 
 from sae_vis import MultiFeatureData
 from sae_vis._demo import DATA, PROMPT, Demo, chosen_features, label, load_demo, run
-from sae_vis._errors import ModelError
+from sae_vis._errors import InputError, ModelError
 
 SOME_ROWS = 64
 
@@ -79,6 +79,15 @@ def test_without_transformerlens_the_demo_says_which_version_it_needs(monkeypatc
     monkeypatch.setitem(sys.modules, "transformer_lens", None)
     with pytest.raises(ModelError, match=r"needs TransformerLens 2\.16 or newer"):
         load_demo()
+
+
+@pytest.mark.parametrize("config", [None, "", "[]", "{", '{"model_type": "gpt2"}'])
+def test_a_folder_without_a_bundled_model_is_told(config, tmp_path):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(InputError, match=rf"{tmp_path.name}' holds no config\.json .*load_demo\(\)"):
+            load_demo(folder)
 
 
 def test_decoder_rows_have_norm_one(demo):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import math
+from collections import UserDict
 from itertools import pairwise
 from xml.etree.ElementTree import Element
 
@@ -21,9 +22,10 @@ from page_reading import parse, text_of
 from sae_vis import MultiFeatureData, _assemble, get_prompt_data
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import encode
-from sae_vis._errors import ModelError
+from sae_vis._errors import InputError, ModelError
+from sae_vis._run import prompt_ids
 from sae_vis._statistics import histogram
-from sae_vis.model_fns import MIN_PRODUCT_ROWS, steady_product
+from sae_vis.model_fns import MIN_PRODUCT_ROWS, LanguageModel, steady_product
 
 FLOAT32_MAX = float(torch.finfo(torch.float32).max)
 FLOAT32_MIN = 2.0**-149  # the smallest subnormal
@@ -283,6 +285,71 @@ def test_a_product_with_few_columns_has_the_same_bits_for_any_number_of_rows(n):
         torch.testing.assert_close(whole, a @ b)
         for rows in (n, 50, 100):
             assert torch.equal(steady_product(a[:rows].contiguous(), b), whole[:rows])
+
+
+# --- tokens and prompts that are none ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tokens", "told"),
+    [
+        *(
+            (texts, r"got texts: tokenise .*to_tokens.*on the right")
+            for texts in ("hello", b"hi", ["hello"], [["a", "b"]])
+        ),
+        (UserDict(input_ids=[[1, 2]]), r"got a UserDict: pass tokens\['input_ids'\]"),
+        ({"input_ids": torch.tensor([[1, 2]])}, r"got a dict: pass tokens\['input_ids'\]"),
+        ([[1, 2], [3]], "rows have different lengths: pad them on the right with the tokenizer's padding id"),
+        ([np.arange(2), np.arange(3)], "rows have different lengths"),
+        ([torch.arange(2), torch.arange(3)], "rows have different lengths"),
+        ([[1], ["a"]], "does not form an array"),
+        ({"ids": [[1]]}, "got dict, which does not form an array"),
+        ([1, 2], r"For one row, use tokens\[None\]"),
+        ([], "got torch.float32"),
+        ([[]], "got torch.float32"),
+    ],
+    ids=str,
+)
+def test_what_is_no_tokens_is_told_with_the_way_out(tokens, told):
+    encoder, model, _ = planted(rand(3, 5, 2))
+    with pytest.raises(InputError, match=rf"^tokens must be integers of shape \[rows, seq\], .*{told}"):
+        fetch(encoder, model, tokens)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        (["hello", "you"], "must be one text or its token ids, got a list of 2: give one of them"),
+        (b"hi", "must be one text or its token ids, got bytes: decode them"),
+        (UserDict(input_ids=[1, 2]), r"got a UserDict: pass (other_)?prompt\['input_ids'\]"),
+        ([[1, 2], [3]], "must be one text or its token ids, got a list of 2: give one of them"),
+        ([[1, 2], [3, 4]], r"must be one sequence of token ids, got shape \(2, 2\)"),
+        ([0.5, 1.0], r"got numbers of torch\.float32"),
+        (torch.tensor([True]), r"got numbers of torch\.bool"),
+        ([], "is empty"),
+        ([0] * 9, "has 9 tokens, the model's context holds 5"),
+        (5, r"got shape \(\)"),
+    ],
+    ids=str,
+)
+def test_what_is_no_prompt_is_told_as_such(prompt, told):
+    encoder, model, tokens = planted(rand(3, 5, 2))
+    data = fetch(encoder, model, tokens)
+    wrapped = LanguageModel(model)
+    for name in ("prompt", "other_prompt"):
+        with pytest.raises(InputError, match=rf"^{name} (must .*)?{told}") as error:
+            prompt_ids(prompt, wrapped, data.provenance, None, name)
+        assert "rows, seq" not in str(error.value)
+    with pytest.raises(InputError, match=rf"^prompt (must .*)?{told}"):
+        get_prompt_data(encoder, model, prompt, data)
+
+
+def test_an_id_of_a_prompt_that_the_model_has_not_is_told_with_its_place():
+    encoder, model, tokens = planted(rand(3, 5, 2))
+    data = fetch(encoder, model, tokens)
+    for prompt in ([1, 2, 99], torch.tensor([[1, 2, 99]]), [1, 2, -1]):
+        with pytest.raises(InputError, match=r"Token id (99|-1) at position 2 of prompt is outside .*\(0 to 14\)"):
+            get_prompt_data(encoder, model, prompt, data)
 
 
 # --- number formats --------------------------------------------------------------------------------------------------

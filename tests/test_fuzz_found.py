@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import re
@@ -14,6 +15,8 @@ import torch
 from page_reading import parse
 
 from sae_vis import (
+    AutoEncoder,
+    AutoEncoderConfig,
     Column,
     Component,
     FeatureVisParams,
@@ -25,6 +28,9 @@ from sae_vis import (
     NeuronAlignmentData,
     TemplateError,
     _params,
+    _store_file,
+    load_activations,
+    load_demo,
 )
 from sae_vis._templates import Template, template
 from sae_vis.data_storing_fns import TokenEffect
@@ -145,6 +151,49 @@ def test_the_smallest_activations_there_are_are_drawn(size, feature_data):
 def test_a_plot_of_any_range_has_its_places(span):
     assert plot_x(span, 0.0, span) == 306.0
     assert plot_x(0.0, 0.0, span) == 6.0
+
+
+# --- paths -----------------------------------------------------------------------------------------------------------
+
+
+class BytesPath:
+    """A path as bytes, which none is here."""
+
+    def __fspath__(self):
+        return b"x"
+
+
+TAKE_A_PATH = {
+    "save_html": lambda data, prompt, path: data.save_html(path),
+    "save_html of a prompt": lambda data, prompt, path: prompt.save_html(path),
+    "save_json": lambda data, prompt, path: data.save_json(path),
+    "save_labels": lambda data, prompt, path: data.save_labels(path),
+    "save_site": lambda data, prompt, path: data.save_site(path),
+    "load_json": lambda data, prompt, path: MultiFeatureData.load_json(path),
+    "load_demo": lambda data, prompt, path: load_demo(path),
+    "load_activations": lambda data, prompt, path: load_activations(path),
+    "save_collected": lambda data, prompt, path: _store_file.save_collected(None, path, {}),
+    "AutoEncoder.load": lambda data, prompt, path: AutoEncoder.load(path),
+    "AutoEncoder.save": lambda data, prompt, path: AutoEncoder(AutoEncoderConfig(2, 3)).save(path),
+}
+
+
+@pytest.mark.parametrize("path", [5, True, None, b"x", ["x"], io.StringIO(), BytesPath()], ids=type_name)
+@pytest.mark.parametrize("name", TAKE_A_PATH)
+def test_what_is_no_path_is_told(name, path, feature_data, prompt_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^\w+ must be a path \(str or os\.PathLike\), got "):
+        TAKE_A_PATH[name](feature_data, prompt_data, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_path_like_object_is_a_path(feature_data, tmp_path):
+    class Mine:
+        def __fspath__(self):
+            return str(tmp_path / "a.json")
+
+    feature_data.save_json(Mine())
+    assert MultiFeatureData.load_json(Mine()) == feature_data
 
 
 # --- options -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import math
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -382,6 +383,21 @@ def test_a_path_is_an_encoder_too(tmp_path):
         as_encoder(tmp_path / ("long" * 200), "encoder_B")
     with pytest.raises(InputError, match=r"cfg\.json"):
         as_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_to_a_file_is_told_with_what_loads_it(kind, tmp_path):
+    file = tmp_path / "my_sae.safetensors"
+    file.touch()
+    told = rf"encoder is a .*my_sae\.safetensors', which is a file.*give AutoEncoder\.load\('{file}'\)\."
+    with pytest.raises(ModelError, match=told):
+        as_encoder(kind(file))
+    hand_made(tmp_path / "sae", "standard")
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        with pytest.raises(
+            ModelError, match=rf"which is a file.*give the folder that it lies in, '{tmp_path / 'sae'}'\."
+        ):
+            as_encoder(kind(tmp_path / "sae" / name))
 
 
 def test_the_features_of_a_folder_are_found_on_a_model(tmp_path):

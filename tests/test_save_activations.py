@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from brute_force import random_encoder
 from hf_models import build, some_tokens
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from sae_vis import (
     AutoEncoder,
@@ -21,6 +24,7 @@ from sae_vis import (
     MultiFeatureData,
     _feature_view,
     _run,
+    _store_file,
     get_feature_data,
     get_prompt_data,
     load_activations,
@@ -133,7 +137,8 @@ def test_a_damaged_file_is_told(damage, model, encoder, file):
         start = 8 + size + header[damage]["data_offsets"][0]
         content = content[:start] + b"\x7f" * 8 + content[start + 8 :]
     file.write_bytes(content)
-    with pytest.raises(FileFormatError, match=str(file)):
+    advice = "give another path" if damage == "foreign" else "Remove the file, and the next call writes it again"
+    with pytest.raises(FileFormatError, match=rf"{file}.*{advice}\.$"):
         run(encoder, model, file)
 
 
@@ -195,6 +200,62 @@ def test_the_device_of_a_module_is_no_setting(encoder):
     one, other = TopK(encoder, 2), TopK(encoder, 2).eval()
     other.device = "cuda"
     assert _run._encoder_digest(one) == _run._encoder_digest(other)
+
+
+def foreign(name: str, path: Path) -> None:
+    if name == "folder":
+        path.mkdir()
+    elif name == "pipe":
+        os.mkfifo(path)
+    elif name == "tensors":
+        save_file({"W_enc": torch.zeros(2)}, path)
+    elif name == "page":
+        path.write_text("<!doctype html><p>sae_vis activations", encoding="utf-8")
+    else:
+        path.write_bytes(b"\x89PNG" + b"\0" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("folder", "it is a folder, and activations are kept in a file: give another path"),
+        ("pipe", "it is no plain file: give another path"),
+        *(
+            (name, "it is not a file of activations that sae_vis wrote: give another path")
+            for name in ("tensors", "page", "")
+        ),
+    ],
+)
+def test_what_is_no_file_of_activations_is_told_and_left_alone(name, told, model, encoder, file, collected):
+    foreign(name, file)
+    before = file.read_bytes() if file.is_file() else None
+    for call in (lambda: load_activations(file), lambda: run(encoder, model, str(file))):
+        with pytest.raises(FileFormatError, match=rf"^{re.escape(str(file))}: {told}\.$"):
+            call()
+    assert collected == []
+    if before is not None:
+        with pytest.raises(FileFormatError, match=told):
+            _store_file.save_collected(None, file, {})
+        assert file.read_bytes() == before
+
+
+def test_a_missing_file_is_told_with_what_writes_one(file, tmp_path):
+    with pytest.raises(
+        FileFormatError, match=r"no such file; get_feature_data\(\.\.\., save_activations=…\) writes one\.$"
+    ):
+        load_activations(file)
+    for path in ("a\0b", tmp_path / ("long" * 200)):
+        with pytest.raises(FileFormatError, match=r"cannot be read: (?!.*Remove)"):
+            load_activations(path)
+
+
+@pytest.mark.parametrize("described", ["[]", "3", "{}", '{"identity": 3}', "[" * 100_000, "{"])
+def test_a_file_of_ours_that_does_not_say_whose_it_is_is_told(described, file, model, encoder):
+    metadata = {"kind": _store_file.KIND, "version": "1", "described": described}
+    file.write_bytes(b"".join(_store_file._document({"counted": torch.zeros(2, 2, dtype=torch.bool)}, metadata)))
+    for call in (lambda: load_activations(file), lambda: run(encoder, model, file)):
+        with pytest.raises(FileFormatError, match="Remove the file, and the next call writes it again"):
+            call()
 
 
 def test_equal_runs_give_equal_files_that_other_programs_read(model, encoder, file, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import random
 import resource
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rendering_fixtures import make_features
+from rendering_fixtures import make_features, make_prompt
 
 from sae_vis import InputError, MultiFeatureData
 from sae_vis._json import STALE_SECONDS
@@ -139,6 +140,50 @@ def test_a_stale_file_that_cannot_be_removed_is_no_error(old, tmp_path, monkeypa
     old.save_json(tmp_path / "data.json")
     assert MultiFeatureData.load_json(tmp_path / "data.json") == old
     assert stale.exists()
+
+
+# --- a page in place of data -------------------------------------------------------------------------------------------
+
+
+def laid_out_otherwise(data, path):
+    data.save_json(path)
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("data.json", MultiFeatureData.save_json),
+        ("data.json.gz", MultiFeatureData.save_json),
+        ("page.html", MultiFeatureData.save_json),
+        ("indented.json", laid_out_otherwise),
+        ("labels.json", MultiFeatureData.save_labels),
+    ],
+)
+def test_no_page_takes_the_place_of_saved_data(name, write, old, tmp_path):
+    path, link = tmp_path / name, tmp_path / "link"
+    write(old, path)
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for data, place in ((old, path), (old, str(link)), (make_prompt(2), path)):
+        with pytest.raises(
+            InputError, match=rf"Cannot write a page to .*{name if place == path else 'link'}.*saved data"
+        ):
+            data.save_html(place)
+    assert path.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == sorted([path, link])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"<!doctype html>", b"\x1f\x8bno gzip", b'{"format": "mine"}', b"\0" * 9000]
+)
+def test_a_page_takes_the_place_of_anything_else(content, old, tmp_path):
+    path = tmp_path / "data.json"
+    path.write_bytes(content)
+    old.save_html(path)
+    assert path.read_text(encoding="utf-8") == old.get_html()
+    old.save_json(path)
+    assert MultiFeatureData.load_json(path) == old
 
 
 # --- a full disk -------------------------------------------------------------------------------------------------------

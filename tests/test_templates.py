@@ -114,6 +114,21 @@ def test_a_missing_file_is_named():
         asset("html/page.html")
 
 
+def test_a_missing_file_is_told_with_every_folder_that_was_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr(_templates, "_FOLDERS", [])
+    with pytest.raises(
+        TemplateError, match=rf"not found in {re.escape(str(folder('html')))}\. Is the installation compl"
+    ):
+        template("no_such.html")
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        add_folder(tmp_path / name)
+    searched = ", ".join(map(str, (folder("html"), tmp_path.resolve() / "one", tmp_path.resolve() / "other")))
+    with pytest.raises(TemplateError, match=rf"not found in {re.escape(searched)}\. Is its name right") as error:
+        template("no_such.html")
+    assert "installation" not in str(error.value)
+
+
 def test_a_list_of_what_is_no_text_is_refused():
     with pytest.raises(
         TemplateError, match=r"moments.html: a list for the hole 'moments' holds what is no Html: \[1\]"
