@@ -48,9 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sae-vis: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # e.g. `| head`; nothing may be written when Python closes its output at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         return 1
+    except OSError as error:  # e.g. a full disk
+        _write_no_more()
+        print(f"sae-vis: error: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _write_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

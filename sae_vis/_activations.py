@@ -43,7 +43,9 @@ def encode(
     n = encoder.d_hidden if features is None else len(features)
     if n < MIN_PRODUCT_COLUMNS:  # a whole dictionary may be as narrow
         features = torch.arange(n) if features is None else features
-        features = torch.cat([features, features[:1].expand(MIN_PRODUCT_COLUMNS - n)])
+        # Never as many as there are: an encode that gives all of them, whatever is asked for, would not be noticed.
+        more = MIN_PRODUCT_COLUMNS - n + (encoder.d_hidden == MIN_PRODUCT_COLUMNS)
+        features = torch.cat([features, features[:1].expand(more)])
     try:
         acts = encoder.encode(x, features)
     except IndexError as error:

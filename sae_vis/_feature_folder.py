@@ -39,7 +39,7 @@ from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, get_args, g
 import msgspec
 
 from sae_vis import _json
-from sae_vis._errors import FileFormatError, InputError, cut, shown
+from sae_vis._errors import FileFormatError, InputError, check_path, cut, shown
 from sae_vis._params import RUN_OPTIONS, FeatureVisParams
 
 try:
@@ -455,7 +455,7 @@ class FeatureFolder(Generic[M]):
         Raises:
             FileFormatError: if it is not a feature folder, or damaged.
         """
-        path = Path(folder)
+        path = Path(check_path(folder, "folder"))
         try:
             is_folder, is_run = path.is_dir(), (path / RUN).is_file()
         except OSError as error:
@@ -505,7 +505,7 @@ class FeatureFolder(Generic[M]):
             InputError: if the folder holds anything else, another run or one that is being written, or cannot be written.
             FileFormatError: if what it holds is damaged.
         """
-        path = Path(folder)
+        path = Path(check_path(folder, "folder"))
         _check_rows(rows, params, provenance)
         _make(path)
         lock = _locked(path)

@@ -77,6 +77,7 @@ _STREAMS = ("/dev/std", "/dev/fd/", "/proc/")  # names of what is open already, 
 _PAGE, _GZIP = b"<!doctype html>", b"\x1f\x8b"  # how a page and a gzip stream begin
 _START = 4096  # bytes that tell what a file is
 _OWN_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"sae_vis')  # whoever laid it out
+_OWN_DATA = re.compile(_OWN_START.pattern + b'"')
 _LONGEST_MESSAGE = 1000
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError)
 
@@ -210,11 +211,36 @@ def check_page_path(path: PathLike) -> None:
     A page can be drawn again; data may have taken hours to fetch, and labels were written by hand.
     """
     name = check_path(path)
-    if _saved_data_at(name):
+    if _begins(name, _OWN_START):
         raise InputError(f"Cannot write a page to {name!r}: the file holds saved data. Give the page another name.")
 
 
-def _saved_data_at(name: str) -> bool:
+def check_labels_path(path: PathLike) -> None:
+    """Raise ``InputError`` if this is no path for labels: a file with data that ``save_json`` wrote."""
+    name = check_path(path)
+    if _begins(name, _OWN_DATA):
+        raise InputError(f"Cannot write labels to {name!r}: the file holds saved data. Give the labels another name.")
+
+
+def check_writable(path: PathLike) -> None:
+    """Raise ``InputError`` if a file cannot be written there, before the work that it is to hold."""
+    name = check_path(path)
+    target = Path(os.path.realpath(name)) if "\0" not in name else Path(name)
+    reason = ""
+    try:
+        if "\0" in name:
+            reason = "a path cannot hold NUL"
+        elif not target.parent.is_dir():
+            reason = "its folder does not exist"
+        elif not os.access(target if target.exists() else target.parent, os.W_OK):
+            reason = "no permission"
+    except OSError as error:  # e.g. a name that is too long
+        reason = error.strerror or str(error)
+    if reason:
+        raise InputError(f"Cannot write {name!r}: {reason}.")
+
+
+def _begins(name: str, own: re.Pattern[bytes]) -> bool:
     """Whether there is a file that begins as ours do, gzipped or not; False where it cannot be read."""
     try:
         if not Path(name).is_file() or name.startswith(_STREAMS):
@@ -225,7 +251,7 @@ def _saved_data_at(name: str) -> bool:
             start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _START)
     except (OSError, ValueError, zlib.error):
         return False
-    return bool(_OWN_START.match(start))
+    return bool(own.match(start))
 
 
 def _write_beside(target: Path, chunks: Iterable[bytes], mode: int | None) -> None:

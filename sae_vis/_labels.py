@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from sae_vis import _json
-from sae_vis._errors import FileFormatError, InputError, shown
+from sae_vis._errors import FileFormatError, InputError, check_path, shown
 
 FORMAT, VERSION = "sae_vis labels", 1
 MOST_LABEL, MOST_NOTE = 200, 10_000  # characters
@@ -160,8 +160,9 @@ def save(path: str | os.PathLike[str], of: Mapping[str, str], features: Mapping[
     """Write a file of labels.
 
     Raises:
-        InputError: if it cannot be written.
+        InputError: if it cannot be written, or would replace saved features.
     """
+    _json.check_labels_path(path)
     for feature, marks in features.items():
         _check_texts(f"feature {feature}", marks)
     file = _File(FORMAT, VERSION, dict(of), dict(sorted(features.items())))
@@ -175,7 +176,7 @@ def load(path: str | os.PathLike[str], of: Mapping[str, str], any_origin: bool) 
         FileFormatError: if it is none, of a newer version, or damaged.
         InputError: if it is about the features of another encoder, hook point or model.
     """
-    where = os.fspath(path)
+    where = check_path(path)
     data = _json.read_file(path, MAX_BYTES)
     try:
         top = msgspec.json.decode(data, type=dict[str, msgspec.Raw])

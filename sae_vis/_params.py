@@ -515,8 +515,8 @@ class FeatureVisParams:
     )
     memory_budget: str | int = _option(
         "4GB",
-        "Memory for the stored activations, as bytes or e.g. '500MB'. If the features need more, several rounds over the "
-        "tokens are made.",
+        "Memory that a run may use, as bytes or e.g. '500MB', beside the model. Activations beyond it lie in temporary files; "
+        "if the tables of correlated neurons need more, several rounds over the tokens are made.",
     )
     ignore_tokens: tuple[int, ...] | None = _option(
         None,

@@ -232,10 +232,10 @@ def _others(folder: Path) -> list[str]:
 
 def _remove_others(path: Path, used: set[str]) -> None:
     """Remove the files of an older site that this one does not use."""
-    with contextlib.suppress(OSError):
-        for kind, own in _OWN.items():
-            for file in (path / kind).iterdir():
-                if own.fullmatch(file.name) and f"{kind}/{file.name}" not in used:
+    for kind, own in _OWN.items():
+        for file in list((path / kind).iterdir()):
+            if own.fullmatch(file.name) and f"{kind}/{file.name}" not in used:
+                with contextlib.suppress(OSError):  # it may be open in another program
                     file.unlink()
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from sae_vis._errors import InputError, shown
+from sae_vis._errors import InputError, check_path, shown
 from sae_vis._feature_view import FeatureFetcher
+from sae_vis._json import check_writable
 from sae_vis._params import FeatureVisParams
 from sae_vis._prompt_compare import Comparer
 from sae_vis._prompt_comparison import PromptComparisonData
@@ -57,6 +58,11 @@ def get_feature_data(
         ModelError: if model or encoder do not fit together, or give NaN or infinity.
         Interrupted: on Ctrl-C; its ``finished`` holds the features that were done.
     """
+    for name, path in (("out_dir", out_dir), ("save_activations", save_activations)):
+        if path is not None:
+            check_path(path, name)
+    if save_activations is not None:
+        check_writable(save_activations)
     run = Run.prepare(encoder, model, FeatureVisParams() if fvp is None else fvp, encoder_B)
     token_ids = check_tokens(tokens, run.model)
     ignored = run.ignored_ids()
@@ -67,11 +73,11 @@ def get_feature_data(
             "Use FeatureVisParams(ignore_tokens=()) to count every position."
         )
     with run.model.as_for_inference():
-        path = run.check_fit(token_ids)
-        provenance = run.provenance(token_ids, counted, path, ignored)
+        write_path = run.check_fit(token_ids)
+        provenance = run.provenance(token_ids, counted, write_path, ignored)
         warn_of_processed_weights(run, provenance)
         warn_of_padding_in_front(run, token_ids, provenance)
-        fetcher = FeatureFetcher(run, token_ids, counted, path, provenance, save_activations)
+        fetcher = FeatureFetcher(run, token_ids, counted, write_path, provenance, save_activations)
         return fetcher.fetch() if out_dir is None else fetcher.fetch_into(out_dir)
 
 
@@ -145,7 +151,10 @@ def compare_prompts(
     _check_prompt_options(features, num_top_features, prepend_bos)
     run = Run.prepare(encoder, model, features.params if fvp is None else fvp, None)
     check_same_run(run, features.provenance)
-    ids, other_ids = (prompt_ids(one, run.model, features.provenance, prepend_bos) for one in (prompt, other_prompt))
+    ids, other_ids = (
+        prompt_ids(one, run.model, features.provenance, prepend_bos, name)
+        for name, one in (("prompt", prompt), ("other_prompt", other_prompt))
+    )
     with run.model.as_for_inference():
         return Comparer(run, ids, other_ids, features, num_top_features).data()
 

@@ -1990,7 +1990,7 @@ def _strip(prompt: MultiPromptData, page: PageContext) -> list[Html]:
 
 def _none_ranked(score_name: str) -> str:
     where = "the token before it, so none changes its prediction" if score_name in LOSS_SCORES else "this token"
-    return f"No feature to show: none of those asked for is active on {where}."
+    return f"No feature to show: none of those that were fetched is active on {where}."
 
 
 def _score_text(score_name: str, score: float) -> str:

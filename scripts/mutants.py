@@ -1857,8 +1857,8 @@ MUTANTS: list[Mutant] = [
         (
             "overview-infinite",
             "the largest numbers are not rounded to none",
-            "rounded = rounded if math.isfinite(rounded) else value",
-            "rounded = rounded",
+            'if f"{number.factor * one:.{SHOWN_DIGITS}g}" == shown',
+            "if True",
         ),
         (
             "overview-no-top",

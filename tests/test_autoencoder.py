@@ -343,6 +343,20 @@ def test_an_encode_that_passes_over_features_is_told():
         few(of_fifty(lambda self, x, features=None: x @ self.W_enc))
 
 
+@pytest.mark.parametrize("d_hidden", [3, 15, 16, 17])
+def test_so_it_is_however_few_features_there_are(d_hidden):
+    """Of 16, as many as the narrowest product has columns, the first would be taken for those that were asked for."""
+    encoder = takes(lambda self, x, features=None: x @ self.W_enc)
+    encoder.d_hidden, encoder.W_enc = d_hidden, torch.eye(16, d_hidden)
+    x = torch.arange(640.0).reshape(1, 40, 16)
+    with pytest.raises(ModelError, match=r"return acts\[\.\.\., features\]"):
+        encode_of(encoder, x, torch.tensor([2, 1]), "The encoder")
+    right = takes(lambda self, x, features=None: (x @ self.W_enc)[..., slice(None) if features is None else features])
+    right.d_hidden, right.W_enc = encoder.d_hidden, encoder.W_enc
+    assert torch.equal(encode_of(right, x, torch.tensor([2, 1]), "The encoder"), x[..., [2, 1]])
+    assert torch.equal(encode_of(right, x, None, "The encoder")[..., :3], x[..., :3])
+
+
 @pytest.mark.parametrize(
     ("features", "n", "told"),
     [

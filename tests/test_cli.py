@@ -110,6 +110,16 @@ def test_info_on_a_terminal_that_lacks_characters(prompt_data, tmp_path):
     assert b"\x1b" not in done.stdout
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_on_a_full_disk_is_an_error_in_one_line(feature_data, tmp_path):
+    feature_data.save_json(tmp_path / "x.json")
+    line = [sys.executable, "-m", "sae_vis", "info", str(tmp_path / "x.json")]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "sae-vis: error: the output cannot be written: No space left on device\n"
+
+
 def test_info_of_a_file_without_features(feature_data, tmp_path, capsys):
     feature_data.feature_data_dict = {}
     feature_data.save_json(tmp_path / "x.json")

@@ -502,7 +502,7 @@ def test_a_prompt_of_nothing_but_ignored_tokens_says_that_nothing_is_active(tmp_
     prompt = get_prompt_data(encoder, model, [0, 1, 2, 0], data)
     assert check_drawn(prompt, tmp_path) == {}
     assert (prompt.n_active, prompt.prompt_data_dict) == ([0] * 4, {})
-    assert "none of those asked for is active" in prompt.get_html()
+    assert "none of those that were fetched is active" in prompt.get_html()
 
 
 @pytest.mark.parametrize(

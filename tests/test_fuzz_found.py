@@ -7,7 +7,9 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from sae_vis import (
     TemplateError,
     _params,
     _store_file,
+    get_feature_data,
     load_activations,
     load_demo,
 )
@@ -170,6 +173,8 @@ TAKE_A_PATH = {
     "save_labels": lambda data, prompt, path: data.save_labels(path),
     "save_site": lambda data, prompt, path: data.save_site(path),
     "load_json": lambda data, prompt, path: MultiFeatureData.load_json(path),
+    "load_dir": lambda data, prompt, path: MultiFeatureData.load_dir(path),
+    "load_labels": lambda data, prompt, path: data.load_labels(path),
     "load_demo": lambda data, prompt, path: load_demo(path),
     "load_activations": lambda data, prompt, path: load_activations(path),
     "save_collected": lambda data, prompt, path: _store_file.save_collected(None, path, {}),
@@ -185,6 +190,32 @@ def test_what_is_no_path_is_told(name, path, feature_data, prompt_data, tmp_path
     with pytest.raises(InputError, match=r"^\w+ must be a path \(str or os\.PathLike\), got "):
         TAKE_A_PATH[name](feature_data, prompt_data, path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", [5, True, b"x", ["x"], io.StringIO(), BytesPath()], ids=type_name)
+@pytest.mark.parametrize("name", ["out_dir", "save_activations"])
+def test_what_is_no_path_is_told_before_anything_is_fetched(name, path):
+    with pytest.raises(InputError, match=rf"^{name} must be a path \(str or os\.PathLike\), got "):
+        get_feature_data(None, None, None, **{name: path})
+
+
+@pytest.mark.parametrize("name", ["no/such/folder/x", "a\0b", "x" * 300, "readonly"])
+def test_a_file_that_cannot_be_written_is_told_before_the_model_runs(name, tmp_path, monkeypatch):
+    (tmp_path / "readonly").write_bytes(b"")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "readonly" and access(path, mode))
+    with pytest.raises(InputError, match=r"Cannot write .*: "):
+        get_feature_data(None, None, None, save_activations=tmp_path / name)
+
+
+def test_labels_never_replace_saved_features(feature_data, tmp_path):
+    for name in ("data.json", "data.json.gz"):
+        feature_data.save_json(tmp_path / name)
+        with pytest.raises(InputError, match="the file holds saved data"):
+            feature_data.save_labels(tmp_path / name)
+        assert MultiFeatureData.load_json(tmp_path / name) == feature_data
+    for _ in range(2):
+        feature_data.save_labels(tmp_path / "labels.json")
 
 
 def test_any_path_like_object_is_a_path(feature_data, tmp_path):

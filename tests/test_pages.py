@@ -635,7 +635,7 @@ def test_nothing_active_is_a_sentence(prompt):
     assert not list(tree.iter("article"))
     none = tree.find(".//p[@class='none-ranked empty']")
     assert none.get("hidden") is None
-    assert "none of those asked for is active on this token" in text_of(none)
+    assert "none of those that were fetched is active on this token" in text_of(none)
     assert "token before" in text_of(
         parse(prompt.get_html(seq_pos=0, score_name="loss_effect")).find(".//p[@class='none-ranked empty']")
     )

@@ -270,6 +270,14 @@ def test_an_older_site_is_replaced_and_what_only_it_used_is_removed(features, fo
     assert files(folder) == before
 
 
+def test_a_file_that_cannot_be_removed_keeps_no_other_one(features, folder, small_shards):
+    features.save_site(folder)
+    (folder / "features" / "00000-0000000000000000.js").mkdir()  # as one that another program holds
+    dataclasses.replace(features, feature_data_dict={0: features[0]}).save_site(folder)
+    left = [path.name for path in (folder / "features").iterdir() if path.is_file()]
+    assert left == [file.partition("/")[2] for file, _ in shards(folder)]
+
+
 @pytest.mark.parametrize(
     "foreign", ["index.html", "thesis.tex", "features/mine.js", "assets/vocab.js", "features/00000-0123456789abcdeg.js"]
 )
