@@ -6,9 +6,12 @@ The stages are modules of their own: collect (``_activations``), select (``_stat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -29,7 +32,23 @@ from sae_vis._run import (
 )
 from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
+
+def _on_the_usual_device(function: Callable[P, R]) -> Callable[P, R]:
+    """New tensors of the function are on the CPU, whatever ``torch.set_default_device`` says: it knows where they belong."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        is_usual = torch.get_default_device().type == "cpu"  # where it is, nothing is made slower
+        with contextlib.nullcontext() if is_usual else torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@_on_the_usual_device
 def get_feature_data(
     encoder: Any,
     model: Any,
@@ -81,6 +100,7 @@ def get_feature_data(
         return fetcher.fetch() if out_dir is None else fetcher.fetch_into(out_dir)
 
 
+@_on_the_usual_device
 def get_prompt_data(
     encoder: Any,
     model: Any,
@@ -122,6 +142,7 @@ def get_prompt_data(
         return data
 
 
+@_on_the_usual_device
 def compare_prompts(
     encoder: Any,
     model: Any,

@@ -101,8 +101,8 @@ class AutoEncoder(nn.Module):
     def __init__(self, cfg: AutoEncoderConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        generator = torch.Generator().manual_seed(0)  # nothing global is touched
-        decoder = torch.randn(cfg.d_hidden, cfg.d_in, generator=generator, device="cpu")
+        generator = torch.Generator("cpu").manual_seed(0)  # nothing global is touched
+        decoder = torch.randn(cfg.d_hidden, cfg.d_in, generator=generator, device="cpu").to(torch.get_default_device())
         decoder /= decoder.norm(dim=-1, keepdim=True)
         self.W_enc = nn.Parameter(decoder.T.contiguous())
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_hidden))

@@ -27,7 +27,14 @@ from hf_models import (
 )
 from torch import Tensor, nn
 
-from sae_vis import FeatureVisParams, get_feature_data
+from sae_vis import (
+    AutoEncoder,
+    AutoEncoderConfig,
+    FeatureVisParams,
+    compare_prompts,
+    get_feature_data,
+    get_prompt_data,
+)
 from sae_vis._errors import ModelError
 from sae_vis.model_fns import FinalNorm, HookPoint, LanguageModel, digest_tensors
 
@@ -237,6 +244,28 @@ def test_mixed_precision_and_the_default_number_format_of_the_user_change_nothin
         finally:
             torch.set_default_dtype(default)
     assert found == plain
+
+
+@pytest.mark.parametrize("ablation", ["direct", "full"])
+def test_the_default_device_of_the_user_changes_nothing(ablation):
+    encoder = random_encoder(width_at(shared("gpt2"), "blocks.0.mlp.hook_post"))
+    fvp = FeatureVisParams(hook_point="blocks.0.mlp.hook_post", ablation=ablation, verbose=False)
+
+    tokens = some_tokens().tolist()
+
+    def everything():
+        features = get_feature_data(encoder, shared("gpt2"), tokens, fvp)
+        prompt = get_prompt_data(encoder, shared("gpt2"), [5, 6, 7], features, reconstruction=True)
+        return features, prompt, compare_prompts(encoder, shared("gpt2"), [5, 6, 7], [5, 8], features)
+
+    expected = everything()
+    try:
+        torch.set_default_device("meta")  # which holds no numbers
+        assert everything() == expected
+        assert torch.zeros(1).is_meta
+        assert all(weight.is_meta for weight in AutoEncoder(AutoEncoderConfig(2, 3)).parameters())
+    finally:
+        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
