@@ -110,7 +110,7 @@ class FormulaTail:
         self.unscaled = self.product(self.centred)
 
     def logits(self) -> Float[Tensor, "p d_vocab"]:
-        return soft_cap(self.unscaled / self.scale(self.centred) + self.bias, self.cap)
+        return soft_cap(torch.addcmul(self.bias, self.unscaled, 1.0 / self.scale(self.centred)), self.cap)
 
     def logits_without(self, position: Tensor, feature: Tensor, activation: Tensor) -> Float[Tensor, "k d_vocab"]:
         a, directions = activation[:, None], self.centred_directions[feature]

@@ -2110,13 +2110,6 @@ MUTANTS: list[Mutant] = [
             MODEL,
         ),
         (
-            "padding-masked",
-            "padding that changes nothing is not told",
-            "< SAME_TEXT * alone.abs().max()",
-            "< 0 * alone.abs().max()",
-            "test_hooked_transformer.py",
-        ),
-        (
             "digest-own-tensors",
             "an encoder without a digest is told by the tensors that it holds",
             '[("decoder_rows", rows), *own, *settings]',
