@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from models import HOOK_POINT, encoder_for, planted
 
 from sae_vis import AutoEncoder, _correlations, _store
-from sae_vis._activations import Collected, CollectPlan, collect, encode
+from sae_vis._activations import Collected, CollectPlan, active_ones, collect, encode
 from sae_vis._correlations import CoMoments, SparseColumns, WithDense, co_moments, co_moments_by_tile
 from sae_vis._errors import InputError
 from sae_vis._store import ActivationStore, StoreBuilder, merge_stores
@@ -81,6 +81,18 @@ def test_the_store_holds_what_a_loop_over_positions_gives(hook_point, apply_b_de
     found = dense(run_once(encoder, model, tokens, hook_point=hook_point).store).double()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert ((found > 0) == (expected > 0))[expected > 1e-6].all()
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (3, 32), (1, 31), (7, 5), (0, 32), (32, 1), (2, 4096)])
+@pytest.mark.parametrize("density", [0.0, 0.003, 0.2, 1.0])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_active_ones_are_those_above_zero_in_their_order(shape, density, contiguous):
+    generator = torch.Generator().manual_seed(0)
+    acts = torch.rand(*shape, generator=generator) * (torch.rand(*shape, generator=generator) < density)
+    acts = acts if contiguous else acts.T.contiguous().T
+    rows, columns = acts.nonzero().unbind(1)
+    for found, expected in zip(active_ones(acts), (rows, columns, acts[rows, columns]), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_planted_activations_come_back_bit_by_bit():
