@@ -16,7 +16,6 @@ from sae_vis._shown import ByPlace, EffectAt, ShownFeature
 from sae_vis._statistics import FeatureActivations, histogram, histograms, moments, significant
 from sae_vis.data_storing_fns import (
     ActivationsData,
-    FeatureData,
     FullEffects,
     HistogramData,
     LogitsData,
@@ -151,17 +150,6 @@ def stored_logits(weights: npt.NDArray[np.floating]) -> list[float]:
     """Logit weights, rounded for storing."""
     stored: list[float] = significant(weights.astype(np.float64), STORED_DIGITS).tolist()
     return stored
-
-
-def feature_token_ids(data: FeatureData) -> Iterator[int]:
-    """Every token id that a feature's panels show."""
-    if data.logits is not None:
-        yield from (*data.logits.top_token_ids, *data.logits.bottom_token_ids)
-    if data.tokens is not None:
-        yield from data.tokens.token_ids
-    against = data.counterexamples.sequences() if data.counterexamples else []
-    for sequence in (*(s for group in data.sequences.groups for s in group.sequences), *against):
-        yield from sequence_token_ids(sequence)
 
 
 def sequence_token_ids(sequence: SequenceData) -> Iterator[int]:

@@ -27,7 +27,6 @@ from sae_vis._assemble import (
     LogitPanel,
     LogitPanels,
     activations_data,
-    feature_token_ids,
     logits_at_a_time,
     sequence_data,
 )
@@ -590,7 +589,8 @@ class FeatureFetcher:
             if row not in rows:
                 rows[row] = self.tokens_array[row].tolist()
         ids = {token for row in rows.values() for token in row}
-        ids.update(token for data in features.values() for token in feature_token_ids(data))
+        for data in features.values():
+            ids |= data.vocab_ids()
         texts = token_texts(self.run.model.tokenizer, ids)
         return MultiFeatureData(
             features, texts.text, texts.partial, dict(sorted(rows.items())), self.fvp, self.provenance

@@ -377,10 +377,24 @@ MUTANTS: list[Mutant] = [
             "plan.memory_bytes * 10**6",
         ),
         (
+            "active-block-place",
+            "what is in a block is at its place",
+            "place = some[block] * BLOCK + within",
+            "place = some[block] * BLOCK",
+            ACTIVATIONS,
+        ),
+        (
+            "active-any-width",
+            "blocks may not go beyond the end",
+            "and not acts.numel() % BLOCK:",
+            ":",
+            ACTIVATIONS,
+        ),
+        (
             "encoded-rows-shift",
             "what is encoded at a time stands at its own rows",
-            "found.append((row + start * x.shape[1],",
-            "found.append((row,",
+            "found.append((row[counts] + start * x.shape[1],",
+            "found.append((row[counts],",
             PIECES,
         ),
         (
