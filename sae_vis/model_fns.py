@@ -123,13 +123,20 @@ class AutoEncoder(nn.Module):
         """Activations of the given features (None: all), sliced before the product, so that few features cost little.
 
         The heads of ``hook_z`` (``[rows, seq, n_heads, d_head]``) are flattened.
+
+        Raises:
+            InputError: if ``x`` has another width.
         """
         weight: Tensor = self.W_enc
         bias: Tensor = self.b_enc
         if features is not None:
             weight, bias = weight[:, features], bias[features]
-        in_heads = x.shape[-1] != self.d_in or (x.ndim == 4 and x.shape[2] == 1)  # one head is as wide as all
-        x = rearrange(x, "... head d_head -> ... (head d_head)") if in_heads else x
+        in_heads = x.ndim == 4 and (x.shape[-1] != self.d_in or x.shape[2] == 1)  # one head is as wide as all
+        given, x = tuple(x.shape), rearrange(x, "... head d_head -> ... (head d_head)") if in_heads else x
+        if x.shape[-1] != self.d_in:
+            raise InputError(
+                f"encode needs activations of width {self.d_in}, [rows, seq, {self.d_in}], got shape {given}."
+            )
         x = x.to(weight)
         if self.cfg.apply_b_dec_to_input:
             x = x - self.b_dec
@@ -169,7 +176,8 @@ class AutoEncoder(nn.Module):
 
         name = check_path(path)
         metadata = {name: str(value) for name, value in asdict(self.cfg).items()}
-        weights = {name: weight.detach().contiguous().cpu() for name, weight in self.state_dict().items()}
+        # Copies: tensors that share memory cannot be written.
+        weights = {name: weight.detach().cpu().contiguous().clone() for name, weight in self.state_dict().items()}
         try:
             save_file(weights, name, metadata=metadata)
         except (OSError, ValueError, SafetensorError) as error:
@@ -194,8 +202,10 @@ class AutoEncoder(nn.Module):
             if isinstance(error, SafetensorError) and not name.endswith(".safetensors"):
                 told += ". For a .pt file: AutoEncoder.from_weights(torch.load(path, weights_only=True))."
             raise InputError(told) from None
-        subtracts = metadata.get("apply_b_dec_to_input", "True") == "True"
-        return cls.from_weights(weights, apply_b_dec_to_input=subtracts).to(place)
+        subtracts = metadata.get("apply_b_dec_to_input", "True")
+        if subtracts not in ("True", "False"):
+            raise InputError(f"{name}: apply_b_dec_to_input must be True or False, got {shown(subtracts)}.")
+        return cls.from_weights(weights, apply_b_dec_to_input=subtracts == "True").to(place)
 
     @classmethod
     def load_from_hf(cls, version: str | int = "run1", device: str | torch.device = "cpu") -> AutoEncoder:

@@ -2226,7 +2226,18 @@ MUTANTS: list[Mutant] = [
             '"... head d_head -> ... (head d_head)"',
             '"... head d_head -> ... (d_head head)"',
         ),
-        ("settings-lost", "settings are saved", 'metadata.get("apply_b_dec_to_input", "True") == "True"', "True"),
+        (
+            "settings-lost",
+            "settings are saved",
+            'apply_b_dec_to_input=subtracts == "True"',
+            "apply_b_dec_to_input=True",
+        ),
+        (
+            "positions-joined",
+            "positions are never joined as if they were heads",
+            "in_heads = x.ndim == 4 and (x.shape[-1] != self.d_in or x.shape[2] == 1)",
+            "in_heads = x.shape[-1] != self.d_in or (x.ndim == 4 and x.shape[2] == 1)",
+        ),
     ),
     *_group(
         "model_fns.py",

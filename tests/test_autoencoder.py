@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 
+import numpy as np
 import pytest
 import torch
 from brute_force import activations, hook_values, random_encoder
@@ -439,3 +441,38 @@ def test_the_encoders_own_hook_point_is_the_default():
     assert data.provenance.hook_point == "blocks.1.hook_resid_pre"
     with pytest.raises(InputError, match="No hook point"):
         get_feature_data(Minimal(), shared("gpt2"), some_tokens(), FeatureVisParams(verbose=False))
+
+
+# --- what it is given --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2), (1, 2, 5), (4,), (1, 2, 3, 5), (5,)])
+def test_activations_of_another_width_are_told_and_never_joined(shape):
+    encoder = random_encoder(4, 8)
+    x = torch.ones(shape)
+    if shape == (4,):
+        assert encoder.encode(x).shape == (8,)
+        return
+    with pytest.raises(InputError, match=rf"width 4, \[rows, seq, 4\], got shape {re.escape(str(shape))}"):
+        encoder.encode(x)
+
+
+@pytest.mark.parametrize("value", [1, 0, "False", None, np.True_])
+def test_whether_b_dec_is_subtracted_is_true_or_false(value):
+    with pytest.raises(InputError, match="apply_b_dec_to_input must be True or False"):
+        AutoEncoderConfig(4, 8, value)
+
+
+def test_a_file_that_says_neither_is_refused(tmp_path):
+    encoder = random_encoder(4, 8)
+    save_file(encoder.state_dict(), tmp_path / "a.safetensors", metadata={"apply_b_dec_to_input": "1"})
+    with pytest.raises(InputError, match="must be True or False, got '1'"):
+        AutoEncoder.load(tmp_path / "a.safetensors")
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    encoder = random_encoder(4, 4)
+    encoder.b_enc = encoder.b_dec
+    encoder.save(tmp_path / "a.safetensors")
+    found = AutoEncoder.load(tmp_path / "a.safetensors")
+    assert all(torch.equal(found.state_dict()[name], weight) for name, weight in encoder.state_dict().items())
