@@ -103,10 +103,10 @@ def fetched(case: cases.Case, cache: Path) -> SimpleNamespace:
     lm, done = LanguageModel(given.model), []
     real = FullAblation.effects
 
-    def counting(self, tokens, work):
+    def counting(self, tokens, work, entering=None):
         work = list(work)
         done.extend(work)
-        return real(self, tokens, work)
+        return real(self, tokens, work, entering)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FullAblation, "effects", counting)
