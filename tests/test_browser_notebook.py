@@ -31,7 +31,7 @@ def outputs():
 def jupyterlab(outputs):
     """Outputs added by innerHTML to a page of its own origin."""
     cells = json.dumps(outputs).replace("<", "\\u003c")
-    return f"""<!doctype html><html lang="en"><title>JupyterLab</title><body><script>
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>JupyterLab</title><body><script>
       for (const output of {cells}) {{
         const cell = document.createElement("div");
         cell.className = "jp-RenderedHTMLCommon";
@@ -50,7 +50,7 @@ def sandboxed(sandbox):
         cells = "".join(
             cell.format(sandbox, html.escape(f"<!doctype html><title>Output</title>{output}")) for output in outputs
         )
-        return f'<!doctype html><html lang="en"><title>Notebook</title><body>{cells}'
+        return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Notebook</title><body>{cells}'
 
     return notebook
 
