@@ -147,7 +147,7 @@ class FullAblation:
         for first in range(0, len(tokens), size):
             some = slice(first, first + size)
             kept.append(self._kept(tokens[some], None if entering is None else entering[some]))
-        return _Clean.of(tokens, entering, torch.cat(kept))
+        return _Clean.of(tokens, entering, torch.cat(kept) if len(kept) > 1 else kept[0])  # logits may be gigabytes
 
     def _without(self, clean: _Clean, batch: Sequence[RowAblation], length: int) -> list[Float[Tensor, "t d"]]:
         """What is kept where each ablation's predictions are made: one forward pass of the rows, each without its feature."""
