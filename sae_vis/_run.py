@@ -30,6 +30,7 @@ from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, Writ
 
 NO_SETTINGS = ("training", "device")  # the same encoder elsewhere, or on the way to another
 SAME_TEXT = 1e-2  # relative to the largest activation
+CALLER = 4  # of a public function, as a warning counts: past its wrapper, and the function here
 CHECKED_POSITIONS = 64  # where the closed form is compared with the model's own logits
 MOST_FEATURES = 2**27  # of a dictionary: more would fill the memory before the first activation
 
@@ -151,7 +152,7 @@ def warn_of_processed_weights(run: Run, provenance: Provenance) -> None:
     else:
         return
     provenance.notes.append(note)
-    warnings.warn(note, UserWarning, stacklevel=3)
+    warnings.warn(note, UserWarning, stacklevel=CALLER)
 
 
 def warn_of_padding_in_front(run: Run, tokens: Int[Tensor, "rows seq"], provenance: Provenance) -> None:
@@ -174,7 +175,7 @@ def warn_of_padding_in_front(run: Run, tokens: Int[Tensor, "rows seq"], provenan
         "the text has other activations than alone. Pad on the right."
     )
     provenance.notes.append(note)
-    warnings.warn(note, UserWarning, stacklevel=3)
+    warnings.warn(note, UserWarning, stacklevel=CALLER)
 
 
 def check_sizes(encoder: Encoder, name: str) -> None:
@@ -392,7 +393,7 @@ def check_same_run(run: Run, provenance: Provenance) -> None:
             "type does). Pass the encoder that they were fetched with, or fetch them again."
         )
     if provenance_of_prompt(run, provenance) is not provenance:
-        warnings.warn(_OTHER_MODEL_NOTE, UserWarning, stacklevel=3)
+        warnings.warn(_OTHER_MODEL_NOTE, UserWarning, stacklevel=CALLER)
 
 
 _OTHER_MODEL_NOTE = (

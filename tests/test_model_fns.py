@@ -644,8 +644,9 @@ def test_processed_weights_give_the_same_features(name, hook_point):
 
 def test_centred_weights_of_a_layer_norm_model_are_told():
     processed = shared("gpt2", compat=True)
-    with pytest.warns(UserWarning, match="centred"):
+    with pytest.warns(UserWarning, match="centred") as told:
         data = fetch(processed, "blocks.0.hook_resid_pre")
+    assert told[0].filename == __file__, "it is the caller's line that is told"
     assert any("centred" in note for note in data.provenance.notes)
     assert not fetch(shared("gpt2"), "blocks.0.hook_resid_pre").provenance.notes
     assert not fetch(processed, "blocks.0.mlp.hook_post").provenance.notes
@@ -674,8 +675,9 @@ def test_padding_that_the_model_reads_in_front_of_a_text_is_told(in_front, where
     if where == "right":
         assert not fetch(shared("gpt2"), tokens=tokens).provenance.notes
         return
-    with pytest.warns(UserWarning, match="Padding stands before the text in 3 of 3 rows"):
+    with pytest.warns(UserWarning, match="Padding stands before the text in 3 of 3 rows") as told:
         assert "Pad on the right" in fetch(shared("gpt2"), tokens=tokens).provenance.notes[0]
+    assert told[0].filename == __file__, "it is the caller's line that is told"
 
 
 def test_a_bridges_own_name_of_a_hook_point_is_of_the_same_kind():

@@ -521,8 +521,9 @@ def test_a_model_of_other_weights_is_told_and_named():
     with torch.no_grad():
         other.blocks[0].attn.o.original_component.weight.add_(0.01)
     features = fetched()
-    with pytest.warns(UserWarning, match="a model of other weights"):
+    with pytest.warns(UserWarning, match="a model of other weights") as told:
         prompt = get_prompt_data(encoder_for("gpt2"), other, PROMPT, features)
+    assert told[0].filename == __file__, "it is the caller's line that is told"
     assert prompt.provenance.digests["model"] == LanguageModel(other).digest() != features.provenance.digests["model"]
     assert any("other weights" in note for note in prompt.provenance.notes)
     assert not features.provenance.notes
