@@ -6,10 +6,11 @@ products with the neurons of the hook point (``_correlations``).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeGuard
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +19,15 @@ from torch import Tensor
 from sae_vis._correlations import SparseColumns, WithDense
 from sae_vis._errors import ModelError
 from sae_vis._store import ActivationStore, StoreBuilder
-from sae_vis.model_fns import MIN_PRODUCT_COLUMNS, MIN_PRODUCT_ROWS, Encoder, LanguageModel, check_tensor
+from sae_vis.model_fns import (
+    MIN_PRODUCT_COLUMNS,
+    MIN_PRODUCT_ROWS,
+    AutoEncoder,
+    Encoder,
+    LanguageModel,
+    check_tensor,
+    in_the_cache,
+)
 
 MANY_PRODUCTS = 2**22
 ENCODED_BYTES = 2**27  # of dense activations at a time, most of them zeros
@@ -30,12 +39,40 @@ SHARE_OF_STORE, SHARE_OF_PRODUCTS = 8, 2  # of the memory budget
 # --- encoding ----------------------------------------------------------------------------------------------------
 
 
+class Room:
+    """Memory that is written to again and again: new memory from the system costs a tenth of the product that fills it."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.float32, device="cpu")
+
+    def of(self, *shape: int) -> Tensor:
+        """Memory of a shape; what was there before is lost."""
+        size = math.prod(shape)
+        if len(self._memory) < size:
+            self._memory = self._memory.new_empty(size)
+        return self._memory[:size].view(shape)
+
+    def suits(self, encoder: Encoder) -> TypeGuard[AutoEncoder]:
+        """Whether an encoder can write to it."""
+        return (
+            isinstance(encoder, AutoEncoder)
+            and type(encoder).encode is AutoEncoder.encode
+            and (encoder.W_enc.device, encoder.W_enc.dtype) == (self._memory.device, self._memory.dtype)
+            and not torch.is_grad_enabled()
+        )
+
+
 def encode(
-    encoder: Encoder, x: Float[Tensor, "rows seq *d"], features: Int[Tensor, " n"] | None, name: str = "The encoder"
+    encoder: Encoder,
+    x: Float[Tensor, "rows seq *d"],
+    features: Int[Tensor, " n"] | None,
+    name: str = "The encoder",
+    room: Room | None = None,
 ) -> Float[Tensor, "rows seq n"]:
     """Activations in float32. Each one has the same bits whatever is encoded beside it.
 
-    That holds because products are never smaller than 32 rows x 16 columns: smaller ones take other paths.
+    That holds because products are never smaller than 32 rows x 16 columns: smaller ones take other paths. With ``room``,
+    they may be overwritten by what is encoded next.
     """
     n_rows, seq_len = x.shape[:2]
     padding = -(-MIN_PRODUCT_ROWS // seq_len) - n_rows
@@ -48,7 +85,12 @@ def encode(
         more = MIN_PRODUCT_COLUMNS - n + (encoder.d_hidden == MIN_PRODUCT_COLUMNS)
         features = torch.cat([features, features[:1].expand(more)])
     try:
-        acts = encoder.encode(x, features)
+        if room is not None and room.suits(encoder):
+            acts = encoder.encode(
+                x, features, out=room.of(*x.shape[:2], len(encoder.b_enc) if features is None else len(features))
+            )
+        else:
+            acts = encoder.encode(x, features)
     except IndexError as error:
         raise ModelError(
             f"{name}'s encode raises IndexError ({error}). Has it as many features as its d_hidden, {encoder.d_hidden}, says?"
@@ -260,7 +302,7 @@ class _Round:
             self.store_b = StoreBuilder(torch.arange(encoder_b.d_hidden), counted, plan.memory_bytes // SHARE_OF_STORE)
         device = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
         self.neurons = WithDense(len(features), encoder.d_in, device) if plan.neurons else None
-        self.signed = False
+        self.signed, self.room = False, Room()
 
     def __enter__(self) -> Self:
         return self
@@ -273,12 +315,12 @@ class _Round:
     def add(self, x: Float[Tensor, "rows seq *d"], rows: slice) -> None:
         """Encode a batch of rows, keep what is not zero, add up the products with the neurons."""
         counted = self.counted[rows]
-        active, signed = _encode(self.encoder, x, counted, rows.start, self.store, "The encoder")
+        active, signed = _encode(self.encoder, x, counted, rows.start, self.store, self.room, "The encoder")
         self.signed = self.signed or signed
         if self.neurons is not None:
             self._add_products(active, x, counted)
         if self.encoder_b is not None and self.store_b is not None:
-            _encode(self.encoder_b, x, counted, rows.start, self.store_b, "encoder_B")
+            _encode(self.encoder_b, x, counted, rows.start, self.store_b, self.room, "encoder_B")
 
     def _add_products(self, active: list[Tensor], x: Tensor, counted: Tensor) -> None:
         neurons = self.neurons
@@ -303,21 +345,22 @@ class _Round:
 
 
 def _encode(
-    encoder: Encoder, x: Tensor, counted: Tensor, first_row: int, store: StoreBuilder, name: str
+    encoder: Encoder, x: Tensor, counted: Tensor, first_row: int, store: StoreBuilder, room: Room, name: str
 ) -> tuple[list[Tensor], bool]:
     """Add the activations to the store. Gives rows, columns and values, and whether there were negative ones."""
     features = None if len(store.features) == encoder.d_hidden else store.features
     found, signed = [], False
     whose = "The activations of encoder_B" if name == "encoder_B" else f"{name}'s activations"
-    step = max(1, ENCODED_BYTES // (4 * len(store.features) * x.shape[1]))
-    for start in range(0, len(x), step):
-        acts = encode(encoder, x[start : start + step], features, name)
-        check_finite(acts, whose, first_row + start)
-        acts, negative = _clamped(acts)
-        signed = signed or negative
-        row, column, value = active_ones(acts.flatten(0, 1))
-        counts = counted[start : start + step].to(acts.device).flatten()[row]
-        found.append((row[counts] + start * x.shape[1], column[counts], value[counts]))
+    seq_len, start = x.shape[1], 0
+    for some in torch.split(x, max(1, ENCODED_BYTES // (4 * len(store.features) * seq_len))):
+        for given in in_the_cache(encode(encoder, some, features, name, room)):
+            check_finite(given, whose, first_row + start)
+            acts, negative = _clamped(given)
+            signed = signed or negative
+            row, column, value = active_ones(acts.flatten(0, 1))
+            counts = counted[start : start + len(acts)].to(acts.device).flatten()[row]
+            found.append((row[counts] + start * seq_len, column[counts], value[counts]))
+            start += len(acts)
     rows, columns, values = (torch.cat(parts) for parts in zip(*found, strict=True))
     store.add(rows + first_row * x.shape[1], columns, values)
     return [rows, columns, values], signed

@@ -30,6 +30,7 @@ COARSE = 4e-3  # the error of a product on an accelerator that rounds its inputs
 # its batch; in others the matrices of attention begin at odd addresses, and vector instructions leave remainders.
 ROW_MULTIPLE = 8
 
+CACHED = 2**20  # numbers that a processor's caches hold
 DIGEST_SAMPLE = 4096
 MOST_ROWS = 2**31
 CPU_TOKENS = 1024  # of a pass on a CPU: the arrays of more leave its caches, and each needs new memory from the system
@@ -71,6 +72,13 @@ class Encoder(Protocol):
     def decoder_rows(self, features: Tensor) -> Tensor:
         """What one unit of each feature writes at the hook point, ``[n, d_out]``."""
         ...
+
+
+def in_the_cache(values: Float[Tensor, "n ..."]) -> Sequence[Float[Tensor, "m ..."]]:
+    """The same numbers, so few rows at a time that a CPU goes over them several times, but reads them from memory once."""
+    if values.device.type != "cpu" or values.requires_grad or not values.numel():
+        return [values]  # gradients know no pieces that are changed in place
+    return torch.split(values, max(1, CACHED * len(values) // values.numel()))
 
 
 @dataclass(frozen=True)
@@ -119,10 +127,13 @@ class AutoEncoder(nn.Module):
         """Number of features."""
         return self.cfg.d_hidden
 
-    def encode(self, x: Float[Tensor, "... d_in"], features: Tensor | None = None) -> Float[Tensor, "... n"]:
+    def encode(
+        self, x: Float[Tensor, "... d_in"], features: Tensor | None = None, *, out: Tensor | None = None
+    ) -> Float[Tensor, "... n"]:
         """Activations of the given features (None: all), sliced before the product, so that few features cost little.
 
-        The heads of ``hook_z`` (``[rows, seq, n_heads, d_head]``) are flattened.
+        The heads of ``hook_z`` (``[rows, seq, n_heads, d_head]``) are flattened. ``out``, of the result's shape, is where it
+        is written: new memory for a whole dictionary costs a tenth of the product.
 
         Raises:
             InputError: if ``x`` has another width.
@@ -140,7 +151,10 @@ class AutoEncoder(nn.Module):
         x = x.to(weight)
         if self.cfg.apply_b_dec_to_input:
             x = x - self.b_dec
-        return (x @ weight).add_(bias).relu_()  # in place: the arrays are large
+        acts: Tensor = torch.matmul(x, weight, out=out)
+        for some in in_the_cache(acts.view(-1, len(bias))):
+            some.add_(bias).relu_()
+        return acts
 
     def decode(self, acts: Float[Tensor, "... d_hidden"]) -> Float[Tensor, "... d_in"]:
         """The reconstruction of ``x``."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from models import HOOK_POINT, encoder_for, planted
 
 from sae_vis import AutoEncoder, _correlations, _store
-from sae_vis._activations import Collected, CollectPlan, active_ones, collect, encode
+from sae_vis._activations import Collected, CollectPlan, Room, active_ones, collect, encode
 from sae_vis._correlations import CoMoments, SparseColumns, WithDense, co_moments, co_moments_by_tile
 from sae_vis._errors import InputError
 from sae_vis._store import ActivationStore, StoreBuilder, merge_stores
@@ -93,6 +93,40 @@ def test_active_ones_are_those_above_zero_in_their_order(shape, density, contigu
     rows, columns = acts.nonzero().unbind(1)
     for found, expected in zip(active_ones(acts), (rows, columns, acts[rows, columns]), strict=True):
         assert torch.equal(found, expected)
+
+
+class Halved(AutoEncoder):
+    """One with an ``encode`` of its own, which knows of no memory to write to."""
+
+    def encode(self, x, features=None):  # type: ignore[override]
+        return super().encode(x, features) / 2
+
+
+def test_activations_in_memory_that_is_there_have_the_same_bits_and_new_ones_are_copied():
+    encoder, room = encoder_for(16, 40), Room()
+    generator = torch.Generator().manual_seed(0)
+    x, other = torch.randn(2, 5, 9, encoder.d_in, generator=generator)
+    features = torch.arange(20)
+    with torch.no_grad():
+        expected = encode(encoder, x, features)
+        found = encode(encoder, x, features, room=room)
+        assert torch.equal(found, expected)
+        again = encode(encoder, other[:2], features, room=room)
+        assert again.data_ptr() == found.data_ptr()
+        assert torch.equal(again, encode(encoder, other[:2], features))
+        own = Halved(encoder.cfg)
+        own.load_state_dict(encoder.state_dict())
+        assert torch.equal(encode(own, x, features, room=room), expected / 2)
+        half = AutoEncoder.from_weights({name: weight.half() for name, weight in encoder.state_dict().items()})
+        assert encode(half, x, features, room=room).dtype == torch.float32
+    assert encode(encoder, x, features, room=room).requires_grad  # gradients need memory of their own
+
+
+def test_gradients_go_through_an_encoder_of_ours():
+    encoder = encoder_for(16, 40)
+    x = torch.randn(64, encoder.d_in, requires_grad=True)
+    encoder(x).square().sum().backward()
+    assert float(x.grad.abs().sum()) > 0
 
 
 def test_planted_activations_come_back_bit_by_bit():

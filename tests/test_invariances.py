@@ -123,6 +123,7 @@ def test_feature_data_is_equal_at_the_ends_of_each_option(hook_point, params):
 
 PIECES = {
     "_activations.ENCODED_BYTES": 1,  # a row at a time
+    "model_fns.CACHED": 1,
     "_correlations.PIECE": 40,
     "_direct_effects.PIECE": 1,  # a pair at a time
     "_direct_effects.ROWS": 3,
