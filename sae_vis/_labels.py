@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
@@ -99,12 +100,12 @@ class Labels(MutableMapping[int, str]):
 
     def _checked(self, feature: object) -> int:
         try:
-            there = feature in self._features
-        except TypeError:  # not hashable
-            there = False
-        if not there or isinstance(feature, bool) or not isinstance(feature, int):
+            index = -1 if isinstance(feature, bool) else operator.index(feature)  # type: ignore[arg-type]
+        except TypeError:
+            index = -1
+        if index not in self._features:
             raise InputError(self._absent(feature))
-        return feature
+        return index
 
     def __getitem__(self, feature: int) -> str:
         label = self._read(self._checked(feature))
@@ -117,8 +118,20 @@ class Labels(MutableMapping[int, str]):
         self._write(index, checked_text(f"The label of feature {index}", text, MOST_LABEL))
 
     def __delitem__(self, feature: int) -> None:
-        self[feature]
-        self._write(feature, None)
+        index = self._checked(feature)
+        self[index]
+        self._write(index, None)
+
+    def get(self, feature: object, default: Any = None) -> Any:
+        """The label of a feature, or the default where it has none or is not there."""
+        try:
+            return self[feature]  # type: ignore[index]
+        except (InputError, KeyError):
+            return default
+
+    def pop(self, feature: Any, *default: Any) -> Any:
+        """Take the label of a feature away and give it; the default where it has none or is not there."""
+        return default[0] if default and feature not in self else super().pop(feature)
 
     def __iter__(self) -> Iterator[int]:
         return (feature for feature in self._features if self._read(feature) is not None)

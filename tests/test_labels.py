@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import page_reading
 import pytest
 from rendering_fixtures import make_features, make_provenance
@@ -62,6 +63,26 @@ def test_labels_are_a_view_of_the_data(any_features):
     assert any_features[1].label is None
     with pytest.raises(KeyError):
         labels[1]
+
+
+def test_labels_take_ids_from_numpy_and_default_to_what_is_given(any_features):
+    labels = any_features.labels
+    labels[np.int64(2)] = "two"
+    assert (np.int64(2) in labels, labels[np.int64(2)], labels.get(2)) == (True, "two", "two")
+    any_features.labels = {np.int64(1): "one"}
+    assert dict(labels) == {1: "one"}
+    assert all(type(feature) is int for feature in labels)
+    assert [labels.get(key, "none") for key in (0, 900, -1, "1", True, None)] == ["none"] * 6
+    assert (labels.pop(900, None), labels.pop(0, "none"), labels.pop(np.int64(1)), dict(labels)) == (
+        None,
+        "none",
+        "one",
+        {},
+    )
+    with pytest.raises(KeyError):
+        labels.pop(1)
+    with pytest.raises(InputError, match="Feature 900 is not in this data"):
+        labels.pop(900)
 
 
 def test_a_label_set_on_the_feature_is_seen_in_labels(features):
