@@ -234,7 +234,8 @@ def reconstruction_data(run: Run, ids: Tensor, features: MultiFeatureData) -> Re
     check_finite(x, f"The activations at {run.hook_point.name!r}", 0)
     chosen = torch.tensor(list(features), dtype=torch.int64)
     counted = ~torch.isin(ids[0], torch.tensor(run.ignored_ids(), dtype=torch.int64))
-    found = reconstruct(Splicer(run.model, run.write_point, ids), encoder, x, chosen, counted)
+    splicer = Splicer(run.model, run.write_point, ids, x if run.write_point == run.hook_point else None)
+    found = reconstruct(splicer, encoder, x, chosen, counted)
 
     def share(value: float | None) -> float | None:
         return None if value is None else round_significant(value, SHARE_DIGITS)

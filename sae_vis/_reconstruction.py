@@ -105,9 +105,16 @@ def decoded(encoder: Decoder, x: Float[Tensor, "1 seq *d"], chosen: Int[Tensor, 
 class Splicer:
     """Forward passes with something else at the hook point, at some positions of one row."""
 
-    def __init__(self, model: LanguageModel, hook_point: HookPoint, tokens: Int[Tensor, "1 seq"]) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        hook_point: HookPoint,
+        tokens: Int[Tensor, "1 seq"],
+        own: Float[Tensor, "1 seq *d"] | None = None,
+    ) -> None:
+        """``own`` is what stands there without a change; None if that is not known yet."""
         self.model, self.hook_point, self.tokens = model, hook_point, tokens
-        self.own = model.activations(tokens, hook_point.name)
+        self.own = model.activations(tokens, hook_point.name) if own is None else own
         # TransformerBridge's hook_resid_mid is what the MLP's norm reads: what goes around the MLP is changed behind it.
         self.behind = hook_point.kind == "hook_resid_mid" and not passes_the_mlp(model, hook_point, tokens)
 
@@ -205,7 +212,7 @@ def reconstruct(
         [int(n) if is_counted else None for n, is_counted in zip(made.l0, counted, strict=True)],
         splicer.losses_of(logits),
         splicer.losses_of(spliced),
-        splicer.losses(made.chosen, places),
+        splicer.losses_of(spliced) if torch.equal(made.chosen, made.whole) else splicer.losses(made.chosen, places),
         splicer.losses(torch.zeros_like(own), places),
         float(off[places].sum()) / total if total > 0 else None,
         float(off_chosen[places].sum()) / total if total > 0 else None,

@@ -123,7 +123,8 @@ def get_prompt_data(
         num_top_features: how many are ranked for each token and score.
         prepend_bos: whether the prompt gets the token that every row began with; None: if they all began with one.
         reconstruction: whether to measure how well the whole encoder reconstructs the prompt, and what the model predicts
-            with the reconstruction, or that by ``features`` alone, in place; it takes four more forward passes.
+            with the reconstruction, or that by ``features`` alone, in place;
+            it takes up to six more forward passes, two of them to the hook point only.
 
     Raises:
         InputError: if the prompt is empty or too long, or the features come from another encoder or hook point. A model of

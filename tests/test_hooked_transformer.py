@@ -595,3 +595,28 @@ def test_attached_saes_are_refused_until_they_are_taken_off():
         fetch(model, "blocks.0.hook_resid_pre", encoder=random_encoder(16, 2))
     model.reset_saes()
     fetch(model, "blocks.1.mlp.hook_post")
+
+
+# --- reconstruction ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook_point", ["blocks.0.hook_resid_mid", "blocks.0.hook_mlp_out", "blocks.0.attn.hook_z"])
+def test_a_prompts_reconstruction_stands_where_a_hook_would_put_it(hook_point):
+    model, tokens = build_hooked("LN"), some_tokens()
+    encoder = random_encoder(width_at(model, hook_point), 40)
+    features = fetch(model, hook_point, tokens, encoder, ignore_tokens=())
+    prompt = tokens[0].tolist()
+    found = get_prompt_data(encoder, model, prompt, features, prepend_bos=False, reconstruction=True).reconstruction
+
+    def with_instead(change: Any) -> list[float]:
+        with torch.no_grad():
+            logits = model.run_with_hooks(tokens[:1], fwd_hooks=[(hook_point, lambda x, hook: change(x))])[0]
+        return (-logits.double().log_softmax(-1)[torch.arange(len(prompt) - 1), tokens[0, 1:]]).tolist()
+
+    def decoded(x: Any) -> Any:
+        return encoder.decode(encoder.encode(x)).view(x.shape)
+
+    assert found.loss_ablated[1:] == pytest.approx(with_instead(torch.zeros_like), abs=TOLERANCE)
+    assert found.loss_spliced[1:] == pytest.approx(with_instead(decoded), abs=TOLERANCE)
+    assert found.loss_chosen == found.loss_spliced  # every feature was asked for
+    assert found.loss_spliced != found.loss
