@@ -12,7 +12,7 @@ from benchmarks.cases import CASES, Case, chosen
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0 if every contestant ran, 1 if one failed, 2 if the arguments are wrong."""
+    """The exit status: 0 if every contestant ran, 1 if one failed or is left out, 2 if the arguments are wrong."""
     asked = _parser().parse_args(arguments)
     cache = asked.cache or material.default_cache()
     try:
@@ -20,16 +20,20 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         _say(f"benchmarks: {error}")
         return 2
+    if not asked.json.parent.is_dir():
+        _say(f"benchmarks: --json: there is no folder {str(asked.json.parent)!r}.")
+        return 2
     peers = {} if asked.no_peers else _peers(cases, cache)
     for shape in dict.fromkeys(case.shape for case in cases):
         material.prepare(shape, cache)
     if asked.prepare:
         return 0
     rounds = running.run_all(cases, cache, asked.repeat, peers, asked.tiny, _say)
+    print(report.table(cases, rounds), flush=True)  # before the file, which may fail
     report.save(asked.json, report.document(cases, rounds))
-    print(report.table(cases, rounds))
     results = [result for case in rounds.values() for one in case for result in (one["ours"], *one["peers"].values())]
-    return int(any("error" in result for result in results))
+    left_out = not asked.no_peers and any(peer not in peers for case in cases for peer in case.peers)
+    return int(left_out or any("error" in result for result in results))
 
 
 def _peers(cases: list[Case], cache: Path) -> dict[str, Path]:

@@ -53,7 +53,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     folder: bool = False
     peers: tuple[str, ...] = ()
-    repeats: int = 3
+    repeats: int = 100
     limit_s: float = HOUR
     files: bool = False
     targets: tuple[Target, ...] = ()

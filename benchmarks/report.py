@@ -16,6 +16,7 @@ from benchmarks.cases import Case
 from benchmarks.running import Result
 
 KB, GB = 1e3, 1e9
+DISTURBED = 0.1  # cores that others take while something is measured
 
 NOTE = (
     "Figures are medians over the rounds, ratios medians of those within a round. The pieces of the roofline were timed on "
@@ -110,7 +111,7 @@ def table(cases: Sequence[Case], rounds: Mapping[str, Sequence[Result]]) -> str:
         found = figures(case, rounds[case.name], rounds)
         lines += ["", f"{case.name}: {case.title}"]
         lines += [line for line in (_our_line(case, found), *_peer_lines(case, rounds[case.name], found)) if line]
-        lines += [f"    {text}" for text in (*_target_lines(case, found), *_errors(rounds[case.name]))]
+        lines += [f"    {text}" for text in (*_target_lines(case, found), *_faults(rounds[case.name]))]
     widths = [max(len(line[i]) for line in lines if not isinstance(line, str)) for i in range(len(_COLUMNS))]
     return "\n".join(line if isinstance(line, str) else _aligned(line, widths) for line in lines)
 
@@ -158,9 +159,15 @@ def _target_lines(case: Case, found: Mapping[str, float]) -> list[str]:
     return lines
 
 
-def _errors(rounds: Sequence[Result]) -> list[str]:
+def _faults(rounds: Sequence[Result]) -> list[str]:
+    """Who failed, and who was disturbed."""
     results = [("ours", one["ours"]) for one in rounds] + [item for one in rounds for item in one["peers"].items()]
-    return [f"{who} failed: {result['error'].splitlines()[-1]}" for who, result in results if "error" in result]
+    told = [f"{who} failed: {result['error'].splitlines()[-1]}" for who, result in results if "error" in result]
+    taken = [result.get("cores_taken_by_others") or 0.0 for _, result in results]
+    disturbed = [cores for cores in taken if cores > DISTURBED]
+    if disturbed:
+        told.append(f"disturbed: other programs took up to {max(disturbed):.2g} cores in {len(disturbed)} runs.")
+    return told
 
 
 def _short(value: float) -> str:

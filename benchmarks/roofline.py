@@ -1,16 +1,18 @@
-"""The least that the numbers of a case cost on this machine, in straightforward torch: what ours is compared with.
+"""The least that the numbers of a case cost on this machine, in straightforward PyTorch: what ours is compared with.
 
 For direct effects that is
 
-1. the forward pass of all tokens to the hook point, stopped there,
+1. the forward pass of all tokens to the hook point, stopped there (as TransformerLens runs it),
 2. the encoder's product for the features that are encoded,
 3. one unembedding for each distinct position whose prediction is shown with an effect,
 4. for each pair of a feature and such a position one log-softmax over the vocabulary, its 5 largest and 5 smallest.
 
 For the full ablation 3 and 4 are replaced by one forward pass of the blocks behind the hook point for each pair of a
-feature and a shown row that it changes, and one unembedding for each prediction of it that is shown. Choosing examples,
-statistics, rendering and memory are free. How often each piece is needed is counted in the data that was fetched; each is timed
-on a part of that, and multiplied.
+feature and a shown row that it changes, and for each of these rows as it is; one unembedding for each prediction that is
+shown with an effect, changed and as it is; and 4 where the tokens that change most are listed.
+
+Choosing examples, statistics, rendering and memory are free. How often each piece is needed is counted in the data that was
+fetched; each is timed on a part of that, and multiplied.
 """
 
 from __future__ import annotations
@@ -41,13 +43,12 @@ LISTED = 5
 
 
 class Counts(NamedTuple):
-    """How often each piece is needed."""
+    """How often each piece is needed: ``positions`` unembedded, ``pairs`` looked at, rows that pass the blocks once more."""
 
     rows: int
     positions: int
     pairs: int
-    ablations: int = 0
-    predictions: int = 0
+    passes: int = 0
 
 
 class Piece(NamedTuple):
@@ -86,13 +87,23 @@ def count_pairs(features: Iterable[FeatureData], seq_len: int) -> tuple[int, int
     return len(positions), pairs
 
 
-def count_ablations(features: Iterable[FeatureData], acts: Callable[[int, list[int]], Tensor]) -> tuple[int, int]:
-    """Pairs of a feature and a shown row whose predictions it changes, and these predictions.
+class Ablations(NamedTuple):
+    """Pairs of a feature and a shown row whose predictions it changes, and these predictions; the distinct ones of both."""
+
+    rows: int
+    predictions: int
+    distinct_rows: int
+    distinct_predictions: int
+
+
+def count_ablations(features: Iterable[FeatureData], acts: Callable[[int, list[int]], Tensor]) -> Ablations:
+    """What the full ablation needs.
 
     A feature changes the shown tokens behind the first one on which it is active. ``acts(feature, rows)`` gives the
     activations ``[rows, seq]``.
     """
-    ablations = predictions = 0
+    n_rows = n_predictions = 0
+    distinct: dict[int, set[int]] = {}
     for feature in features:
         tokens: dict[int, set[int]] = {}
         for one in shown_sequences(feature):
@@ -101,10 +112,12 @@ def count_ablations(features: Iterable[FeatureData], acts: Callable[[int, list[i
         active = acts(feature.feature_idx, rows) > 0 if rows else ()
         for row, own in zip(rows, active, strict=True):
             first = int(own.long().argmax()) if bool(own.any()) else len(own)
-            changed = sum(token > first for token in tokens[row])
-            ablations += changed > 0
-            predictions += changed
-    return ablations, predictions
+            changed = {token for token in tokens[row] if token > first}
+            if changed:
+                n_rows += 1
+                n_predictions += len(changed)
+                distinct.setdefault(row, set()).update(changed)
+    return Ablations(n_rows, n_predictions, len(distinct), sum(map(len, distinct.values())))
 
 
 def _counts(case: Case, given: Material, data: MultiFeatureData) -> Counts:
@@ -119,7 +132,12 @@ def _counts(case: Case, given: Material, data: MultiFeatureData) -> Counts:
     acts = acts.masked_fill_(ignored[..., None], 0.0)
     columns = {feature: index for index, feature in enumerate(data)}
     full = count_ablations(data.values(), lambda feature, rows: acts[rows, :, columns[feature]])
-    return Counts(case.rows, *count_pairs(data.values(), seq_len), *full)
+    return Counts(
+        rows=case.rows,
+        positions=full.predictions + full.distinct_predictions,
+        pairs=count_pairs(data.values(), seq_len)[1],
+        passes=full.rows + full.distinct_rows,
+    )
 
 
 # --- timing -------------------------------------------------------------------------------------------------------
@@ -206,9 +224,8 @@ def measure(case: Case, given: Material, data: MultiFeatureData, folder: Path) -
         counts = _counts(case, given, data)
         pieces = _shared_pieces(case, given, lm)
         if case.ablation == "full":
-            pieces |= _full_pieces(case, given, lm, counts, folder)
-        else:
-            pieces |= _direct_pieces(given, lm, counts)
+            pieces["downstream"] = _downstream(case, given, lm, counts, folder)
+        pieces |= _prediction_pieces(given, lm, counts)
     return {
         "total_s": sum(piece.seconds for piece in pieces.values()),
         "pieces": {name: piece._asdict() for name, piece in pieces.items()},
@@ -229,7 +246,7 @@ def _shared_pieces(case: Case, given: Material, lm: LanguageModel) -> dict[str, 
     return {"forward": forward, "encoder": encoded}
 
 
-def _direct_pieces(given: Material, lm: LanguageModel, counts: Counts) -> dict[str, Piece]:
+def _prediction_pieces(given: Material, lm: LanguageModel, counts: Counts) -> dict[str, Piece]:
     """The unembeddings, and what is found in the logits of each pair."""
     weight, bias = lm.unembedding()
     residual = lm.final_residual(given.tokens[:CHUNK_ROWS]).flatten(0, 1)
@@ -245,14 +262,9 @@ def _direct_pieces(given: Material, lm: LanguageModel, counts: Counts) -> dict[s
     }
 
 
-def _full_pieces(case: Case, given: Material, lm: LanguageModel, counts: Counts, folder: Path) -> dict[str, Piece]:
-    """The forward passes from the hook point on, one row for each ablation, to the logits of what is shown."""
+def _downstream(case: Case, given: Material, lm: LanguageModel, counts: Counts, folder: Path) -> Piece:
+    """The forward passes of one row each from the hook point on."""
     blocks = Blocks(folder, case.shape.hook_point)
     entering = lm.activations(given.tokens[:CHUNK_PASSES], case.shape.hook_point)
-    sample = repeated(entering, min(SAMPLED_PASSES, counts.ablations))
-    weight, bias = lm.unembedding()
-    residual = repeated(entering.flatten(0, 1), min(SAMPLED_POSITIONS, counts.predictions))
-    return {
-        "downstream": timed(blocks, sample, CHUNK_PASSES, counts.ablations),
-        "unembedding": timed(_product(weight, bias), residual, CHUNK_POSITIONS, counts.predictions),
-    }
+    sample = repeated(entering, min(SAMPLED_PASSES, counts.passes))
+    return timed(blocks, sample, CHUNK_PASSES, counts.passes)

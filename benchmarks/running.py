@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,13 +85,14 @@ def compared(peer: Result, ours: Result) -> Result:
 
 
 def _run(command: list[str], limit_s: float, environment: Mapping[str, str] | None = None) -> Result:
-    load = os.getloadavg()[0]  # who else is using the machine: a disturbed run can be told by it
+    others = _Others()
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=limit_s, env=environment, cwd=ROOT
         )
     except subprocess.TimeoutExpired:
         return {"error": f"It took longer than {limit_s:g} s."}
+    taken = others.cores_taken()
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         return {"error": f"It ended with status {done.returncode}: {done.stderr.strip()[-TOLD:]}"}
@@ -99,4 +102,29 @@ def _run(command: list[str], limit_s: float, environment: Mapping[str, str] | No
         return {"error": f"Its last line is no result: {lines[-1][:TOLD]}"}
     if not isinstance(result, dict):
         return {"error": f"Its last line is no result: {lines[-1][:TOLD]}"}
-    return {**result, "load_before": load}
+    return {**result, "cores_taken_by_others": taken}
+
+
+class _Others:
+    """How much of the machine others take from now on: a disturbed run can be told by it."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter(), _others_s()
+
+    def cores_taken(self) -> float | None:
+        """Cores, on average; None where /proc does not tell."""
+        start, before = self._start
+        now = _others_s()
+        return None if before is None or now is None else max(0.0, now - before) / (time.perf_counter() - start)
+
+
+def _others_s() -> float | None:
+    """Seconds that the cores have worked since the machine was started, but for programs that were started here and ended."""
+    try:
+        times = [int(value) for value in Path("/proc/stat").read_text(encoding="ascii").split()[1:9]]
+        user, nice, system, _, _, interrupts, soft_interrupts, stolen = times
+    except (OSError, ValueError):
+        return None
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
+    return busy - own.ru_utime - own.ru_stime

@@ -62,6 +62,7 @@ def test_one_command_prints_a_table_and_writes_the_figures_to_a_file(cache, tmp_
         "forward",
         "encoder",
         "unembedding",
+        "pairs",
         "downstream",
     }
 
@@ -140,15 +141,21 @@ def test_pairs_and_positions_are_those_of_active_features_one_token_before_one_t
 
 
 def test_ablations_are_features_in_shown_rows_with_the_shown_tokens_behind_their_first_activation(full):
-    ablations, predictions = set(), 0
+    ablations, places, predictions = set(), set(), 0
     for feature, data in full.data.items():
         for row, position in shown_tokens(data):
             if any(full.acts[row, p, feature] > 0 for p in range(position)):
                 ablations.add((feature, row))
+                places.add((row, position))
                 predictions += 1
+    # And so many the library makes.
+    assert len(ablations) == len(full.ablations) > 100
+    assert predictions == sum(len(one.predicted) for one in full.ablations) > len(places)
     counts = roofline._counts(full.case, full.given, full.data)
-    assert counts.ablations == len(ablations) == len(full.ablations) > 100  # and so many the library makes
-    assert counts.predictions == predictions == sum(len(one.predicted) for one in full.ablations)
+    assert counts.passes == len(ablations) + len({row for row, _ in places})  # each row as it is, too
+    assert counts.positions == predictions + len(places)
+    listed = [e for one in full.data.values() for s in roofline.shown_sequences(one) for e in s.effects]
+    assert len(listed) >= counts.pairs > 100
 
 
 def test_the_plain_blocks_give_the_models_own_final_residual_stream(full, cache):
@@ -259,7 +266,7 @@ def python(code: str, limit_s: float = 60.0) -> dict[str, Any]:
 
 def test_the_last_line_that_a_program_prints_is_its_result():
     given = python("print('some noise'); print('{\"a\": 1}')")
-    assert given.pop("load_before") >= 0
+    assert given.pop("cores_taken_by_others") >= 0
     assert given == {"a": 1}
 
 
@@ -294,10 +301,25 @@ def test_a_peer_runs_once_a_round_for_all_cases_that_ask_it_for_the_same(monkeyp
     assert set(rounds["S-asked"][1]["peers"]) == {"sae_vis 0.3.7", "sae-dashboard 0.8.0"}
 
 
-def test_long_cases_have_fewer_rounds(monkeypatch):
+def test_long_cases_have_one_round_and_others_as_many_as_are_asked_for(monkeypatch):
     monkeypatch.setattr(running, "run_ours", lambda *_: {"error": "not run"})
-    rounds = running.run_all(cases.chosen(["M", "D"]), Path(), 2, {}, False, lambda text: None)
-    assert {name: len(of_case) for name, of_case in rounds.items()} == {"M": 2, "D": 1}
+    rounds = running.run_all(cases.chosen(["M", "D"]), Path(), 5, {}, False, lambda text: None)
+    assert {name: len(of_case) for name, of_case in rounds.items()} == {"M": 5, "D": 1}
+
+
+def test_what_other_programs_take_meanwhile_is_told():
+    busy = "import time\nend = time.time() + 30\nwhile time.time() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", busy]) as other:
+        disturbed = python("import time; time.sleep(1); print('{}')").get("cores_taken_by_others")
+        other.kill()
+    assert disturbed > 0.3
+    case, told = cases.chosen(["S-asked"])[0], {**result(1.0), "cores_taken_by_others": disturbed}
+    assert "disturbed: other programs took up to" in report.table([case], {case.name: [{"ours": told, "peers": {}}]})
+
+
+def test_a_folder_that_is_not_there_is_told_before_hours_of_work(tmp_path, capsys):
+    assert command_line.main(["S", "--tiny", "--no-peers", "--json", str(tmp_path / "none" / "b.json")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_the_peak_memory_is_that_of_the_largest_moment():
