@@ -4,7 +4,7 @@
   "use strict";
   document.documentElement.dataset.scripts = "on"; // what needs scripts is hidden without
 
-  const textOf = (button) => [...document.querySelectorAll("[data-about-text]")].find((text) => `About ${text.dataset.aboutText}` === button.ariaLabel);
+  const textOf = (button) => [...document.querySelectorAll("[data-about-text]")].find((text) => `About ${text.dataset.aboutText}` === button.getAttribute("aria-label"));
 
   const close = (button) => {
     button.setAttribute("aria-expanded", "false");

@@ -17,6 +17,7 @@
     places = rankings.places;
     state = { position: rankings.position, metric: rankings.metric, feature: null };
     document.addEventListener("sae-vis-prompt", (event) => follow(event.detail));
+    document.addEventListener("saevis:labels", labelAnew);
     panel.querySelector(".heat-size").addEventListener("change", draw);
     panel.querySelector(".heat-order").addEventListener("change", draw);
     panel.querySelector(".heat-more").addEventListener("click", showMore);
@@ -63,10 +64,16 @@
     return byPlace ? rows.map((row, rank) => [row, rank]).sort(([a, i], [b, j]) => a[4] - b[4] || i - j).map(([row]) => row) : rows;
   };
 
-  const element = (name, properties = {}, attributes = {}) => {
-    const made = Object.assign(document.createElement(name), properties);
-    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-    return made;
+  const element = (name, properties = {}, attributes = {}) => Object.assign(saeVis.element(name, attributes), properties);
+
+  /* What stands behind a feature's number: the reader's own label, or else that of the data. */
+  const labelText = (feature) => {
+    const label = saeVis.isEdited?.(feature) ? saeVis.labelOf(feature) : data.labels[feature];
+    return label ? ` ${label}` : "";
+  };
+
+  const labelAnew = () => {
+    for (const row of panel.querySelectorAll("tbody tr")) row.querySelector("bdi").textContent = labelText(row.dataset.feature);
   };
 
   const showMore = () => {
@@ -111,8 +118,7 @@
   const line = ([feature, positions, strengths, texts, peak]) => {
     const row = element("tr", {}, { role: "row", "data-feature": feature });
     const name = element("th", {}, { role: "rowheader", scope: "row", "data-row": peak, tabindex: -1 });
-    const label = data.labels[feature] ?? "";
-    name.append(element("b", { textContent: feature }), element("bdi", { textContent: label ? ` ${label}` : "" }));
+    name.append(element("b", { textContent: feature }), element("bdi", { textContent: labelText(feature) }));
     const found = new Map(positions.map((position, place) => [position, place]));
     row.append(name, ...columns().map((_, at) => cellAt(at + data.first, found.get(at + data.first), strengths, texts)));
     return row;
@@ -227,8 +233,7 @@
     tip.hidden = !shown;
     if (!shown) return;
     const feature = cell.parentElement.dataset.feature;
-    const label = data.labels[feature];
-    tip.replaceChildren(element("b", { textContent: `Feature ${feature}` }), element("bdi", { textContent: label ? ` ${label}` : "" }));
+    tip.replaceChildren(element("b", { textContent: `Feature ${feature}` }), element("bdi", { textContent: labelText(feature) }));
     if (cell.dataset.at === undefined) tip.append(": go where it is strongest");
     else {
       const texts = tokens[cell.dataset.at].flatMap((innerHTML, which) => [which ? " \u2192 " : " on ", element("span", { className: "text", innerHTML })]);

@@ -129,7 +129,7 @@
 
   const show = () => {
     for (const feature of document.querySelectorAll("article.feature")) showOn(feature);
-    for (const link of document.querySelectorAll("a[data-go]")) link.title = saeVis.labelOf(link.dataset.go);
+    for (const link of document.querySelectorAll("a[data-go]:not(.twin > a)")) link.title = saeVis.labelOf(link.dataset.go);
   };
 
   /* --- editing --- */

@@ -72,7 +72,8 @@
     const shown = name === "density" ? 100 * value : value;
     const size = Math.abs(shown);
     if (!(size >= 1e-4 && size < 999.5)) return overview.format(name, value);
-    return `${rounded(shown).replace("-", "\u2212")}${name === "density" ? "\u2009%" : ""}`;
+    const decimals = 2 - Math.floor(Math.log10(size)); // of the number itself: 99.99 is 100.0, as on the page of its feature
+    return `${Number(rounded(shown)).toFixed(decimals).replace("-", "\u2212")}${name === "density" ? "\u2009%" : ""}`;
   };
 
   /* Three significant digits, as the page writes numbers; densities in percent. */
@@ -122,7 +123,7 @@
       const text = document.createElement("span");
       if (label instanceof Node) text.append(label.cloneNode(true));
       else text.textContent = label;
-      chip.append(text, Object.assign(document.createElement("b"), { textContent: "×", ariaHidden: "true" }));
+      chip.append(text, Object.assign(document.createElement("b"), { textContent: "×" }));
       chip.setAttribute("aria-label", `Remove the filter: ${text.textContent}`);
       chip.addEventListener("click", () => {
         overview.setFilter(name, null);

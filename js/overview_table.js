@@ -202,7 +202,7 @@
       const element = drawn.get(row);
       next = element.nextElementSibling;
       element.style.transform = `translateY(${place * height}px)`;
-      element.ariaRowIndex = place + 2;
+      element.setAttribute("aria-rowindex", place + 2);
       element.tabIndex = row === active || (at < 0 && place === first) ? 0 : -1;
     }
   };
@@ -250,7 +250,7 @@
     measure();
     rows = overview.rows();
     body.style.height = `${rows.length * height}px`;
-    overview.root.querySelector(".overview-table").ariaRowCount = rows.length + 1;
+    overview.root.querySelector(".overview-table").setAttribute("aria-rowcount", rows.length + 1);
     overview.root.querySelector(".overview-none").hidden = rows.length > 0;
     sayCount();
     draw();
@@ -305,6 +305,7 @@
       event.preventDefault();
       const page = Math.max(1, Math.floor(scroller.clientHeight / height) - 2);
       focusRow(rows[Math.max(0, Math.min(last, KEYS[event.key](placeOf(row), page, last)))]);
+      document.activeElement.scrollIntoView({ block: "nearest" }); // where the page scrolls too
     }
   };
 

@@ -115,7 +115,7 @@
   /* What was typed may be a number, which is also what the list gives, or a label or a part of one. */
   const ask = (typed) => {
     const text = typed.trim();
-    const byLabel = (fits) => Object.keys(labels()).find((id) => fits(labels()[id].toLowerCase()));
+    const byLabel = (fits) => Object.keys(labels()).find((id) => fits(labels()[id].toLowerCase()) && index.ids.includes(Number(id)));
     const wanted = text.toLowerCase();
     const feature = byLabel((label) => label === wanted) ?? byLabel((label) => label.includes(wanted));
     if (text) go(/^\d+$/.test(text) ? text : (feature ?? encodeURIComponent(text)));

@@ -287,15 +287,20 @@
     context.globalAlpha = 1;
   };
 
+  /* As much of a rectangle in px as lies in the plot and in the strips beside it. */
+  const cut = ([left, top, right, bottom]) => {
+    const { at } = drawn;
+    const [low, end] = [at.left - (plot.missing[0] ? STRIP : 0), at.bottom + (plot.missing[1] ? STRIP : 0)];
+    const across = (x) => Math.min(at.right, Math.max(low, x)), down = (y) => Math.min(end, Math.max(at.top, y));
+    return [across(left), down(top), across(right), down(bottom)];
+  };
+
   /* The brush in px, cut to the plot; null where there is none. */
   const brushBox = () => {
     if (!plot.brush || !drawn) return null;
     const { at } = drawn;
     const [x0, y0, x1, y1] = plot.brush;
-    const [low, high] = [at.left - (plot.missing[0] ? STRIP : 0), at.right];
-    const [top, bottom] = [at.top, at.bottom + (plot.missing[1] ? STRIP : 0)];
-    const within = (value, from, end) => Math.min(end, Math.max(from, value));
-    const box = [within(at.x0 + x0 * at.perX, low, high), within(at.y0 - y1 * at.perY, top, bottom), within(at.x0 + x1 * at.perX, low, high), within(at.y0 - y0 * at.perY, top, bottom)];
+    const box = cut([at.x0 + x0 * at.perX, at.y0 - y1 * at.perY, at.x0 + x1 * at.perX, at.y0 - y0 * at.perY]);
     return box[0] < box[2] && box[1] < box[3] ? box : null;
   };
 
@@ -541,7 +546,7 @@
       move(x - dragged.last[0], y - dragged.last[1]);
       dragged.last = [x, y];
     } else {
-      dragged.box = [Math.min(x, dragged.x), Math.min(y, dragged.y), Math.max(x, dragged.x), Math.max(y, dragged.y)];
+      dragged.box = cut([Math.min(x, dragged.x), Math.min(y, dragged.y), Math.max(x, dragged.x), Math.max(y, dragged.y)]);
       drawMarks();
       if (performance.now() - dragged.filtered > FILTER_PAUSE) filterDragged();
     }

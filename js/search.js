@@ -316,7 +316,7 @@
     if (mine !== turn) return;
     const total = overview.rows().length;
     const found = total ? `${total.toLocaleString("en")} ${total === 1 ? "feature shows" : "features show"} it in examples` : "Nothing found";
-    hits.querySelector(".hit-summary").textContent = kind || !total ? found : `No id, label or token of this text: ${found}`;
+    tellFound(kind || !total ? found : `No id, label or token of this text: ${found}`);
   };
 
   const mark = (tokens) =>
@@ -326,11 +326,7 @@
 
   /* --- what is offered --- */
 
-  const element = (tag, className, ...inside) => {
-    const made = Object.assign(document.createElement(tag), { className });
-    made.append(...inside);
-    return made;
-  };
+  const element = (tag, name, ...inside) => saeVis.element(tag, { class: name }, ...inside);
 
   const hit = (choose, ...inside) => {
     const button = element("button", "hit", ...inside);
@@ -359,7 +355,7 @@
 
   const offer = (found, onlyText) => {
     const groups = [];
-    if (found.id >= 0) groups.push(group("feature", hit(() => leave(() => overview.open(overview.ids[found.id])), String(overview.ids[found.id]))));
+    if (found.id >= 0) groups.push(group("feature", hit(() => leave(() => (box.focus(), overview.open(overview.ids[found.id]))), String(overview.ids[found.id]))));
     for (const [kind, places] of Object.entries(found.tokens)) {
       const best = places.slice(0, MOST_HITS).map((at) => hit(() => pick(kind, at), token(at, kind), counted(index.rows[kind].count(at))));
       if (places.length > MOST_HITS) best.push(element("small", "", `and ${(places.length - MOST_HITS).toLocaleString("en")} more tokens`));
@@ -376,8 +372,16 @@
     }
     const total = size(found.any);
     const summary = onlyText ? (found.kind ? "Looking in the examples" : "No id, label or token of this text: looking in the examples") : `${total.toLocaleString("en")} ${total === 1 ? "feature" : "features"}`;
-    hits.replaceChildren(element("p", "hit-summary", summary), ...groups);
+    hits.replaceChildren(element("p", "hit-summary"), ...groups);
+    tellFound(summary);
     if (document.activeElement === box) open();
+  };
+
+  /* Above what is offered, and for who hears the page: the overview counts aloud itself, where it is shown. */
+  const tellFound = (text) => {
+    hits.querySelector(".hit-summary").textContent = text;
+    const spoken = document.querySelector(".spoken");
+    if (spoken && !overview.visible) spoken.textContent = text;
   };
 
   /* A choice becomes a filter with a chip of its own, and the box is free for the next. */

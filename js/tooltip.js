@@ -6,7 +6,7 @@
   const SVG = "http://www.w3.org/2000/svg";
   const MARGIN = 8;
   const panels = new WeakMap(); // panel of sequences -> its parsed data
-  let tip, vocab, current = null, shownAt;
+  let tip, vocab, current = null, left = null, shownAt; // left: the token that was told of last
 
   /* --- the data --- */
 
@@ -85,7 +85,7 @@
   const powerOfTen = (value, decimals) => {
     if (!value) return "0";
     const digits = Math.floor(Math.log10(Math.abs(value))) + decimals;
-    return value.toExponential(Math.min(3, Math.max(0, digits))).replace(/(?<=e[+-])(?=\d$)/, "0");
+    return value.toExponential(Math.min(3, Math.max(0, digits))).replace(/e([+-])(\d)$/, (_, sign, digit) => `e${sign}0${digit}`);
   };
   const signed = (number) => (number.value > 0 && /[1-9]/.test(fixed(number)) ? "+" : "") + fixed(number);
 
@@ -195,6 +195,7 @@
     current.parentElement?.removeAttribute("aria-describedby");
     const feature = current.closest(".feature");
     if (feature) saeVis.drawLines(feature, "line", null, null);
+    left = current;
     current = null;
     tip.hidden = true;
   };
@@ -221,7 +222,8 @@
     if (!sequence || event.ctrlKey || event.metaKey || event.altKey || !KEYS[event.key]) return;
     event.preventDefault();
     const last = sequence.children.length - 1;
-    const at = current?.parentElement === sequence ? [...sequence.children].indexOf(current) : 0;
+    const from = [current, left].find((token) => token?.parentElement === sequence);
+    const at = from ? [...sequence.children].indexOf(from) : 0;
     show(sequence.children[Math.max(0, Math.min(last, KEYS[event.key](at, last)))]);
     speak();
   };

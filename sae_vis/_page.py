@@ -118,11 +118,17 @@ def document_pieces(title: str, body: Html, elements: Sequence[Html]) -> Iterato
 
 
 _EARLY = {"js/theme.js"}  # in the head, before anything is painted
+_LAST = {"css/modes.css"}  # changes rules of the others
+
+
+def _place(need: str) -> tuple[bool, str]:
+    """What files are ordered by: their names, but for those that come last."""
+    return need in _LAST, need
 
 
 def _document(title: str, body: Html, elements: Sequence[Html], data: Html, loads: bool = False) -> Html:
     page = template("page.html")
-    needs = sorted(page.needs.union(body.needs, *{element.needs for element in elements}))
+    needs = sorted(page.needs.union(body.needs, *{element.needs for element in elements}), key=_place)
     css = [Html(asset(need)) for need in needs if need.startswith("css/")]
     early = [_script(need) for need in needs if need in _EARLY]
     scripts = [_script(need) for need in needs if need.startswith("js/") and need not in _EARLY]

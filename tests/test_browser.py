@@ -393,6 +393,18 @@ def test_the_keyboard_shows_the_same_as_the_mouse(show, features, features_page)
     assert opened.js("document.querySelector('[aria-describedby]')") is None
 
 
+def test_reading_by_keyboard_goes_on_where_escape_left_it(show, features, features_page):
+    opened = show(features_page, "#feature=1")
+    expect_feature(opened.page, 1)
+    page, sequence = opened.page, sequences_of(features[1])[0]
+    opened.js("document.querySelector('.seq').focus()")
+    for key in ("Home", "ArrowRight", "ArrowRight", "Escape"):
+        page.keyboard.press(key)
+    expect(page.locator(".hovertext")).to_be_hidden()
+    page.keyboard.press("ArrowRight")
+    check_hovered(opened, features, features[1], sequence, 3)
+
+
 @pytest.mark.parametrize("size", [(1440, 900), (360, 480)])
 def test_the_hover_text_stays_in_the_window(show, features, size):
     layout = Layout([Column("sequences")])
@@ -668,9 +680,36 @@ def test_text_is_readable_in_both_schemes(show, features_page, prompt_page, sche
         expect_readable(opened)
         for level in (0, 0.25, 0.5, 0.75, 1):
             opened.js(f"document.querySelectorAll('.seq > *').forEach(t => t.style.setProperty('--a', {level}))")
-            expect_readable(opened, ".seq > :not(.x)")  # what is ignored has no activation
+            expect_readable(opened, ".seq > :not(.x), .seq > :not(.x) i")  # what is ignored has no activation
             opened.js(f"document.querySelectorAll('.logits span').forEach(t => t.style.setProperty('--a', {level}))")
             expect_readable(opened, ".logits span")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_marks_in_ignored_tokens_and_an_open_button_can_be_read(show, features_page, scheme):
+    opened = show(features_page, color_scheme=scheme)
+    opened.js(
+        "document.querySelectorAll('.seq > :has(i)').forEach(t => { t.className = 'x'; t.removeAttribute('style') })"
+    )
+    expect_readable(opened, ".seq .x i")
+    button = opened.page.locator(".what-is").first
+    button.click()  # the pointer stays on it
+    expect(button).to_have_attribute("aria-expanded", "true")
+    expect_readable(opened, ".what-is[aria-expanded='true']")
+
+
+def test_paper_has_rules_of_its_own(show, features):
+    layout = Layout([Column("sequences", width=500, height=200), Column("logits_tables")])
+    params = dataclasses.replace(features.params, layout=layout)
+    opened = show(dataclasses.replace(features, params=params).get_html(), "#feature=1", size=(703, 1030))
+    expect_feature(opened.page, 1)
+    style = "(getComputedStyle(document.querySelector('{}')).{})"
+    assert opened.js(style.format(".column", "maxHeight")) == "200px"
+    opened.page.emulate_media(media="print")
+    assert opened.js(style.format(".column", "maxHeight")) == "none"
+    assert opened.js(style.format(".groups", "columnWidth")) == "300px"
+    assert opened.js(style.format(".group", "breakInside")) == "auto"
+    assert opened.js(style.format(".has-sequences", "flexBasis")) == "100%"
 
 
 @pytest.mark.parametrize("width", [360, 390, 768])

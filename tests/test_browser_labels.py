@@ -12,6 +12,7 @@ from rendering_fixtures import make_features, make_prompt
 from test_hostile_tokens import HOSTILE
 
 from sae_vis import MultiFeatureData
+from sae_vis._prompt_panels import PROMPT_HEAT, heat_rows
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-labels")]  # one browser for all
 
@@ -182,6 +183,32 @@ def test_the_prompt_page_shows_and_keeps_what_is_said(show):
     assert opened.js("[...saeVis.stars]") == [feature]
     opened.page.locator(".metrics button").nth(1).click()
     expect(opened.page.locator(f'article[data-feature="{feature}"] .star[aria-pressed="true"]')).to_have_count(1)
+
+
+def test_the_heat_map_shows_the_readers_labels(show):
+    prompt = make_prompt(10, first_group_size=2)
+    prompt.heat_map = {name: heat_rows(of, 10, PROMPT_HEAT[name].best) for name, of in prompt.scores.items()}
+    feature = prompt.heat_map["act_size"][0].feature_idx
+    prompt.prompt_data_dict[feature].label = "of Python"
+    opened = show(prompt.get_html(seq_pos=5, score_name="act_size"))
+    row = opened.page.locator(f'.heat tr[data-feature="{feature}"]')
+    expect(row.locator("bdi")).to_have_text(" of Python")
+    opened.js(f"saeVis.sayOf({feature}, {{ label: 'mine' }})")
+    expect(row.locator("bdi")).to_have_text(" mine")
+    opened.page.reload()
+    expect(row.locator("bdi")).to_have_text(" mine")
+    row.locator("td").first.hover()
+    expect(opened.page.locator(".heat-tip bdi")).to_have_text(" mine")
+    opened.js(f"saeVis.sayOf({feature}, {{ label: undefined }})")
+    expect(row.locator("bdi")).to_have_text(" of Python")
+
+
+def test_a_label_of_a_feature_that_is_not_there_leads_nowhere(show, page):
+    opened = show(page)
+    opened.js("saeVis.sayOf(900, { label: 'elsewhere' })")
+    opened.page.locator(".choose").fill("elsewhere")
+    opened.page.keyboard.press("Enter")
+    expect(opened.page.locator(".message")).to_contain_text("There is no feature “elsewhere” in this page")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------------

@@ -94,6 +94,28 @@ def test_arrow_keys_work_the_switch_and_do_not_leave_the_feature(show, features)
     browser.expect(opened.page.get_by_role("radio", name="direct path")).to_be_checked()
 
 
+@pytest.mark.parametrize(
+    ("colours", "outline"), [("none", ["solid", "2px", "-2px"]), ("active", ["double", "4px", "-4px"])]
+)
+def test_the_focus_on_what_is_chosen_can_be_seen_in_any_colours(show, features, colours, outline):
+    opened = show(features.get_html(), forced_colors=colours)
+    opened.page.locator(".switch [aria-checked='true']").focus()
+    opened.page.keyboard.press("ArrowRight")
+    browser.expect(opened.page.get_by_role("radio", name="full ablation")).to_be_focused()
+    style = "getComputedStyle(document.activeElement)"
+    assert opened.js(f"(s => [s.outlineStyle, s.outlineWidth, s.outlineOffset])({style})") == outline
+
+
+def test_bars_keep_their_colours_where_others_are_forced(show, features):
+    opened = show(features.get_html(), forced_colors="active")
+    opened.page.locator(".shares i").first.wait_for()
+    opened.go("#overview")
+    opened.page.locator(".density > i").first.wait_for()
+    for bar in (".shares i", ".density > i", ".plots-key .scale"):
+        image = f"getComputedStyle(document.querySelector('{bar}')).backgroundImage"
+        assert "linear-gradient" in opened.js(image), bar
+
+
 @pytest.mark.parametrize(("ablation", "told"), [("direct", "(direct path)"), ("full", "(full ablation)")])
 def test_one_effect_alone_has_no_switch_and_is_named(show, ablation, told):
     opened = show(fetch(ablation).get_html())

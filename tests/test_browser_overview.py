@@ -11,7 +11,7 @@ from collections import Counter
 import browser
 import pytest
 from rendering_fixtures import make_features
-from test_browser import expect_feature
+from test_browser import expect_feature, expect_readable
 from test_hostile_tokens import data_with_text
 
 from sae_vis import Column, Layout, _overview, _page
@@ -113,6 +113,8 @@ def test_numbers_of_a_column_have_as_many_digits_as_each_other(overview):
         ("density", "1e-9"): "1.0e\u22127\u2009%",
         ("max", "12"): "12.0",
         ("max", "11.96"): "12.0",
+        ("max", "9.996"): "10.00",
+        ("density", "0.9999"): "100.0\u2009%",
         ("max", "0.5"): "0.500",
         ("max", "123456"): "123,456",
         ("max", "NaN"): "\u2013",
@@ -131,9 +133,11 @@ def test_the_overview_shows_the_numbers_of_the_features_own_pages(overview):
         0.3125,
         999.25,
         0.0010625,
+        9.996,
+        0.09997,
         *(float(f"{10 ** rng.uniform(-3, 2.9):.4g}") for _ in range(2000)),
     ]
-    densities = [0.0068549996, 0.00685, 0.125125, *(rng.randrange(1, 32_000) / 32_385 for _ in range(2000))]
+    densities = [0.0068549996, 0.00685, 0.125125, 0.9999, *(rng.randrange(1, 32_000) / 32_385 for _ in range(2000))]
     for name, values in (("max", maxima), ("density", densities)):
         kept = [_overview._shortened(value, _overview.NUMBERS[name]) for value in values]
         shown = overview.js(f"{json.dumps(kept)}.map((value) => saeVis.overview.formatCell({name!r}, value))")
@@ -292,6 +296,17 @@ def test_the_link_to_a_twin_goes_there_and_nowhere_else(show):
     assert opened.js("history.length") == before + 1
     opened.page.go_back()
     expect(opened.page.locator(".overview")).to_be_visible()
+
+
+def test_the_link_to_a_twin_says_what_it_is_whatever_is_said_of_the_twin(show):
+    few = make_features(4, dead=(), first_group_size=1, n_groups=1, other_groups_size=1)
+    few[1].neighbours = NeighboursData(NearestData([2], [0.99]))
+    opened = ready(show(few.get_html(), ""))
+    link = opened.page.locator(".twin a")
+    expect(link).to_have_attribute("title", "Almost the same decoder direction as feature 2")
+    opened.js("saeVis.sayOf(2, { star: true })")
+    opened.js("saeVis.tellShown()")
+    expect(link).to_have_attribute("title", "Almost the same decoder direction as feature 2")
 
 
 def test_rows_stand_in_the_order_in_which_they_are_seen(overview):
@@ -462,6 +477,27 @@ def test_nothing_leaves_the_window(size, scheme, show, document):
     assert all(box["right"] <= size[0] for box in opened.boxes(f".finder *, .overview-tools *, {ROW}"))
 
 
+def test_a_low_window_has_room_for_the_table(show, document):
+    opened = ready(show(document, "", size=(320, 256)))
+    (rows,) = opened.boxes(".overview-scroll")
+    assert rows["height"] >= 200
+    opened.page.locator(ROW).first.focus()
+    for _ in range(4):
+        opened.page.keyboard.press("ArrowDown")
+    (row,) = opened.boxes(f"{ROW}:focus")
+    (rows,) = opened.boxes(".overview-scroll")
+    assert rows["top"] < row["top"] < row["bottom"] <= rows["bottom"] + 1
+    assert 0 <= row["top"] < row["bottom"] <= 257
+    assert opened.js("document.documentElement.scrollWidth") <= 320
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tokens_of_a_feature_that_never_fires_can_be_read(scheme, show, document):
+    opened = ready(show(document, "", color_scheme=scheme))
+    expect(opened.page.locator(".dead .promoted").first).to_be_visible()
+    expect_readable(opened, ".dead .overview-tokens > span")
+
+
 # --- the search --------------------------------------------------------------------------------------------------------
 
 
@@ -526,6 +562,33 @@ def test_an_id_is_found(overview):
     overview.page.keyboard.press("Enter")
     expect_feature(overview.page, 12)
     expect(overview.page.locator(".search-box")).to_have_value("")
+
+
+def test_a_feature_that_is_chosen_among_the_hits_leaves_the_focus_in_the_box(show, document):
+    opened = show(document)
+    search(opened, "12")
+    hit = opened.page.locator(".hit-group .hit").first
+    expect(hit).to_have_text("12")
+    opened.page.keyboard.press("ArrowDown")
+    expect(hit).to_be_focused()
+    opened.page.keyboard.press("Enter")
+    expect_feature(opened.page, 12)
+    expect(opened.page.locator(".search-box")).to_be_focused()
+    expect(opened.page.locator(".search-hits")).to_be_hidden()
+
+
+def test_what_is_found_is_told_aloud_beside_a_feature(show, document, features):
+    opened = show(document)
+    spoken = opened.page.locator(".spoken")
+    search(opened, "label:import")
+    expect(spoken).to_have_text(f"{len(matches(features, 'import', ('label',)))} features")
+    search(opened, '"return returned xyzzy"')
+    expect(spoken).to_have_text("Nothing found")
+    opened.go("#overview")
+    expect_overview(opened.page)
+    search(opened, "label:xyzzy")  # the table's own count is told
+    expect(opened.page.locator(".overview-count")).to_have_text(f"0 of {N} features")
+    expect(spoken).to_have_text("Nothing found")
 
 
 def test_kinds_of_hits_are_told_apart_with_their_counts(overview, features):

@@ -184,6 +184,21 @@ def test_dragging_a_rectangle_filters_the_table_and_escape_clears_it(opened):
     assert shown.texts(".overview-chips .chip") == []
 
 
+def test_a_rectangle_beyond_the_edge_of_a_zoomed_plot_ends_there(opened):
+    """The numbers that are written select the same features again."""
+    shown = opened()
+    box = shown.boxes(".plots-marks")[0]
+    shown.page.click('[data-zoom="2"]')
+    shown.page.wait_for_timeout(100)
+    x, y = place(shown, 60)
+    drag(shown, (x - 2, y + 2), (box["right"] + 100, box["top"] - 60))
+    before = rows(shown)
+    assert before[0] == 60
+    assert before[-1] < N - 1  # what is above the edge is not seen
+    shown.js("document.querySelector('[data-bound]').dispatchEvent(new Event('change', { bubbles: true }))")
+    assert rows(shown) == before
+
+
 def test_the_chip_and_the_button_clear_the_rectangle_too(opened):
     shown = opened()
     for selector in (".overview-chips .chip", ".plots-clear"):

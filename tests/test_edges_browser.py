@@ -14,7 +14,7 @@ from sae_vis.utils_fns import decimals_for, format_fixed
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("edges-browser")]  # one browser for all
 
-SCALES = [1e30, 1e12, 2500.7, 1.0, 0.00855, 1.2345e-4, 3e-6, 1e-30, 2.0**-149]
+SCALES = [1e30, 1e12, 2500.7, 1.0, 0.00855, 1.2345e-4, 3e-6, 4e-8, 1e-30, 2.0**-149]
 
 
 @pytest.fixture(scope="module")

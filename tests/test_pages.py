@@ -106,6 +106,20 @@ def test_every_asset_is_there_once_and_nothing_is_loaded(features, prompt):
         assert "url(" not in outside
 
 
+def test_the_style_sheet_of_paper_and_forced_colours_stands_after_those_it_changes(features, prompt):
+    for document in (features.get_html(), features[0].get_html(), prompt.get_html()):
+        (styles,) = parse(document).iter("style")
+        assert styles.text.endswith(_templates.asset("css/modes.css"))
+
+
+def test_scripts_use_nothing_that_older_browsers_lack():
+    """Attributes of ARIA as properties, and what stands before a match."""
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in _templates.folder("js").iterdir()}
+    assert len(scripts) > 20
+    found = {name: re.findall(r"\baria[A-Z]\w*|\(\?<[=!]", text) for name, text in scripts.items()}
+    assert {name: what for name, what in found.items() if what} == {}
+
+
 def test_the_policy_allows_these_scripts_and_no_request(features):
     tree = parse(features.get_html())
     policy = tree.find(".//meta[@http-equiv]").get("content")
