@@ -15,9 +15,12 @@ import html
 import itertools
 import json
 import math
+import operator
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sae_vis import _page
@@ -27,9 +30,7 @@ MOST_ID = 2**31 - 1
 MOST_TOKENS = 20  # of a feature's top tokens that are kept
 BLOCK_BYTES = 32_000  # of a block before it is deflated, about
 FILE_BYTES = 2_000_000  # of blocks in one file of a site, at most about
-EXAMPLE_BYTES = (
-    500  # of all blocks for each feature, at most; where it would be more, only the top examples are searched
-)
+EXAMPLE_BYTES = 500  # of all blocks for each feature, at most: beyond, only the top examples are searched
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
@@ -146,26 +147,15 @@ class _Lists:
 
 
 class _Postings:
-    """For every token the rows that show it, as they come: rising, so that each is its difference to the one before."""
+    """For every token the rows that show it, as they come: rising, so that each is told by its step from the one before."""
 
     def __init__(self) -> None:
-        self._last: dict[int, int] = {}
-        self._rows: dict[int, bytearray] = {}
-        self._counts: dict[int, int] = {}
+        self._rows: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
 
     def add(self, row: int, tokens: Iterable[int]) -> None:
-        last, rows, counts = self._last, self._rows, self._counts
+        rows = self._rows
         for token in tokens:
-            step = row - last.get(token, 0)
-            if token not in rows:
-                rows[token] = bytearray()
-                counts[token] = 0
-            if step < 128:
-                rows[token].append(step)
-            else:
-                rows[token] += varint(step)
-            counts[token] += 1
-            last[token] = row
+            rows[token].append(row)
 
     def blocks(self) -> Iterator[tuple[int, bytes]]:
         """The first token of each block, and the block."""
@@ -176,10 +166,15 @@ class _Postings:
                 block = bytearray()
             if not block:
                 first = before = token
-            block += varint(token - before) + varint(self._counts[token]) + self._rows[token]
+            rows = self._rows[token]
+            steps = map(operator.sub, rows, itertools.chain((0,), rows))
+            block += varint(token - before) + varint(len(rows)) + b"".join(map(_step, steps))
             before = token
         if block:
             yield first, bytes(block)
+
+
+_step = lru_cache(2**14)(varint)
 
 
 def _packed_blocks(postings: _Postings) -> list[tuple[int, str]]:
@@ -219,10 +214,9 @@ class Overview:
         for name, ids in LISTS.items():
             self._lists[name].add(ids(feature))
         top = feature.sequences.top
-        groups = {id(group): _tokens(group) for group in feature.sequences.groups}
-        self._shown.add(row, set[int]().union(*groups.values()))
+        self._shown.add(row, set[int]().union(*map(_tokens, feature.sequences.groups)))
         if top:
-            self._shown_on_top.add(row, groups[id(top)])
+            self._shown_on_top.add(row, _tokens(top))
 
     def token_ids(self) -> set[int]:
         """The tokens whose text the table needs."""
