@@ -222,7 +222,10 @@ class FeatureFetcher:
         """What tells the activations of this run from those of another."""
         told = self.provenance
         names = ("hook_point", "d_in", "d_hidden", "n_rows", "seq_len", "n_counted", "ignored_token_ids", "digests")
-        return {name: getattr(told, name) for name in names}
+        places = (
+            {"ignored_positions": told.ignored_positions} if told.ignored_positions else {}
+        )  # older files have none
+        return {name: getattr(told, name) for name in names} | places
 
     def _plan(self, n_features: int) -> CollectPlan:
         tables = self.fvp.include_left_tables

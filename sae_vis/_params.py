@@ -523,6 +523,10 @@ class FeatureVisParams:
         "Token ids whose positions are left out of every number (shown greyed). None: the tokenizer's BOS, EOS and padding "
         "ids; () counts every position.",
     )
+    ignore_positions: tuple[int, ...] = _option(
+        (),
+        "Places in the row, from 0 on, that are left out of every number too (shown greyed), e.g. (0,) or range(8).",
+    )
     correlate_features: Correlate | None = _option(
         "all",
         "Where to look for correlated features: 'all' (the whole dictionary), 'asked' (only `features`, which spares the "
@@ -751,6 +755,16 @@ def _ignore_tokens(name: str, value: Any) -> tuple[int, ...] | None:
     return None if value is None else tuple(sorted(set(_int_list(name, value))))
 
 
+def _ignore_positions(name: str, value: Any) -> tuple[int, ...]:
+    places = sorted(set(_int_list(name, value)))
+    if places and not 0 <= places[0] <= places[-1] < 2**31:
+        raise InputError(
+            f"FeatureVisParams.ignore_positions must be places in the row, from 0 on, got {shown(value)}: the last ones have "
+            "the numbers just below the length of the rows."
+        )
+    return tuple(places)
+
+
 def _buffer(name: str, value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
@@ -782,6 +796,7 @@ _CLEANERS: dict[str, Any] = {
     "minibatch_size_features": _optional(_int_from(1, 2**31 - 1)),
     "memory_budget": _memory_budget,
     "ignore_tokens": _ignore_tokens,
+    "ignore_positions": _ignore_positions,
     "correlate_features": _one_of("all", "asked", None),
     "ablation": _ablation,
     "include_left_tables": _flag,

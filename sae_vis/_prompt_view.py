@@ -63,8 +63,7 @@ class PromptFetcher:
         check_features(asked.tolist(), self.run.encoder)
         acts = encode(self.run.encoder, x, asked)[0].clamp_min(0.0).cpu()
         check_finite(acts[None], "The encoder's activations", 0)
-        ignored = torch.isin(self.ids[0], torch.tensor(self.run.ignored_ids(), dtype=torch.int64))
-        acts[ignored] = 0.0
+        acts[~self.run.counted(self.ids)[0]] = 0.0
         result = []
         for column in acts.any(0).nonzero()[:, 0].tolist():
             feature = int(asked[column])
@@ -233,7 +232,7 @@ def reconstruction_data(run: Run, ids: Tensor, features: MultiFeatureData) -> Re
     x = run.model.activations(ids, run.hook_point.name)
     check_finite(x, f"The activations at {run.hook_point.name!r}", 0)
     chosen = torch.tensor(list(features), dtype=torch.int64)
-    counted = ~torch.isin(ids[0], torch.tensor(run.ignored_ids(), dtype=torch.int64))
+    counted = run.counted(ids)[0]
     splicer = Splicer(run.model, run.write_point, ids, x if run.write_point == run.hook_point else None)
     found = reconstruct(splicer, encoder, x, chosen, counted)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_vis import __version__
@@ -89,6 +89,12 @@ class Run(NamedTuple):
         """The token ids whose positions do not count."""
         return list(self.model.special_token_ids() if self.fvp.ignore_tokens is None else self.fvp.ignore_tokens)
 
+    def counted(self, tokens: Int[Tensor, "rows seq"]) -> Bool[Tensor, "rows seq"]:
+        """Which positions count."""
+        counted = ~torch.isin(tokens, torch.tensor(self.ignored_ids(), dtype=torch.int64))
+        counted[:, [place for place in self.fvp.ignore_positions if place < tokens.shape[1]]] = False
+        return counted
+
     def check_fit(self, tokens: Tensor) -> WritePath:
         """Try the hook point on one row: the widths must fit, and its way to the residual stream is found."""
         self.features()
@@ -98,7 +104,7 @@ class Run(NamedTuple):
             check_width(self.encoder_b, x, self.hook_point.name, "encoder_B")
         return self.model.write_path(self.write_point, tokens)
 
-    def provenance(self, tokens: Tensor, counted: Tensor, path: WritePath, ignored: list[int]) -> Provenance:
+    def provenance(self, tokens: Tensor, counted: Tensor, path: WritePath) -> Provenance:
         """What was run on what."""
         first = torch.unique(tokens[:, 0])
         digests = {
@@ -120,7 +126,8 @@ class Run(NamedTuple):
             direct_effect="none" if path.missing_because else "exact" if path.exact else "direct path",
             direct_effect_reason=path.missing_because or "",
             first_token_id=int(first[0]) if len(first) == 1 else None,
-            ignored_token_ids=ignored,
+            ignored_token_ids=self.ignored_ids(),
+            ignored_positions=list(self.fvp.ignore_positions),
             versions=_versions(),
             digests=digests,
         )

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 from sae_vis._errors import InputError, check_path, shown
 from sae_vis._feature_view import FeatureFetcher
@@ -84,20 +86,32 @@ def get_feature_data(
         check_writable(save_activations)
     run = Run.prepare(encoder, model, FeatureVisParams() if fvp is None else fvp, encoder_B)
     token_ids = check_tokens(tokens, run.model)
-    ignored = run.ignored_ids()
-    counted = ~torch.isin(token_ids, torch.tensor(ignored, dtype=torch.int64))
-    if not bool(counted.any()):
-        raise InputError(
-            f"All {token_ids.numel()} positions hold ignored tokens ({ignored}), so nothing can be counted. "
-            "Use FeatureVisParams(ignore_tokens=()) to count every position."
-        )
+    counted = _counted(run, token_ids)
     with run.model.as_for_inference():
         write_path = run.check_fit(token_ids)
-        provenance = run.provenance(token_ids, counted, write_path, ignored)
+        provenance = run.provenance(token_ids, counted, write_path)
         warn_of_processed_weights(run, provenance)
         warn_of_padding_in_front(run, token_ids, provenance)
         fetcher = FeatureFetcher(run, token_ids, counted, write_path, provenance, save_activations)
         return fetcher.fetch() if out_dir is None else fetcher.fetch_into(out_dir)
+
+
+def _counted(run: Run, token_ids: Int[Tensor, "rows seq"]) -> Bool[Tensor, "rows seq"]:
+    """Which positions count: there must be one, and each that is named must be there."""
+    places, seq_len = run.fvp.ignore_positions, token_ids.shape[1]
+    if places and places[-1] >= seq_len:
+        raise InputError(
+            f"FeatureVisParams.ignore_positions names position {places[-1]}, but the rows have {seq_len} tokens, at "
+            f"positions 0 to {seq_len - 1}."
+        )
+    counted = run.counted(token_ids)
+    if not bool(counted.any()):
+        also = " or stand at positions of ignore_positions" if places else ""
+        raise InputError(
+            f"All {token_ids.numel()} positions hold ignored tokens ({run.ignored_ids()}){also}, so nothing can be counted. "
+            "Use FeatureVisParams(ignore_tokens=()) to count every position."
+        )
+    return counted
 
 
 @_on_the_usual_device

@@ -133,10 +133,13 @@ class PageContext:
             logit_decimals=decimals_for(largest(logits.shown_logits.values())) if logits else 3,
         )
 
-    @property
-    def ignored(self) -> Sequence[int]:
-        """Ids of the tokens that are left out of every number."""
-        return self.provenance.ignored_token_ids if self.provenance else ()
+    def ignored(self, token_ids: Sequence[int], start: int = 0) -> list[bool]:
+        """Whether each token of a row is left out of every number; the first one stands at position ``start``."""
+        told = self.provenance
+        ids, places = (told.ignored_token_ids, told.ignored_positions) if told else ((), ())
+        if not places and frozenset(ids).isdisjoint(token_ids):
+            return [False] * len(token_ids)
+        return [token_id in ids or place in places for place, token_id in enumerate(token_ids, start)]
 
     @property
     def measured(self) -> tuple[Ablation, ...]:
@@ -490,12 +493,10 @@ class SequenceData:
         """The tokens in a line, coloured by activation and underlined by effect on the loss."""
         page = page or PageContext(act_max=max(self.feat_acts))
         bold_idx = self.bold_idx if bold_idx is None else bold_idx
-        ignored, act_max, loss_max, full_max = page.ignored, page.act_max, page.loss_max, page.full_loss_max
+        act_max, loss_max, full_max = page.act_max, page.loss_max, page.full_loss_max
         texts, drawn = page.printer.sequence(self.token_ids), html_fns.token_attributes
         attributes = [NOTHING] * len(texts)  # most have none
-        grey = [False] * len(texts)
-        if not frozenset(ignored).isdisjoint(self.token_ids):
-            grey = [token_id in ignored for token_id in self.token_ids]
+        grey = page.ignored(self.token_ids, self.start)
         full_losses = self.full_losses() or [None] * len(texts)
         shown = zip(self.feat_acts, self.loss_contribution, full_losses, grey, strict=True)
         for index, (act, loss, full, is_grey) in enumerate(shown):
@@ -872,7 +873,7 @@ class Provenance:
     ``direct_effect`` is "exact", "direct path" (later computation that reads the hook point is left out) or "none", with
     the reason in ``direct_effect_reason``. ``hook_point_out`` is where the features are written, None where they are read
     (it differs for transcoders). ``first_token_id`` is the token that every row begins with, where there is one
-    (a prompt then gets it too). ``notes`` are shown on the page.
+    (a prompt then gets it too). ``ignored_positions`` are places in the row that do not count, ``notes`` are shown on the page.
     """
 
     model: str
@@ -887,6 +888,7 @@ class Provenance:
     hook_point_out: str | None = None
     first_token_id: int | None = None
     ignored_token_ids: list[int] = field(default_factory=list)
+    ignored_positions: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
@@ -1980,10 +1982,10 @@ def _strip(prompt: MultiPromptData, page: PageContext) -> list[Html]:
             n_active,
             largest,
             position == page.seq_pos,
-            token_id in page.ignored,
+            ignored,
         )
-        for position, (token, token_id, n_active) in enumerate(
-            zip(tokens, prompt.prompt_token_ids, prompt.n_active, strict=True)
+        for position, (token, ignored, n_active) in enumerate(
+            zip(tokens, page.ignored(prompt.prompt_token_ids), prompt.n_active, strict=True)
         )
     ]
 
@@ -2019,9 +2021,8 @@ def _whole_prompt(prompt: MultiPromptData, page: PageContext, heat: Mapping[str,
     panels = [heat_html()] if any(heat.values()) else []
     if prompt.reconstruction:
         tokens = page.printer.sequence(prompt.prompt_token_ids)
-        ignored = [token_id in page.ignored for token_id in prompt.prompt_token_ids]
-        d_hidden = prompt.provenance.d_hidden
-        panels.append(prompt.reconstruction.get_html(tokens, ignored, d_hidden))
+        ignored = page.ignored(prompt.prompt_token_ids)
+        panels.append(prompt.reconstruction.get_html(tokens, ignored, prompt.provenance.d_hidden))
     return join(panels)
 
 

@@ -393,15 +393,15 @@ MUTANTS: list[Mutant] = [
         (
             "encoded-rows-shift",
             "what is encoded at a time stands at its own rows",
-            "found.append((row[counts] + start * x.shape[1],",
+            "found.append((row[counts] + start * seq_len,",
             "found.append((row[counts],",
             PIECES,
         ),
         (
             "encoded-counted",
             "what is encoded at a time counts by its own rows",
-            "counted[start : start + step]",
-            "counted[:step]",
+            "counted[start : start + len(acts)]",
+            "counted[: len(acts)]",
             PIECES,
         ),
         (
@@ -702,14 +702,25 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_group(
-        "data_fetching_fns.py",
-        f"{STATISTICS} {SELECTION} {FETCHING}",
+        "_run.py",
+        f"{STATISTICS} {SELECTION} {FETCHING} test_ignore_positions.py",
         (
             "bos-counted",
             "ignored tokens are not counted",
-            "counted = ~torch.isin(token_ids, torch.tensor(ignored, dtype=torch.int64))",
-            "counted = torch.ones_like(token_ids, dtype=torch.bool)",
+            "counted = ~torch.isin(tokens, torch.tensor(self.ignored_ids(), dtype=torch.int64))",
+            "counted = torch.ones_like(tokens, dtype=torch.bool)",
         ),
+        (
+            "places-counted",
+            "ignored positions are not counted",
+            "counted[:, [place for place in self.fvp.ignore_positions if place < tokens.shape[1]]] = False",
+            "pass",
+        ),
+    ),
+    *_group(
+        "data_storing_fns.py",
+        "test_ignore_positions.py",
+        ("places-grey", "ignored positions are greyed", "token_id in ids or place in places", "token_id in ids"),
     ),
     # --- the direct effect ----------------------------------------------------------------------------------------
     *_group(
@@ -1553,7 +1564,12 @@ MUTANTS: list[Mutant] = [
             "before = [{}, *active[:-1]]",
             "before = active",
         ),
-        ("prompt-bos-active", "ignored tokens are not active", "acts[ignored] = 0.0", "acts[~ignored] += 0.0"),
+        (
+            "prompt-bos-active",
+            "ignored tokens are not active",
+            "acts[~self.run.counted(self.ids)[0]] = 0.0",
+            "acts[self.run.counted(self.ids)[0]] += 0.0",
+        ),
         ("prompt-padding-loss", "padding has no loss", "[{} if token == padding else at for", "[at for"),
         ("prompt-signed", "negative activations are clamped at 0", "asked)[0].clamp_min(0.0)", "asked)[0]"),
         (
@@ -1880,12 +1896,17 @@ MUTANTS: list[Mutant] = [
             'return ("top", top) if top else ("all", blocks)',
             'return ("top", top)',
         ),
-        ("postings-absolute", "rows are told by their differences", "            last[token] = row\n", ""),
+        (
+            "postings-absolute",
+            "rows are told by their differences",
+            "itertools.chain((0,), rows)",
+            "itertools.repeat(0)",
+        ),
         (
             "postings-long-steps",
             "a step of more than seven bits is more than a byte",
-            "if step < 128:",
-            "if step < 256:",
+            "lru_cache(2**14)(varint)",
+            "lru_cache(2**14)(lambda step: bytes([step & 255]))",
         ),
         (
             "overview-top-only",
@@ -2214,8 +2235,8 @@ MUTANTS: list[Mutant] = [
     *_group(
         "model_fns.py",
         "test_autoencoder.py",
-        ("encoder-bias", "b_enc", "(x @ weight).add_(bias).relu_()", "(x @ weight).relu_()"),
-        ("encoder-relu", "the encoder's ReLU", "(x @ weight).add_(bias).relu_()", "(x @ weight).add_(bias)"),
+        ("encoder-bias", "b_enc", "some.add_(bias).relu_()", "some.relu_()"),
+        ("encoder-relu", "the encoder's ReLU", "some.add_(bias).relu_()", "some.add_(bias)"),
         ("encoder-b-dec", "b_dec is subtracted from the input", "x = x - self.b_dec", "x = x + self.b_dec"),
         ("encoder-b-dec-always", "b_dec only where it is asked for", "if self.cfg.apply_b_dec_to_input:", "if True:"),
         ("encoder-wrong-slice", "a slice has its own biases", "bias[features]", "bias[: len(features)]"),

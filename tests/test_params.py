@@ -51,6 +51,7 @@ BAD_VALUES = {
     "minibatch_size_features": [0, 2.5, "all"],
     "memory_budget": ["", "much", "4XB", 0, -1, "-4GB", "nan", "inf", None, True],
     "ignore_tokens": ["bos", [0.5], [-1], 1.5],
+    "ignore_positions": ["0", [0.5], [-1], 1.5, None, [2**31]],
     "correlate_features": ["none", 0, True, "ALL"],
     "ablation": ["none", False, 0, (), [], ("full", "none"), ["direct", 1], {"full"}, b"full"],
     "include_left_tables": [1, 0, "yes", None],
