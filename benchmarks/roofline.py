@@ -30,8 +30,7 @@ from torch.nn import functional
 from benchmarks.cases import Case
 from benchmarks.material import Material
 from benchmarks.peers.loading import EPS, load_shape
-from sae_vis import MultiFeatureData
-from sae_vis.data_storing_fns import FeatureData, SequenceData
+from sae_vis import FeatureData, MultiFeatureData, SequenceData
 from sae_vis.model_fns import LanguageModel
 
 # Of what is timed at most; a whole number of chunks. Sizes of chunks that were fast where this was written.

@@ -75,71 +75,82 @@ __all__ = [
 
 if TYPE_CHECKING:
     from sae_vis._demo import load_demo
+    from sae_vis._distribution_data import ActivationsData, HistogramData, LogitsData, QuantileKnots
     from sae_vis._errors import FileFormatError, InputError, Interrupted, ModelError, SaeVisError, TemplateError
-    from sae_vis._neighbours_data import CoactiveData, LossShareData, NearestData, NeighboursData
+    from sae_vis._feature_data import FeatureData
+    from sae_vis._neighbours_data import CoactiveData, DirectionData, LossShareData, NearestData, NeighboursData
+    from sae_vis._page_context import Provenance
     from sae_vis._params import Column, Component, FeatureVisParams, Layout, register_component
     from sae_vis._prompt_comparison import ComparedFeature, PromptComparisonData
+    from sae_vis._prompt_data import MultiPromptData, PromptData
     from sae_vis._prompt_panels import HeatRow, ReconstructionData
     from sae_vis._sae_lens import load_sae_lens
-    from sae_vis._store import ActivationStore
-    from sae_vis._store_file import load_activations
-    from sae_vis._templates import Html, fill_template
-    from sae_vis._token_data import PositionsData, TokensData
-    from sae_vis.data_fetching_fns import compare_prompts, get_feature_data, get_prompt_data
-    from sae_vis.data_storing_fns import (
-        ActivationsData,
-        CorrelationData,
+    from sae_vis._sequence_data import (
         CounterexamplesData,
-        DirectionData,
-        FeatureData,
-        FeatureTablesData,
-        HistogramData,
-        LogitsData,
-        MultiFeatureData,
-        MultiPromptData,
-        NeuronAlignmentData,
-        PromptData,
-        Provenance,
-        QuantileKnots,
         SequenceData,
         SequenceGroupData,
         SequenceMultiGroupData,
         TokenEffect,
     )
+    from sae_vis._store import ActivationStore
+    from sae_vis._store_file import load_activations
+    from sae_vis._table_data import CorrelationData, FeatureTablesData, NeuronAlignmentData
+    from sae_vis._templates import Html, fill_template
+    from sae_vis._token_data import PositionsData, TokensData
+    from sae_vis.data_fetching_fns import compare_prompts, get_feature_data, get_prompt_data
+    from sae_vis.data_storing_fns import MultiFeatureData
     from sae_vis.model_fns import AutoEncoder, AutoEncoderConfig, Encoder
 
-# Where each name comes from; what is not listed is a dataclass. A test holds this to the imports above.
+# Where each name comes from. A test holds this to the imports above.
 _HOMES = {
+    "load_demo": "_demo",
+    "ActivationsData": "_distribution_data",
+    "HistogramData": "_distribution_data",
+    "LogitsData": "_distribution_data",
+    "QuantileKnots": "_distribution_data",
     "FileFormatError": "_errors",
     "InputError": "_errors",
     "Interrupted": "_errors",
     "ModelError": "_errors",
     "SaeVisError": "_errors",
     "TemplateError": "_errors",
+    "FeatureData": "_feature_data",
     "CoactiveData": "_neighbours_data",
+    "DirectionData": "_neighbours_data",
     "LossShareData": "_neighbours_data",
     "NearestData": "_neighbours_data",
     "NeighboursData": "_neighbours_data",
+    "Provenance": "_page_context",
     "Column": "_params",
     "Component": "_params",
     "FeatureVisParams": "_params",
     "Layout": "_params",
+    "register_component": "_params",
     "ComparedFeature": "_prompt_comparison",
     "PromptComparisonData": "_prompt_comparison",
+    "MultiPromptData": "_prompt_data",
+    "PromptData": "_prompt_data",
     "HeatRow": "_prompt_panels",
     "ReconstructionData": "_prompt_panels",
-    "compare_prompts": "data_fetching_fns",
-    "register_component": "_params",
+    "load_sae_lens": "_sae_lens",
+    "CounterexamplesData": "_sequence_data",
+    "SequenceData": "_sequence_data",
+    "SequenceGroupData": "_sequence_data",
+    "SequenceMultiGroupData": "_sequence_data",
+    "TokenEffect": "_sequence_data",
+    "ActivationStore": "_store",
+    "load_activations": "_store_file",
+    "CorrelationData": "_table_data",
+    "FeatureTablesData": "_table_data",
+    "NeuronAlignmentData": "_table_data",
     "Html": "_templates",
     "fill_template": "_templates",
-    "get_feature_data": "data_fetching_fns",
-    "get_prompt_data": "data_fetching_fns",
-    "load_demo": "_demo",
-    "load_sae_lens": "_sae_lens",
-    "ActivationStore": "_store",
     "PositionsData": "_token_data",
     "TokensData": "_token_data",
-    "load_activations": "_store_file",
+    "compare_prompts": "data_fetching_fns",
+    "get_feature_data": "data_fetching_fns",
+    "get_prompt_data": "data_fetching_fns",
+    "MultiFeatureData": "data_storing_fns",
     "AutoEncoder": "model_fns",
     "AutoEncoderConfig": "model_fns",
     "Encoder": "model_fns",
@@ -148,9 +159,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'data_storing_fns')}"), name)
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value  # the next look-up does not come here
     return value
 

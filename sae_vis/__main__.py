@@ -16,7 +16,8 @@ from sae_vis._errors import InputError, SaeVisError
 
 if TYPE_CHECKING:
     from sae_vis._prompt_comparison import PromptComparisonData
-    from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
+    from sae_vis._prompt_data import MultiPromptData
+    from sae_vis.data_storing_fns import MultiFeatureData
 
 DEMO_FILES = ("demo_feature_vis.html", "demo_prompt_vis.html", "demo_features.json")
 # How a page and a saved file of ours begin: without --force each is overwritten by its like alone.
@@ -152,7 +153,8 @@ def _info(args: argparse.Namespace) -> None:
 def _load(path: Path) -> MultiFeatureData | MultiPromptData | PromptComparisonData:
     from sae_vis import _json
     from sae_vis._prompt_comparison import PromptComparisonData
-    from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
+    from sae_vis._prompt_data import MultiPromptData
+    from sae_vis.data_storing_fns import MultiFeatureData
 
     if _is_dir(path):
         return MultiFeatureData.load_dir(path)

@@ -10,18 +10,12 @@ import numpy.typing as npt
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_vis._distribution_data import ActivationsData, HistogramData, LogitsData
 from sae_vis._params import FeatureVisParams
 from sae_vis._ranking import largest_of_any_width
+from sae_vis._sequence_data import FullEffects, SequenceData, TokenEffect
 from sae_vis._shown import ByPlace, EffectAt, ShownFeature
 from sae_vis._statistics import FeatureActivations, histogram, histograms, moments, significant
-from sae_vis.data_storing_fns import (
-    ActivationsData,
-    FullEffects,
-    HistogramData,
-    LogitsData,
-    SequenceData,
-    TokenEffect,
-)
 from sae_vis.model_fns import MIN_PRODUCT_ROWS
 from sae_vis.utils_fns import round_significant, ticks
 

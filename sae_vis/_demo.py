@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sae_vis._errors import InputError, ModelError, check_path
 from sae_vis._params import FeatureVisParams
+from sae_vis._prompt_data import MultiPromptData
 from sae_vis.data_fetching_fns import get_feature_data, get_prompt_data
-from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
+from sae_vis.data_storing_fns import MultiFeatureData
 from sae_vis.model_fns import AutoEncoder
 
 DATA = Path(__file__).parent / "demo_data"

@@ -6,6 +6,7 @@ A message says what was wrong, where, what came, what was expected, and what to 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -21,6 +22,11 @@ def shown(value: object, at_most: int = 200) -> str:
 def cut(text: str, at_most: int = 200) -> str:
     """A text that a message quotes, without the middle where it is long: it may be a foreign file's."""
     return text if len(text) <= at_most else f"{text[: at_most // 2]} … {text[-at_most // 4 :]}"
+
+
+def some(values: Sequence[object], at_most: int = 8) -> str:
+    """The first of some values in a message, or that there are none."""
+    return ", ".join(map(str, values[:at_most])) + (", …" if len(values) > at_most else "") if values else "none"
 
 
 def check_path(value: object, name: str = "path") -> str:

@@ -32,8 +32,10 @@ from sae_vis._assemble import (
 )
 from sae_vis._correlations import Coactive, Correlated, co_moments_by_tile, most_coactive, most_correlated
 from sae_vis._directions import DirectionMap, Place
+from sae_vis._distribution_data import QuantileKnots
 from sae_vis._ending import Ending
 from sae_vis._errors import Interrupted, ModelError
+from sae_vis._feature_data import FeatureData
 from sae_vis._feature_folder import FeatureFolder
 from sae_vis._full_ablation import Start
 from sae_vis._json import garbage_collection_paused
@@ -41,8 +43,10 @@ from sae_vis._measure import Measured, Methods, measure
 from sae_vis._measure_direct import SHARE_OF_RESIDUALS
 from sae_vis._near_duplicates import Distinct, near_duplicates
 from sae_vis._neighbours import Nearest, decoder_norms, nearest_directions
-from sae_vis._neighbours_data import CoactiveData, LossShareData, NearestData, NeighboursData
+from sae_vis._neighbours_data import CoactiveData, DirectionData, LossShareData, NearestData, NeighboursData
+from sae_vis._page_context import Provenance
 from sae_vis._run import Run, check_feature_rows, methods_of
+from sae_vis._sequence_data import CounterexamplesData, SequenceData, SequenceGroupData, SequenceMultiGroupData
 from sae_vis._shares import Predicted, every_place, loss_shares, measured_windows
 from sae_vis._shown import ShownFeature, Window, shown_places
 from sae_vis._statistics import (
@@ -54,23 +58,11 @@ from sae_vis._statistics import (
     top_examples,
 )
 from sae_vis._store import ActivationStore
+from sae_vis._table_data import CorrelationData, FeatureTablesData, NeuronAlignmentData
 from sae_vis._token_data import PositionsData, TokensData
 from sae_vis._token_statistics import NEAR_MISS_TOKENS, RowPositions, TokenIndex, TopTokens, counterexamples, top_tokens
 from sae_vis._vocabulary import token_texts
-from sae_vis.data_storing_fns import (
-    CorrelationData,
-    CounterexamplesData,
-    DirectionData,
-    FeatureData,
-    FeatureTablesData,
-    MultiFeatureData,
-    NeuronAlignmentData,
-    Provenance,
-    QuantileKnots,
-    SequenceData,
-    SequenceGroupData,
-    SequenceMultiGroupData,
-)
+from sae_vis.data_storing_fns import MultiFeatureData
 from sae_vis.model_fns import WritePath
 from sae_vis.utils_fns import decimals_for, format_fixed, round_significant
 

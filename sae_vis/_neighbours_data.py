@@ -1,6 +1,6 @@
-"""What lies near a feature, and where its effect is: the dataclasses of these panels, checked and drawn. No computation.
+"""Where a feature lies, what lies near it, and where its effect is: the dataclasses, checked and drawn. No computation.
 
-They are parts of ``data_storing_fns.FeatureData`` and of its groups of sequences.
+They are parts of ``_feature_data.FeatureData`` and of its groups of sequences.
 """
 
 from __future__ import annotations
@@ -83,6 +83,17 @@ class NeighboursData:
         if self.coactive is not None:
             tables.append(self.coactive.get_html(page, rows=rows))
         return html_fns.neighbours(tables)
+
+
+@dataclass(slots=True)
+class DirectionData:
+    """Where a feature's decoder direction lies on the map of the dictionary (``FeatureVisParams.feature_map``)."""
+
+    x: float
+    y: float
+
+    def __post_init__(self) -> None:
+        check_finite(self, x=self.x, y=self.y)
 
 
 @dataclass(slots=True)

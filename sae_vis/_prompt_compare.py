@@ -10,14 +10,17 @@ from torch import Tensor
 
 from sae_vis import _rows
 from sae_vis._assemble import sequence_data, sequence_token_ids
+from sae_vis._distribution_data import LogitsData
+from sae_vis._page_context import LOSS_SCORES
 from sae_vis._prompt_comparison import DIFFERENCE_DIGITS, NOISE, ComparedFeature, Pair, PromptComparisonData
 from sae_vis._prompt_panels import HEAT_ROWS, HeatRow, heat_rows
 from sae_vis._prompt_scoring import Ranking
 from sae_vis._prompt_view import PromptFetcher, joined_texts, kept_rows, with_logits_of
 from sae_vis._run import Run, provenance_of_prompt
+from sae_vis._sequence_data import SequenceData, SequenceGroupData
 from sae_vis._shown import ByPlace, ShownFeature
 from sae_vis._vocabulary import token_texts
-from sae_vis.data_storing_fns import LOSS_SCORES, LogitsData, MultiFeatureData, SequenceData, SequenceGroupData
+from sae_vis.data_storing_fns import MultiFeatureData
 from sae_vis.utils_fns import round_significant
 
 

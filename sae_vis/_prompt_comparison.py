@@ -8,24 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_vis import _json, _page, _rows, _text, data_storing_fns, html_fns
+from sae_vis import _columns, _furniture, _json, _page, _rows, _text, html_fns
 from sae_vis._checks import check, check_feature_idx, check_finite, check_hex
+from sae_vis._distribution_data import ActivationsData, LogitsData
 from sae_vis._errors import InputError
+from sae_vis._page_context import LOSS_SCORES, SCORE_NAMES, PageContext, Provenance, ScoreName
 from sae_vis._params import FeatureVisParams
+from sae_vis._prompt_data import METRICS, checked_url
 from sae_vis._prompt_panels import HEAT_ROWS, HeatMetric, HeatRow, difference_metric, heat_data, heat_html, heat_rows
 from sae_vis._saved import SavedPage, TextTwin
+from sae_vis._sequence_data import SequenceData, SequenceGroupData, hover_of, loss_key_of, token_ids_of
 from sae_vis._templates import Html, join, template
-from sae_vis.data_storing_fns import (
-    LOSS_SCORES,
-    SCORE_NAMES,
-    ActivationsData,
-    LogitsData,
-    PageContext,
-    Provenance,
-    ScoreName,
-    SequenceData,
-    SequenceGroupData,
-)
 from sae_vis.html_fns import NOTHING, TokenPrinter
 from sae_vis.utils_fns import decimals_for, format_general, format_quantile, format_signed, round_significant
 
@@ -66,19 +59,17 @@ class ComparedFeature:
         """The feature's column: both prompts, one under the other, and what tells of the feature itself."""
         page = page or PageContext()
         both = [self.sequence, self.other_sequence]
-        page = page.for_feature([*both, *self.top_group.sequences], self.activations, self.logits)
+        page = _columns.for_feature(page, [*both, *self.top_group.sequences], self.activations, self.logits)
         link = join([str(self.feature_idx)])
         if page.feature_url:
             link = html_fns.outside_link(self.feature_idx, page.feature_url.replace("{feature}", str(self.feature_idx)))
         drawn = [one.get_html(page, bold_idx=-1 if at is None else at) for one, at in zip(both, bold, strict=True)]
         tops = self.top_group.get_html(page, examples=EXAMPLES)
         panels = [
-            template("compared_sequences.html").fill(
-                first=drawn[0], other=drawn[1], hover=data_storing_fns.hover_of(both, page)
-            ),
+            template("compared_sequences.html").fill(first=drawn[0], other=drawn[1], hover=hover_of(both, page)),
             self.activations.get_html(page),
             self.logits.tables_html(page, rows=5) if self.logits else NOTHING,
-            html_fns.top_sequences(tops, data_storing_fns.hover_of(self.top_group.sequences[:EXAMPLES], page)),
+            html_fns.top_sequences(tops, hover_of(self.top_group.sequences[:EXAMPLES], page)),
         ]
         column = html_fns.column(["has-prompt"], panels, 420)
         label = html_fns.label(self.label or "")
@@ -90,7 +81,7 @@ class ComparedFeature:
 
     def token_ids(self) -> set[int]:
         """Every token that the column may name."""
-        return data_storing_fns.token_ids_of([self.sequence, self.other_sequence, *self.top_group.sequences])
+        return token_ids_of([self.sequence, self.other_sequence, *self.top_group.sequences])
 
 
 @dataclass(repr=False)
@@ -195,7 +186,7 @@ class PromptComparisonData(SavedPage, TextTwin):
         page = dataclasses.replace(
             page or PageContext(TokenPrinter(self.vocab, self.vocab_bytes), self.params, self.provenance),
             score_name=name,
-            feature_url=data_storing_fns.checked_url(feature_url),
+            feature_url=checked_url(feature_url),
         )
         return _document(self, page, 0 if pair is None else pair + 1)
 
@@ -276,17 +267,17 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
     )
     heat = _heat_map(data)
     body = template("comparison_page.html").fill(
-        subtitle=data_storing_fns.subtitle_of(page.provenance),
-        notes=data_storing_fns.notes_of(page),
+        subtitle=_furniture.subtitle_of(page.provenance),
+        notes=_furniture.notes_of(page),
         strip=join(_strip(data, page, position)),
-        metrics=join(html_fns.prompt_metric(one, data_storing_fns.METRICS[one][0], one == name) for one in data.totals),
+        metrics=join(html_fns.prompt_metric(one, METRICS[one][0], one == name) for one in data.totals),
         about=_about(name),
-        legend=html_fns.legend("the feature’s maximum", data_storing_fns.loss_key_of(page)),
+        legend=html_fns.legend("the feature’s maximum", loss_key_of(page)),
         heat=heat_html() if any(heat.values()) else NOTHING,
         columns=join(columns),
         none=_NONE,
         none_hidden=Html(" hidden") if columns else NOTHING,
-        footer=data_storing_fns.footer_of(page),
+        footer=_furniture.footer_of(page),
         hovertext=html_fns.hovertext(),
     )
     rows = _rows.chosen(data.rows, [one.example_rows() for one in data.compared_dict.values()])
@@ -297,7 +288,7 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
         "about": {one: _about(one) for one in data.totals},
         "none": dict.fromkeys(data.totals, _NONE),
         "labels": {feature: one.label for feature, one in data.compared_dict.items() if one.label},
-        **data_storing_fns.whose(page),
+        **_furniture.whose(page),
         "places": [[None, None], *data.pairs],
         "scores": {
             one: [
@@ -309,13 +300,13 @@ def _document(data: PromptComparisonData, page: PageContext, position: int) -> H
     }
     cells = heat_data(heat, _HEAT, {f: one.label for f, one in data.compared_dict.items()}, _cell_text(data), first=1)
     elements = [
-        data_storing_fns.vocab_element(page, ids | _rows.token_ids(rows.values())),
+        _furniture.vocab_element(page, ids | _rows.token_ids(rows.values())),
         _page.data("rankings", state),
         _page.data("heat", cells),
-        *data_storing_fns.rows_element(rows),
+        *_furniture.rows_element(rows),
         *packed,
     ]
-    return _page.document(f"Two prompts · {data_storing_fns.subtitle_of(page.provenance)}", body, elements)
+    return _page.document(f"Two prompts · {_furniture.subtitle_of(page.provenance)}", body, elements)
 
 
 def _ranked(data: PromptComparisonData, name: ScoreName) -> list[Ranking]:

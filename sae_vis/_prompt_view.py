@@ -14,23 +14,19 @@ from sae_vis import _rows
 from sae_vis._ablation import FormulaTail
 from sae_vis._activations import check_finite, decoder_rows, encode
 from sae_vis._assemble import logits_at_a_time, sequence_data, sequence_token_ids, stored_logits
+from sae_vis._distribution_data import LogitsData, QuantileKnots
 from sae_vis._measure import Methods, measure
 from sae_vis._params import Ablation
+from sae_vis._prompt_data import MultiPromptData, PromptData
 from sae_vis._prompt_panels import HEAT_ROWS, PROMPT_HEAT, ReconstructionData, heat_rows
 from sae_vis._prompt_scoring import Ranking, act_quantile, rank_by_score
 from sae_vis._reconstruction import Splicer, as_decoder, reconstruct
 from sae_vis._run import Run, check_features, methods_of, provenance_of_prompt
+from sae_vis._sequence_data import SequenceGroupData
 from sae_vis._shown import LOSS_DECIMALS, ShownFeature
 from sae_vis._statistics import FeatureActivations
 from sae_vis._vocabulary import TokenTexts, token_texts
-from sae_vis.data_storing_fns import (
-    LogitsData,
-    MultiFeatureData,
-    MultiPromptData,
-    PromptData,
-    QuantileKnots,
-    SequenceGroupData,
-)
+from sae_vis.data_storing_fns import MultiFeatureData
 from sae_vis.utils_fns import round_significant
 
 ALL = 2**31  # more than any dictionary has

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import IO
 
 from sae_vis import _json, _page
+from sae_vis._page_context import PageContext
 from sae_vis._render_pool import GREETING, read_frame, write_frame
-from sae_vis.data_storing_fns import MultiFeatureData, PageContext
+from sae_vis.data_storing_fns import MultiFeatureData
 from sae_vis.html_fns import TokenPrinter
 
 

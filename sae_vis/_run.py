@@ -23,9 +23,9 @@ from sae_vis._errors import InputError, ModelError, shown
 from sae_vis._full_ablation import FullAblation, Start
 from sae_vis._measure import Methods
 from sae_vis._measure_direct import NOTHING_KEPT, Corpus, Written
+from sae_vis._page_context import Provenance
 from sae_vis._params import FeatureVisParams
 from sae_vis._sae_adapters import as_encoder
-from sae_vis.data_storing_fns import Provenance
 from sae_vis.model_fns import Encoder, FinalNorm, HookPoint, LanguageModel, WritePath, digest_tensors, steady_product
 
 NO_SETTINGS = ("training", "device")  # the same encoder elsewhere, or on the way to another

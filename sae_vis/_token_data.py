@@ -1,6 +1,6 @@
 """The dataclasses of a feature's tokens: which it fires on, and where in the rows.
 
-They are part of ``data_storing_fns`` and like the others there: no computation, and everything is checked.
+They are parts of ``_feature_data.FeatureData`` and like the others there: no computation, and everything is checked.
 """
 
 from __future__ import annotations

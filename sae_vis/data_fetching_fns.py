@@ -23,6 +23,7 @@ from sae_vis._json import check_writable
 from sae_vis._params import FeatureVisParams
 from sae_vis._prompt_compare import Comparer
 from sae_vis._prompt_comparison import PromptComparisonData
+from sae_vis._prompt_data import MultiPromptData
 from sae_vis._prompt_view import PromptFetcher, reconstruction_data
 from sae_vis._run import (
     Run,
@@ -32,7 +33,7 @@ from sae_vis._run import (
     warn_of_padding_in_front,
     warn_of_processed_weights,
 )
-from sae_vis.data_storing_fns import MultiFeatureData, MultiPromptData
+from sae_vis.data_storing_fns import MultiFeatureData
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -119,6 +119,11 @@ def format_quantile(share: float, rank_digits: int = 2, max_decimals: int = 6) -
     return f"{format_fixed(100.0 * share, min(max_decimals, decimals))} %"
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things: ``1 token``, ``1,024 tokens``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 # --- colours -----------------------------------------------------------------------------------------------------
 
 

@@ -718,7 +718,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_group(
-        "data_storing_fns.py",
+        "_page_context.py",
         "test_ignore_positions.py",
         ("places-grey", "ignored positions are greyed", "token_id in ids or place in places", "token_id in ids"),
     ),
@@ -1618,7 +1618,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *_group(
-        "data_storing_fns.py",
+        "_sequence_data.py",
         PROMPT,
         (
             "prompt-interval-as-top",
@@ -1626,19 +1626,25 @@ MUTANTS: list[Mutant] = [
             "if group.share is None), None)",
             "if True), None)",
         ),
+    ),
+    *_group(
+        "_features_page.py",
+        "test_pages.py::test_drawing_in_another_layout_leaves_a_feature_as_it_was",
         (
             "layout-of-what-is-held",
             "drawing in another layout leaves a feature as it was",
             "feature = features.feature_data_dict[index]",
             "feature = features[index]",
-            "test_pages.py::test_drawing_in_another_layout_leaves_a_feature_as_it_was",
         ),
+    ),
+    *_group(
+        "_columns.py",
+        "test_pages.py::test_that_reason_is_given_of_nothing_else",
         (
             "missing-reason",
             "the reason of the direct effect is given of the logits alone",
             'if attribute == "logits" else None',
             "if attribute else None",
-            "test_pages.py::test_that_reason_is_given_of_nothing_else",
         ),
     ),
     *_group(

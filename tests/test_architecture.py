@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import sae_vis
+from sae_vis import data_storing_fns
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sae_vis"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -58,8 +59,17 @@ UPPER = [
 ]
 LOWER = [
     "_render_worker",
-    "_prompt_comparison",
     "data_storing_fns",
+    "_features_page",
+    "_feature_data",
+    "_prompt_comparison",
+    "_prompt_data",
+    "_furniture",
+    "_columns",
+    "_sequence_data",
+    "_table_data",
+    "_distribution_data",
+    "_page_context",
     "_token_data",
     "_neighbours_data",
     "_render_pool",
@@ -88,40 +98,106 @@ AT_MOST = {
     **{module: {*UPPER, "_params"} for module in UPPER},
     "_store_file": {*UPPER, "_json"},
     "data_storing_fns": {
-        "html_fns",
-        "_page",
-        "_rows",
-        "_labels",
-        "_overview",
+        "_features_page",
+        "_feature_data",
+        "_prompt_data",
+        "_furniture",
+        "_columns",
+        "_sequence_data",
+        "_table_data",
+        "_distribution_data",
+        "_page_context",
+        "_token_data",
+        "_neighbours_data",
+        "_render_pool",
+        "_saved",
         "_site",
         "_feature_folder",
+        "_page",
+        "_text",
+        "_prompt_panels",
+        "html_fns",
+        "_labels",
         "_json",
         "_params",
         "_templates",
-        "_render_pool",
-        "_text",
-        "_token_data",
-        "_neighbours_data",
-        "_prompt_panels",
-        "_saved",
         "_checks",
     },
+    "_features_page": {
+        "_feature_data",
+        "_furniture",
+        "_columns",
+        "_page_context",
+        "_overview",
+        "_page",
+        "_rows",
+        "html_fns",
+        "_params",
+        "_templates",
+    },
+    "_feature_data": {
+        "_furniture",
+        "_columns",
+        "_sequence_data",
+        "_table_data",
+        "_distribution_data",
+        "_page_context",
+        "_token_data",
+        "_neighbours_data",
+        "_saved",
+        "_overview",
+        "_page",
+        "_text",
+        "_rows",
+        "html_fns",
+        "_params",
+        "_templates",
+        "_checks",
+    },
+    "_prompt_comparison": {
+        "_prompt_data",
+        "_furniture",
+        "_columns",
+        "_sequence_data",
+        "_distribution_data",
+        "_page_context",
+        "_saved",
+        "_page",
+        "_text",
+        "_rows",
+        "_prompt_panels",
+        "html_fns",
+        "_json",
+        "_params",
+        "_templates",
+        "_checks",
+    },
+    "_prompt_data": {
+        "_furniture",
+        "_columns",
+        "_sequence_data",
+        "_distribution_data",
+        "_page_context",
+        "_saved",
+        "_page",
+        "_text",
+        "_rows",
+        "_prompt_panels",
+        "html_fns",
+        "_json",
+        "_params",
+        "_templates",
+        "_checks",
+    },
+    "_furniture": {"_page_context", "_page", "_rows", "html_fns", "_labels", "_templates"},
+    "_columns": {"_sequence_data", "_distribution_data", "_page_context", "html_fns", "_params", "_templates"},
+    "_sequence_data": {"_page_context", "_neighbours_data", "_page", "html_fns", "_templates", "_checks"},
+    "_table_data": {"_page_context", "html_fns", "_templates", "_checks"},
+    "_distribution_data": {"_page_context", "html_fns", "_templates", "_checks"},
+    "_page_context": {"html_fns", "_params"},
     "_token_data": {"html_fns", "_checks", "_templates"},
     "_neighbours_data": {"html_fns", "_checks", "_templates"},
     "_prompt_panels": {"html_fns", "_checks", "_templates"},
-    "_prompt_comparison": {
-        "data_storing_fns",
-        "html_fns",
-        "_prompt_panels",
-        "_rows",
-        "_checks",
-        "_page",
-        "_json",
-        "_text",
-        "_params",
-        "_saved",
-        "_templates",
-    },
     "_saved": {"html_fns", "_page", "_json", "_templates"},
     "_render_pool": set(),
     "_page": {"_templates"},
@@ -147,6 +223,7 @@ THIRD_PARTY = {
     "_store_file": {*ARRAYS, "safetensors"},
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
     "data_storing_fns": {"msgspec"},
+    "_feature_data": {"msgspec"},
     "_page": {"msgspec"},
     "_labels": {"msgspec"},
     "_feature_folder": {"msgspec"},
@@ -219,7 +296,7 @@ def test_a_wrong_import_is_found(module, source):
 
 def test_a_right_import_is_none():
     assert not faults("_statistics", ast.parse("import math, numpy as np\nfrom sae_vis._errors import InputError"))
-    assert not faults("data_storing_fns", ast.parse("from sae_vis import __version__, _json, html_fns"))
+    assert not faults("data_storing_fns", ast.parse("from sae_vis import __version__, _json, _page"))
 
 
 def test_the_command_line_imports_the_demo_inside_demo_only():
@@ -289,7 +366,7 @@ def test_names_for_type_checkers_and_for_python_are_the_same():
     homes = {alias.name: node.module for node in guarded.body for alias in node.names}
     assert sorted({*homes, "__version__"}) == sorted(sae_vis.__all__)
     for name, home in homes.items():
-        assert f"sae_vis.{sae_vis._HOMES.get(name, 'data_storing_fns')}" == home
+        assert f"sae_vis.{sae_vis._HOMES[name]}" == home
         assert getattr(sae_vis, name).__module__ == home
 
 
@@ -302,15 +379,26 @@ def test_an_unknown_name_is_an_ordinary_error():
 
 
 def test_every_dataclass_that_is_stored_is_public():
-    tree = parsed(PACKAGE / "data_storing_fns.py")
     stored = {
         node.name
-        for node in tree.body
+        for module in LOWER
+        for node in parsed(PACKAGE / f"{module}.py").body
         if isinstance(node, ast.ClassDef)
         and node.decorator_list
         and node.name.endswith(("Data", "Knots", "Effect", "Provenance"))
     }
+    assert {"MultiFeatureData", "SequenceData", "QuantileKnots", "TokenEffect", "Provenance"} <= stored
     assert not stored - set(sae_vis.__all__)
+
+
+def test_the_dataclasses_of_both_views_can_be_imported_from_one_module():
+    for name in data_storing_fns.__all__:
+        assert getattr(data_storing_fns, name) is not None
+    described = {
+        name for name, home in sae_vis._HOMES.items() if name.endswith(("Data", "Knots", "Effect", "Provenance"))
+    }
+    elsewhere = {"PromptComparisonData", "NearestData", "CoactiveData"}  # never were there
+    assert described - elsewhere <= set(data_storing_fns.__all__)
 
 
 # --- habits ----------------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from test_browser import expect_feature, expect_readable
 from test_hostile_tokens import data_with_text
 
 from sae_vis import Column, Layout, _overview, _page
+from sae_vis._features_page import features_body, overview_assets
+from sae_vis._furniture import vocab_of
 from sae_vis._neighbours_data import NearestData, NeighboursData
-from sae_vis.data_storing_fns import _features_body, _overview_assets, _vocab
 from sae_vis.utils_fns import decimals_for, format_fixed, format_percent
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-overview")]  # one browser for all
@@ -884,9 +885,9 @@ def whole_dictionary():
         logits = dataclasses.replace(feature.logits, top_token_ids=tokens, bottom_token_ids=rng.sample(common, 10))
         overview.add(dataclasses.replace(feature, feature_idx=index, activations=acts, logits=logits))
     page = few._context()
-    vocab = _vocab(page, few.vocab)
-    assets = _overview_assets(overview, page, vocab)
-    body = _features_body(page, 0, made[0].get_html(page), WHOLE)
+    vocab = vocab_of(page, few.vocab)
+    assets = overview_assets(overview, page, vocab)
+    body = features_body(page, 0, made[0].get_html(page), WHOLE)
     elements = [
         _page.data("vocab", vocab),
         _page.data("index", {"ranges": [[0, WHOLE - 1]], "labels": {}, "title": "whole"}),

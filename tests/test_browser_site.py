@@ -26,7 +26,8 @@ from test_hostile_tokens import HOSTILE, data_with_text
 from xss_vectors import VECTORS
 
 from sae_vis import _page, _site
-from sae_vis.data_storing_fns import _features_body, _vocab
+from sae_vis._features_page import features_body
+from sae_vis._furniture import vocab_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-site")]  # one browser for all
 
@@ -567,11 +568,11 @@ def whole(distinct, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "site"
     page = features._context()
     texts = list(features.vocab.values())
-    vocab = _vocab(
+    vocab = vocab_of(
         dataclasses.replace(page, printer=type(page.printer)({i: texts[i % len(texts)] for i in range(50_000)}, {})),
         range(50_000),
     )
-    body = _features_body(page, 0, features[0].get_html(page), WHOLE)
+    body = features_body(page, 0, features[0].get_html(page), WHOLE)
     drawn = (_site.Packed(i, f"label {i}", packed[i % len(packed)]) for i in range(WHOLE))
     _site.write(folder, "Feature 0", "a whole dictionary", body, vocab, drawn)
     yield folder
@@ -632,12 +633,12 @@ def test_a_single_page_of_1000_features_is_painted_within_a_second_and_a_half(sc
     features, packed = distinct
     page = features._context()
     elements = [
-        _page.data("vocab", _vocab(page, features.vocab)),
+        _page.data("vocab", vocab_of(page, features.vocab)),
         _page.data("index", {"ids": list(range(1000)), "labels": {}, "title": "T"}),
         _page.common(),
         *(_page.packed(i, packed[i % len(packed)]) for i in range(1, 1000)),
     ]
-    document = _page.document("Feature 0", _features_body(page, 0, features[0].get_html(page), 1000), elements)
+    document = _page.document("Feature 0", features_body(page, 0, features[0].get_html(page), 1000), elements)
     (tmp_path / "index.html").write_text(document, encoding="utf-8")
     took = first_paint(lambda: visit(tmp_path, scheme=scheme, init=PAINTED))
     linked = first_paint(lambda: visit(tmp_path, "#feature=900", scheme=scheme, init=PAINTED))

@@ -13,9 +13,10 @@ import pytest
 import torch
 from models import encoder_for, fetch, fetch_planted, planted, random_tokens
 
-from sae_vis import AutoEncoder, FeatureVisParams, InputError, MultiFeatureData, data_storing_fns, get_feature_data
+from sae_vis import AutoEncoder, FeatureVisParams, InputError, MultiFeatureData, get_feature_data
 from sae_vis import _directions as directions
 from sae_vis._directions import DirectionMap, main_axes, sample_size
+from sae_vis._features_page import overview_of
 from sae_vis._overview import nearest_direction, twin
 
 
@@ -66,7 +67,7 @@ def test_the_share_is_kept_with_the_data_and_told_below_the_map():
 
 
 def told_of_the_map(data):
-    return data_storing_fns._overview_of(data, list(data))._meta["map"]
+    return overview_of(data, list(data))._meta["map"]
 
 
 def test_a_map_whose_axes_come_from_a_part_of_the_dictionary_says_so(monkeypatch):

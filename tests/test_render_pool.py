@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
 import math
@@ -19,6 +20,7 @@ from rendering_fixtures import make_features
 
 from sae_vis import InputError, MultiFeatureData, _json, _render_pool, _render_worker, data_storing_fns
 from sae_vis.__main__ import main
+from sae_vis._page_context import PageContext
 from sae_vis.data_storing_fns import FeatureData, packed_features, worker_setup
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -130,18 +132,18 @@ def test_what_cannot_be_sent_is_drawn_here_and_ints_are_drawn_like_floats(tmp_pa
 
 
 def test_a_page_of_another_kind_is_drawn_here(features, started):
-    class Page(data_storing_fns.PageContext):
+    class Page(PageContext):
         """A page of the user's."""
 
     page = Page(features._context().printer, features.params, features.provenance)
     assert worker_setup(page) is None
-    assert worker_setup(data_storing_fns.PageContext()) is None
+    assert worker_setup(PageContext()) is None
     assert [text for _, text in packed_features(iter([features[0]] * 9), page, 9, 2)]
     assert started == []
 
 
 def test_links_are_those_of_the_page(features, started):
-    page = data_storing_fns.dataclasses.replace(features._context(), features=frozenset([1, 2]))
+    page = dataclasses.replace(features._context(), features=frozenset([1, 2]))
     chosen = [features[index] for index in range(12)]
     one_process = list(packed_features(chosen, page, 12, 1))
     assert list(packed_features(chosen, page, 12, 2)) == one_process

@@ -16,8 +16,8 @@ from test_hostile_tokens import HOSTILE, data_with_text
 
 from sae_vis import Column, InputError, Layout, MultiFeatureData, _json, _page, _site
 from sae_vis.__main__ import main
+from sae_vis._furniture import title_of
 from sae_vis._templates import asset
-from sae_vis.data_storing_fns import _title
 
 FEW = {"first_group_size": 3, "n_groups": 2, "other_groups_size": 2}
 
@@ -111,7 +111,7 @@ def test_the_page_is_that_of_the_single_file_but_for_where_the_features_are(feat
         ours, theirs = site.find(f".//{part}"), single.find(f".//{part}")
         assert page_reading.text_of(ours) == page_reading.text_of(theirs)
         assert page_reading.skeleton(ours) == page_reading.skeleton(theirs)
-    assert site.find(".//title").text == single.find(".//title").text == "Feature 5 · " + _title(features._context())
+    assert site.find(".//title").text == single.find(".//title").text == "Feature 5 · " + title_of(features._context())
     assert not page_reading.packed(index(folder))
 
 
