@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -50,17 +51,59 @@ def launched() -> Iterator[Browser]:
         browser.close()
 
 
+MOST_USES = 10  # of a window; a browser's history has an end
+
+
 class Opened:
-    """A page in a context of its own, with what went wrong in it so far."""
+    """A page in a window whose context is its own, with what went wrong in it so far."""
 
     def __init__(self, context: BrowserContext, file: Path) -> None:
-        self.faults: list[str] = []
-        self.address = file.as_uri()
+        self.context, self.uses, self.spoiled = context, 0, False
+        self.show(file)
         context.on("page", self._watch)
         context.on("request", self._asked)
         self.page: Page = context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self._session = context.new_cdp_session(self.page)
+        for owner, name in (
+            (self.page, "emulate_media"),
+            (self.page, "set_viewport_size"),
+            (context, "on"),
+            (context, "new_cdp_session"),
+        ):
+            self._spoiling(owner, name)
+
+    def _spoiling(self, owner: Any, name: str) -> None:
+        """Have the window be closed after a test that changes it in this way."""
+        real = getattr(owner, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            self.spoiled = True
+            return real(*args, **options)
+
+        setattr(owner, name, call)
+
+    def show(self, file: Path) -> None:
+        """From now on the page is that of a file."""
+        self.faults: list[str] = []
+        self.address = file.as_uri()
+        self.uses += 1
+
+    def cleared(self) -> bool:
+        """Leave the page and all that it has kept; False if the window is not as good as a new one."""
+        if (
+            self.spoiled
+            or self.faults
+            or self.uses >= MOST_USES
+            or len(self.context.pages) != 1
+            or self.page.is_closed()
+        ):
+            return False
+        self.js("sessionStorage.clear()")
+        self.page.mouse.move(-10, -10)
+        self.page.goto("about:blank")
+        self._session.send("Storage.clearDataForOrigin", {"origin": "file://", "storageTypes": "all"})
+        return True
 
     def _watch(self, page: Page) -> None:
         if page.opener():
@@ -111,12 +154,18 @@ class Opened:
 
 
 Open = Callable[..., Opened]
+MOST_KEPT = 4
+_KEPT: WeakKeyDictionary[Browser, dict[str, Opened]] = WeakKeyDictionary()  # by their options
 
 
 @contextlib.contextmanager
 def opener(browser: Browser, folder: Path) -> Iterator[Open]:
-    """A function that opens documents; at the end no page may have complained, nor asked for anything."""
-    opened: list[tuple[BrowserContext, Opened]] = []
+    """A function that opens documents; at the end no page may have complained, nor asked for anything.
+
+    Windows of the same options are used again: to make one takes as long as to show a page.
+    """
+    opened: list[tuple[str, Opened]] = []
+    kept: dict[str, Opened] = _KEPT.setdefault(browser, {})
 
     def open_document(
         document: str,
@@ -129,18 +178,28 @@ def opener(browser: Browser, folder: Path) -> Iterator[Open]:
             fragment = FIRST if 'data-view="overview"' in document else ""
         file = folder / f"page{len(opened)}.html"
         file.write_text(document, encoding="utf-8")
-        viewport = {"width": size[0], "height": size[1]}
-        context = browser.new_context(offline=True, viewport=viewport, **options)
-        if init:
-            context.add_init_script(init)
-        page = Opened(context, file)
-        opened.append((context, page))
+        options |= {"viewport": {"width": size[0], "height": size[1]}}
+        key = repr((init, sorted(options.items())))
+        page = kept.pop(key, None)
+        if page is not None:
+            page.show(file)
+        else:
+            context = browser.new_context(offline=True, **options)
+            if init:
+                context.add_init_script(init)
+            page = Opened(context, file)
+        opened.append((key, page))
         return page.go(fragment)
 
     try:
         yield open_document
     finally:
-        for context, _ in opened:
-            context.close()
-    faults = [fault for _, page in opened for fault in page.faults]
+        faults = [fault for _, page in opened for fault in page.faults]
+        for key, page in opened:
+            if key in kept or not page.cleared():
+                page.context.close()
+            else:
+                kept[key] = page
+        while len(kept) > MOST_KEPT:
+            kept.pop(next(iter(kept))).context.close()
     assert not faults, "\n".join(faults)

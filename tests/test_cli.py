@@ -307,8 +307,13 @@ def test_an_interrupt_from_outside(tmp_path):
     pipe = tmp_path / "pipe.json"
     os.mkfifo(pipe)
     line = [sys.executable, "-m", "sae_vis", "info", str(pipe)]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has programs ignore it
     # opening the pipe waits until the program opens it too
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT) as process, pipe.open("wb"):
+    try:
+        process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=CHECKOUT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process, pipe.open("wb"):
         process.send_signal(signal.SIGINT)
         assert process.stderr.read() == "sae-vis: interrupted\n"
     assert process.returncode == 130
