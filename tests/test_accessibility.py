@@ -22,6 +22,9 @@ if browser.sync_playwright:
 
 WIDE, NARROW = (1400, 900), (400, 800)
 THEMES = pytest.mark.parametrize("theme", ["light", "dark"])
+LOOKS = pytest.mark.parametrize(
+    ("theme", "size"), [("light", WIDE), ("dark", NARROW)], ids=["wide light", "narrow dark"]
+)
 ACT_SCALES = ["orange", "blue", "viridis", "grey"]
 LOSS_SCALES = ["blue-red", "purple-green", "teal-orange"]
 LEVELS = [place / 20 for place in range(21)]
@@ -65,8 +68,7 @@ def test_axe_finds_what_is_wrong(show):
     assert found == {"color-contrast", "label"}
 
 
-@THEMES
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@LOOKS
 def test_axe_finds_nothing_wrong_with_a_feature(show, features_page, theme, size):
     opened = show(features_page, "#feature=1", size=size, color_scheme=theme)
     expect_feature(opened.page, 1)
@@ -81,8 +83,7 @@ def test_axe_finds_nothing_wrong_with_a_feature(show, features_page, theme, size
     assert axe.violations(opened) == []
 
 
-@THEMES
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@LOOKS
 def test_axe_finds_nothing_wrong_with_a_prompt(show, prompt_page, theme, size):
     opened = show(prompt_page, size=size, color_scheme=theme)
     assert axe.violations(opened) == []
@@ -90,8 +91,7 @@ def test_axe_finds_nothing_wrong_with_a_prompt(show, prompt_page, theme, size):
     assert axe.violations(opened) == []
 
 
-@THEMES
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@LOOKS
 def test_axe_finds_nothing_wrong_with_two_prompts(show, comparison_page, theme, size):
     opened = show(comparison_page, size=size, color_scheme=theme)
     assert axe.violations(opened) == []
@@ -110,8 +110,7 @@ def test_axe_finds_nothing_wrong_with_a_feature_that_never_fires(show, features_
     assert axe.violations(opened) == []
 
 
-@THEMES
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+@LOOKS
 def test_axe_finds_nothing_wrong_with_the_overview(show, features_page, theme, size):
     opened = show(features_page, "#overview", size=size, color_scheme=theme)
     expect(opened.page.get_by_role("grid", name="Features").get_by_role("row").nth(2)).to_be_visible()

@@ -104,14 +104,14 @@ def without_texts(page):
 
 @pytest.mark.parametrize("part", range(4))
 def test_any_change_of_the_tree_is_refused_or_right(part, documents, check):
-    answers = survey(f"tree {part}", 3000, lambda random: broken_document(random, documents), check)
+    answers = survey(f"tree {part}", 2000, lambda random: broken_document(random, documents), check)
     assert answers["drawn"] > 0.02 * answers.total()
     assert answers["refused"] > 0.2 * answers.total()
 
 
 @pytest.mark.parametrize("part", range(2))
 def test_any_change_of_the_bytes_is_refused_or_right(part, files, check):
-    answers = survey(f"bytes {part}", 16_000, lambda random: broken_bytes(random, files), check)
+    answers = survey(f"bytes {part}", 10_000, lambda random: broken_bytes(random, files), check)
     assert answers["drawn"] > 0.02 * answers.total()
     assert answers["refused"] > 0.2 * answers.total()
 
@@ -129,7 +129,7 @@ def other_numbers(random, documents):
 
 @pytest.mark.parametrize("part", range(2))
 def test_any_numbers_are_refused_or_drawn(part, documents, check):
-    answers = survey(f"numbers {part}", 1500, lambda random: other_numbers(random, documents), check)
+    answers = survey(f"numbers {part}", 1000, lambda random: other_numbers(random, documents), check)
     assert answers["drawn"] > 0.02 * answers.total()
 
 
