@@ -21,8 +21,8 @@ TORCH_FIRST := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) tor
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 # What is tested on other versions of TransformerLens. There is no TransformerBridge in 2.
-TESTS_tl3 := $(patsubst %,tests/test_%.py,ablation activations autoencoder benchmark_material demo ending fetching full_ablation \
-  hooked_transformer interrupt invariances model_fns prompt sae_lens vocabulary)
+TESTS_tl3 := $(patsubst %,tests/test_%.py,ablation benchmark_material demo ending fetching full_ablation hooked_transformer \
+  invariances model_fns prompt sae_lens vocabulary)
 TESTS_tl2 := $(patsubst %,tests/test_%.py,benchmark_material demo hooked_transformer vocabulary)
 ALSO_tl3 := sae-lens
 
