@@ -84,11 +84,10 @@ def encode(
         # Never as many as there are: an encode that gives all of them, whatever is asked for, would not be noticed.
         more = MIN_PRODUCT_COLUMNS - n + (encoder.d_hidden == MIN_PRODUCT_COLUMNS)
         features = torch.cat([features, features[:1].expand(more)])
+    shape = (*x.shape[:2], encoder.d_hidden if features is None else len(features))
     try:
         if room is not None and room.suits(encoder):
-            acts = encoder.encode(
-                x, features, out=room.of(*x.shape[:2], len(encoder.b_enc) if features is None else len(features))
-            )
+            acts = encoder.encode(x, features, out=room.of(*shape))
         else:
             acts = encoder.encode(x, features)
     except IndexError as error:
@@ -103,7 +102,7 @@ def encode(
             "x.to(self.W_enc.dtype)."
         ) from error
     _check_columns(acts, x, features, encoder.d_hidden, name)
-    check_tensor(acts, f"{name}'s encode", (*x.shape[:2], encoder.d_hidden if features is None else len(features)))
+    check_tensor(acts, f"{name}'s encode", shape)
     return acts[:n_rows, :, :n].float()
 
 
@@ -362,7 +361,7 @@ def _encode(
             found.append((row[counts] + start * seq_len, column[counts], value[counts]))
             start += len(acts)
     rows, columns, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-    store.add(rows + first_row * x.shape[1], columns, values)
+    store.add(rows + first_row * seq_len, columns, values)
     return [rows, columns, values], signed
 
 

@@ -74,8 +74,8 @@ class PageContext:
     def ignored(self, token_ids: Sequence[int], start: int = 0) -> list[bool]:
         """Whether each token of a row is left out of every number; the first one stands at position ``start``."""
         told = self.provenance
-        ids, places = (told.ignored_token_ids, told.ignored_positions) if told else ((), ())
-        if not places and frozenset(ids).isdisjoint(token_ids):
+        ids, places = map(frozenset, (told.ignored_token_ids, told.ignored_positions) if told else ((), ()))
+        if ids.isdisjoint(token_ids) and places.isdisjoint(range(start, start + len(token_ids))):
             return [False] * len(token_ids)
         return [token_id in ids or place in places for place, token_id in enumerate(token_ids, start)]
 

@@ -407,7 +407,7 @@ MUTANTS: list[Mutant] = [
         (
             "batches-shift",
             "batches follow each other",
-            "store.add(rows + first_row * x.shape[1]",
+            "store.add(rows + first_row * seq_len",
             "store.add(rows + 0 * first_row",
         ),
     ),
