@@ -6,7 +6,12 @@ With ``u``, ``l``, ``s`` and ``s'`` as in ``_ablation``, the log-probabilities w
 
 Everything but the last two terms, the logarithms of the sums of exponentials, is linear in what two matrix products give:
 ``u`` for each position, ``l`` for each feature. So a tile of the vocabulary needs these two products once, and then, for
-each pair, one exponential a token. No array holds more than a tile of the vocabulary, however many features there are.
+each pair, a weighted sum of a few rows of one table and one exponential a token. No array holds more than a tile of the
+vocabulary, however many features there are.
+
+Exponentials are taken of what lies below the largest logit *with* everything, which is known for each position before its
+pairs are looked at. Where a feature moves the whole sum so far that this costs digits, the pair is looked at once more, by
+itself (``_far``).
 
 Which tokens change most is found without looking at all of them (``_linear_changes``), but under a soft cap, where the
 change is not linear: there the pass looks at each change of each tile.
@@ -21,18 +26,21 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
-from sae_vis._ablation import Effects, FormulaTail, Pairs
+from sae_vis._ablation import Effects, FormulaTail, Pairs, chunk_size
 from sae_vis._linear_changes import Changes, Factors, Reached, linear_changes, precise
 from sae_vis._ranking import Ranked, largest
 from sae_vis.model_fns import soft_cap
 
 SUM_WIDTH = 2048
 PIECE = 2**18  # numbers of one array of [pairs, tile] that are worked on at a time: a few of them stay in the cache
-WIDEST = 3 * 2**13  # tokens of a tile: larger arrays of [ROWS, tile] get new memory from the system each time
-ROWS = 256  # positions whose product with a tile is taken at a time
+WIDEST = 2 * SUM_WIDTH  # tokens of a tile
+ROWS = 704  # positions whose product with a tile is taken at a time: that of fewer is slower
+FAR = 30.0  # nats
+WITH_BAGS = {"cpu", "cuda"}  # kinds of device that mix rows of a table in one pass
 
 
 def direct_effects_by_formula(
@@ -63,9 +71,10 @@ class _Pass:
         self.centred = formula.centre(residual.float())
         self.factors = Factors.of(formula, self.centred, pairs)
         self.inverse = (1.0 / self.factors.scale)[:, None]
-        k, double = len(pairs.position), precise(residual.device)
+        self.mixtures = _Mixtures.of(pairs, self.factors, len(formula.centred_directions), capped=formula.cap > 0)
+        double = precise(residual.device)
         self.with_ = torch.full((len(residual),), -torch.inf, dtype=double, device=residual.device)
-        self.without = torch.full((k,), -torch.inf, dtype=double, device=residual.device)
+        self.without = torch.full((len(pairs.position),), -torch.inf, dtype=double, device=residual.device)
         self.reached = Reached.of(self.centred)
         self.scan = _Scan(pairs, n_changes) if formula.cap > 0 else None
         positions = torch.arange(len(residual) + 1, device=residual.device)
@@ -74,7 +83,7 @@ class _Pass:
     def tile(self, first: int, stop: int) -> None:
         """Go over the tokens ``first .. stop``."""
         tile = _Tile.of(self.formula, first, stop)
-        sums_with, sums_without = (_Sums.of(len(sums), tile) for sums in (self.with_, self.without))
+        sums = _Sums.of(len(self.with_), len(self.without), tile)
         if self.scan is not None:
             self.scan.begin(tile)
         for rows in _slices(len(self.with_), ROWS):
@@ -83,55 +92,33 @@ class _Pass:
             unscaled = _padded(self.formula.product(self.centred[rows], self.formula.weight[:, first:stop]), tile.width)
             for positions in _slices(rows.stop, tile.positions_a_piece, rows.start):
                 here = unscaled[positions.start - rows.start : positions.stop - rows.start]
-                if self.scan is None:
-                    self.reached.reach(here, positions)
-                self._look_at(here, tile, positions, sums_with, sums_without)
-        self.with_, self.without = sums_with.joined(self.with_), sums_without.joined(self.without)
+                self._look_at(here, tile, positions, sums)
+        self.with_ = sums.joined(self.with_, sums.most, sums.with_)
+        most = sums.most[self.pairs.position].to(self.without.dtype) * self.mixtures.share[:, None]
+        self.without = sums.joined(self.without, most, sums.without)
 
-    def _look_at(self, unscaled: Tensor, tile: _Tile, positions: slice, sums_with: _Sums, sums_without: _Sums) -> None:
+    def _look_at(self, unscaled: Tensor, tile: _Tile, positions: slice, sums: _Sums) -> None:
         """Add up the exponentials of the logits of some positions, with everything and without the feature of each pair."""
-        room = tile.buffers.logits[: len(unscaled)]
+        room, most = tile.of_positions[: len(unscaled)], sums.most[positions]
         logits = torch.addcmul(tile.bias, unscaled, self.inverse[positions], out=room)
-        logits = tile.nothing_behind(self._capped(logits))
-        sums_with.add(logits, positions, tile.buffers.own)
+        if self.scan is None:
+            self.reached.reach(unscaled, positions)
+        else:
+            logits = soft_cap(logits, self.formula.cap)
+        sums.find_most(tile.nothing_behind(logits), positions)
+        below = torch.sub(_stretches(logits), most[:, :, None], out=_stretches(room))
+        _add_up(torch.exp(below, out=_stretches(tile.exponentials[: len(room)])), sums.with_[positions])
+        if self.scan is not None:
+            room.copy_(unscaled)  # what the logits of the pairs are mixed of
         pairs = range(self.first_pair[positions.start], self.first_pair[positions.stop])
         for piece in _slices(pairs.stop, tile.pairs_a_piece, pairs.start):
             local = self.pairs.position[piece] - positions.start
-            if self.scan is None:
-                without = self._without(logits, tile, piece, local)
-            else:
-                without = self._capped_without(unscaled, tile, piece, local)
+            without = self.mixtures.mixed(piece, local, tile.table)
+            if self.scan is not None:
+                without = soft_cap(without, self.formula.cap)
                 self.scan.look_at(logits, without, tile, piece, local)
-            sums_without.add(without, piece, without)
-
-    def _without(self, logits: Tensor, tile: _Tile, piece: slice, local: Tensor) -> Float[Tensor, "pairs width"]:
-        """The logits without the feature: with it, minus the change, whose ``u`` is that of the logits less their bias."""
-        own, direction = self._gathered(logits, tile, piece, local)
-        if self.formula.norm.scales:
-            relative = self.factors.relative[piece, None]
-            own.addcmul_(own, relative, value=-1.0)
-            if tile.biased:
-                own.addcmul_(tile.bias, relative)
-        own.addcmul_(direction, self.factors.of_direction[piece, None], value=-1.0)
-        return tile.nothing_behind(own)
-
-    def _capped_without(
-        self, unscaled: Tensor, tile: _Tile, piece: slice, local: Tensor
-    ) -> Float[Tensor, "pairs width"]:
-        """Likewise under a soft cap, where the change is not linear."""
-        own, direction = self._gathered(unscaled, tile, piece, local)
-        own.div_(self.factors.scale_without[piece, None])
-        own.addcmul_(direction, self.factors.of_direction[piece, None], value=-1.0).add_(tile.bias)
-        return tile.nothing_behind(self._capped(own))
-
-    def _gathered(self, values: Tensor, tile: _Tile, piece: slice, local: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each pair the values of its position, and what its feature writes, in the tile's buffers."""
-        n, buffers = piece.stop - piece.start, tile.buffers
-        own = torch.index_select(values, 0, local, out=buffers.own[:n])
-        return own, torch.index_select(tile.directions, 0, self.pairs.feature[piece], out=buffers.direction[:n])
-
-    def _capped(self, logits: Tensor) -> Tensor:
-        return soft_cap(logits, self.formula.cap)
+                without = (_stretches(without) - most[local][:, :, None]).view_as(without)
+            _add_up(_stretches(tile.nothing_behind(without).exp_()), sums.without[piece])
 
     def effects(self) -> Effects:
         """The changes of the log-probabilities, when all tiles were gone over."""
@@ -139,12 +126,60 @@ class _Pass:
             changes = linear_changes(self.formula, self.centred, self.pairs, self.factors, self.reached, self.n)
         else:
             changes = self.scan.changes
-        shift = (self.without - self.with_[self.pairs.position])[:, None]  # lse' - lse
-        loss = -(changes.of_next + shift[:, 0]).float()
+        moved = self.without - self.with_[self.pairs.position]  # lse' - lse
+        far = (~(moved.abs() < FAR)).nonzero()[:, 0]  # also where it is NaN
+        moved[far] = self._far(far) - self.with_[self.pairs.position[far]]
+        loss, shift = -(changes.of_next + moved).float(), moved[:, None]
         raised_ids, raised = Ranked(changes.raised).sorted()
         lowered_ids, lowered = Ranked(changes.lowered).sorted()
         columns = (loss, raised_ids, (raised + shift).float(), lowered_ids, (shift - lowered).float())
         return Effects(*(values.cpu() for values in columns))
+
+    def _far(self, pairs: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """``lse'`` of a few pairs, from all their logits at once."""
+        found = self.without.new_empty(len(pairs))
+        for some in _slices(len(pairs), chunk_size(self.formula.weight.shape[1])):
+            own = pairs[some]
+            unscaled = self.formula.product(self.centred[self.pairs.position[own]])
+            unscaled /= self.factors.scale_without[own, None]
+            direction = self.formula.product(self.formula.centred_directions[self.pairs.feature[own]])
+            unscaled.addcmul_(direction, self.factors.of_direction[own, None], value=-1.0).add_(self.formula.bias)
+            found[some] = soft_cap(unscaled, self.formula.cap).to(found.dtype).logsumexp(1)
+        return found
+
+
+class _Mixtures(NamedTuple):
+    """The logits of each pair without its feature, as a weighted sum of rows of a tile's table.
+
+    The rows are those of the features, the bias, and then what a piece holds of positions: their logits less the largest of
+    each stretch, or ``u`` under a soft cap, where the change is not linear. Of the largest that is taken away from the logits
+    with everything, ``share`` is taken away from those without the feature.
+    """
+
+    feature: Int[Tensor, " k"]
+    weights: Float[Tensor, "k 4"]
+    share: Float[Tensor, " k"]
+    bias: int
+
+    @classmethod
+    def of(cls, pairs: Pairs, factors: Factors, bias: int, *, capped: bool) -> _Mixtures:
+        """``bias`` is the bias's row: that behind the features'."""
+        one, relative = torch.ones_like(factors.relative), factors.relative
+        if capped:
+            columns = (1.0 / factors.scale_without, torch.zeros_like(one), -factors.of_direction, one)
+            share = one
+        else:  # two weights for one row, as a sum of them would be off by its rounding in the same way for every token
+            columns = (one, -relative, -factors.of_direction, relative)
+            share = 1.0 - relative.to(precise(relative.device))
+        return cls(pairs.feature, torch.stack(columns, 1), share, bias)
+
+    def mixed(self, piece: slice, local: Int[Tensor, " m"], table: Float[Tensor, "rows width"]) -> Tensor:
+        """The logits ``[m, width]`` of some pairs at these positions of the piece, in new memory."""
+        position = local + (self.bias + 1)
+        rows = torch.stack([position, position, self.feature[piece], torch.full_like(local, self.bias)], 1)
+        if table.device.type not in WITH_BAGS:
+            return torch.einsum("krw,kr->kw", table[rows], self.weights[piece])
+        return functional.embedding_bag(rows, table, mode="sum", per_sample_weights=self.weights[piece])
 
 
 class _Scan:
@@ -165,7 +200,7 @@ class _Scan:
 
     def look_at(self, logits: Tensor, without: Tensor, tile: _Tile, piece: slice, local: Tensor) -> None:
         """Note the change of the next token where it is in the tile, and the largest and smallest changes."""
-        change = torch.index_select(logits, 0, local, out=tile.buffers.direction[: len(without)]).sub_(without)
+        change = torch.index_select(logits, 0, local, out=tile.exponentials[: len(without)]).sub_(without)
         next_token = self.pairs.next_token[piece] - tile.first
         inside = (next_token >= 0) & (next_token < tile.n_tokens)
         here = change.gather(1, next_token.clamp(0, tile.n_tokens - 1)[:, None])[:, 0]
@@ -183,74 +218,84 @@ class _Scan:
 
 
 class _Sums(NamedTuple):
-    """Of each line of logits, in each stretch of a tile: the largest, and the sum of exponentials of what lies below it."""
+    """Of each stretch of a tile: the largest logit of each position, and sums of exponentials of what lies below it."""
 
-    most: Float[Tensor, "k stretches"]
-    sums: Float[Tensor, "k stretches"]
+    most: Float[Tensor, "p stretches"]
+    with_: Float[Tensor, "p stretches"]
+    without: Float[Tensor, "k stretches"]
 
     @classmethod
-    def of(cls, k: int, tile: _Tile) -> _Sums:
-        """Of lines that were not looked at: there is nothing in their sums."""
-        most = tile.directions.new_full((k, tile.width // SUM_WIDTH), -torch.inf)
-        return cls(most, torch.zeros_like(most))
+    def of(cls, p: int, k: int, tile: _Tile) -> _Sums:
+        """Of positions and pairs that were not looked at: there is nothing in their sums."""
+        n = tile.width // SUM_WIDTH
+        return cls(tile.bias.new_full((p, n), -torch.inf), tile.bias.new_zeros(p, n), tile.bias.new_zeros(k, n))
 
-    def add(self, logits: Float[Tensor, "m width"], lines: slice, room: Float[Tensor, "m width"]) -> None:
-        """Add up the logits of some lines; ``room`` may be theirs."""
-        shape = (lines.stop - lines.start, -1, SUM_WIDTH)
-        stretches, room = logits.view(shape), room[: shape[0]].view(shape)
-        most = torch.amax(stretches, -1, out=self.most[lines])
-        torch.sum(torch.sub(stretches, most[:, :, None], out=room).exp_(), -1, out=self.sums[lines])
+    def find_most(self, logits: Float[Tensor, "m width"], positions: slice) -> None:
+        """Note the largest logits of some positions."""
+        torch.amax(_stretches(logits), -1, out=self.most[positions])
 
-    def joined(self, before: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-        """The logarithms of the sums of exponentials, with those of the tiles before."""
-        for most, sums in zip(self.most.unbind(1), self.sums.unbind(1), strict=True):
-            before = torch.logaddexp(before, sums.to(before.dtype).log_() + most)
+    @staticmethod
+    def joined(before: Float[Tensor, " n"], most: Float[Tensor, "n s"], sums: Float[Tensor, "n s"]) -> Tensor:
+        """The logarithms ``[n]`` of the sums of exponentials, with those of the tiles before."""
+        for top, total in zip(most.unbind(1), sums.unbind(1), strict=True):
+            before = torch.logaddexp(before, total.to(before.dtype).log_() + top)
         return before
 
 
-class _Buffers(NamedTuple):
-    """Room for the arrays of one piece: new memory for each would cost as much as what is computed in it."""
+def _stretches(values: Float[Tensor, "n width"]) -> Float[Tensor, "n stretches sum_width"]:
+    return values.view(len(values), -1, SUM_WIDTH)
 
-    own: Float[Tensor, "piece width"]
-    direction: Float[Tensor, "piece width"]
-    logits: Float[Tensor, "piece width"]
 
-    @classmethod
-    def of(cls, width: int, like: Tensor) -> _Buffers:
-        return cls(*(like.new_empty(max(1, PIECE // width), width) for _ in cls._fields))
+def _add_up(exponentials: Float[Tensor, "n stretches sum_width"], out: Float[Tensor, "n stretches"]) -> None:
+    torch.sum(exponentials, -1, out=out)
 
 
 class _Tile(NamedTuple):
-    """A stretch of the vocabulary: its first token, how many there are, the features' logits and the bias, both padded."""
+    """A stretch of the vocabulary: its first token, how many there are, and room for what is worked on.
+
+    ``table`` has the features' logits, the bias, and room for those of the positions of a piece; ``exponentials`` is room too.
+    New memory for each piece would cost as much as what is computed in it. All rows are padded to whole stretches.
+    """
 
     first: int
     n_tokens: int
-    directions: Float[Tensor, "n width"]
-    bias: Float[Tensor, " width"]
-    biased: bool
-    buffers: _Buffers
+    table: Float[Tensor, "rows width"]
+    n_features: int
+    exponentials: Float[Tensor, "piece width"]
 
     @classmethod
     def of(cls, formula: FormulaTail, first: int, stop: int) -> _Tile:
-        n_tokens = stop - first
+        n_tokens, n_features = stop - first, len(formula.centred_directions)
         width = -(-n_tokens // SUM_WIDTH) * SUM_WIDTH
-        directions = _padded(formula.product(formula.centred_directions, formula.weight[:, first:stop]), width)
-        bias = torch.nn.functional.pad(formula.bias[first:stop], (0, width - n_tokens))
-        return cls(first, n_tokens, directions, bias, bool(bias.any()), _Buffers.of(width, directions))
+        pairs_a_piece = max(1, PIECE // width)
+        positions_a_piece = max(1, 3 * pairs_a_piece // 4)
+        table = formula.weight.new_zeros(n_features + 1 + positions_a_piece, width, dtype=torch.float32)
+        table[:n_features, :n_tokens] = formula.product(formula.centred_directions, formula.weight[:, first:stop])
+        table[n_features, :n_tokens] = formula.bias[first:stop]
+        return cls(first, n_tokens, table, n_features, table.new_empty(pairs_a_piece, width))
 
     @property
     def width(self) -> int:
-        return len(self.bias)
+        return self.table.shape[1]
+
+    @property
+    def bias(self) -> Float[Tensor, " width"]:
+        return self.table[self.n_features]
+
+    @property
+    def of_positions(self) -> Float[Tensor, "positions width"]:
+        """Room for a row of each position of a piece."""
+        return self.table[self.n_features + 1 :]
 
     @property
     def pairs_a_piece(self) -> int:
         """How many pairs are worked on at a time."""
-        return len(self.buffers.own)
+        return len(self.exponentials)
 
     @property
     def positions_a_piece(self) -> int:
         """How many positions: fewer, so that where each has a pair or two, these are no more than a piece or two."""
-        return max(1, 3 * self.pairs_a_piece // 4)
+        return len(self.of_positions)
 
     def nothing_behind(self, logits: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
         """The logits, with minus infinity behind the tokens of the tile, where exp gives 0."""

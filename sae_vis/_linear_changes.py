@@ -29,7 +29,7 @@ LOGITS_BYTES = 2**26  # of logits of features that are looked at together
 BLOCK_PAIRS = 64
 BLOCK_NUMBERS = 2**20  # of the unembedding, that are multiplied together
 TOKENS_AT_A_TIME = 2**12
-PIECE = 2**20  # numbers of vectors whose lengths are computed together
+PIECE = 2**17  # numbers of vectors whose lengths are computed together, in the cache
 SIDES = (False, True)  # what is raised; what is lowered, whose changes are ranked with their signs turned
 
 

@@ -873,6 +873,24 @@ MUTANTS: list[Mutant] = [
         ),
         ("direct-room", "pieces stay in the cache", "max(1, PIECE // width)", "max(1, 4 * PIECE // width)"),
         (
+            "direct-far",
+            "a sum that moves far is taken once more",
+            "(~(moved.abs() < FAR))",
+            "(~(moved.abs() < 1e9))",
+        ),
+        (
+            "direct-share",
+            "the norm's share of the largest logit is taken away too",
+            "share = 1.0 - relative.to(",
+            "share = 1.0 - 0 * relative.to(",
+        ),
+        (
+            "direct-devices",
+            "other devices mix the same rows",
+            '"krw,kr->kw", table[rows]',
+            '"krw,kr->kw", table[rows - 1]',
+        ),
+        (
             "direct-tile-budget",
             "a tile stays within its memory",
             "tile_bytes // (4 * max(",
@@ -881,8 +899,8 @@ MUTANTS: list[Mutant] = [
         (
             "soft-cap-missing",
             "the soft cap",
-            "return soft_cap(logits, self.formula.cap)",
-            "return logits",
+            "without = soft_cap(without, self.formula.cap)",
+            "without = without.clone()",
         ),
         (
             "l-raw-centred",
@@ -893,22 +911,22 @@ MUTANTS: list[Mutant] = [
         (
             "direct-one-stretch",
             "exponentials of all stretches are added up",
-            "zip(self.most.unbind(1), self.sums.unbind(1), strict=True)",
-            "zip(self.most.unbind(1)[:1], self.sums.unbind(1)[:1], strict=True)",
+            "zip(most.unbind(1), sums.unbind(1), strict=True)",
+            "zip(most.unbind(1)[:1], sums.unbind(1)[:1], strict=True)",
         ),
         (
             "direct-tiles-forgotten",
             "exponentials of all tiles are added up",
-            "before = torch.logaddexp(before, sums.to(before.dtype).log_() + most)",
-            "before = sums.to(before.dtype).log_() + most",
+            "before = torch.logaddexp(before, total.to(before.dtype).log_() + top)",
+            "before = total.to(before.dtype).log_() + top",
         ),
         (
             "direct-maximum-not-taken",
             "no exponential overflows",
-            "torch.sub(stretches, most[:, :, None], out=room)",
-            "torch.sub(stretches, 0.0 * most[:, :, None], out=room)",
+            "torch.sub(_stretches(logits), most[:, :, None],",
+            "torch.sub(_stretches(logits), 0.0 * most[:, :, None],",
         ),
-        ("direct-maximum-not-given-back", "the maximum counts in the sum", ".log_() + most", ".log_()"),
+        ("direct-maximum-not-given-back", "the maximum counts in the sum", ".log_() + top", ".log_()"),
         (
             "direct-padding-counted",
             "behind the tokens of a tile is nothing to add up",
@@ -918,15 +936,20 @@ MUTANTS: list[Mutant] = [
         (
             "direct-shift-of-loss",
             "the loss is of log-probabilities",
-            "changes.of_next + shift[:, 0]",
+            "changes.of_next + moved",
             "changes.of_next",
         ),
-        ("direct-loss-sign", "negative is helpful", "loss = -(changes.of_next", "loss = (changes.of_next"),
+        (
+            "direct-loss-sign",
+            "negative is helpful",
+            "loss, shift = -(changes.of_next",
+            "loss, shift = (changes.of_next",
+        ),
         (
             "direct-other-position",
             "a pair changes the logits of its own position",
-            "torch.index_select(values, 0, local,",
-            "torch.index_select(values, 0, (local - 1).clamp_min(0),",
+            "position = local + (self.bias + 1)",
+            "position = (local - 1).clamp_min(0) + (self.bias + 1)",
         ),
         (
             "direct-change-at-other-position",
@@ -937,8 +960,8 @@ MUTANTS: list[Mutant] = [
         (
             "direct-other-feature",
             "a pair takes out its own feature",
-            "torch.index_select(tile.directions, 0, self.pairs.feature[piece],",
-            "torch.index_select(tile.directions, 0, self.pairs.feature[piece].clamp_max(3),",
+            "[position, position, self.feature[piece],",
+            "[position, position, self.feature[piece].clamp_max(3),",
         ),
         (
             "direct-pieces-bounds",
@@ -949,20 +972,20 @@ MUTANTS: list[Mutant] = [
         (
             "direct-bias-in-change",
             "the bias is the same with and without the feature",
-            "own.addcmul_(tile.bias, relative)",
-            "pass",
+            "(one, -relative, -factors.of_direction, relative)",
+            "(one, -relative, -factors.of_direction, 0 * one)",
         ),
         (
             "direct-scale-in-change",
             "the scale without the feature is another one",
-            "own.addcmul_(own, relative, value=-1.0)",
-            "pass",
+            "columns = (one, -relative,",
+            "columns = (one, 0 * one,",
         ),
         (
             "direct-capped-scale",
             "under a soft cap, the scale without the feature is another one",
-            "own.div_(self.factors.scale_without[piece, None])",
-            "own.mul_(self.inverse[self.pairs.position[piece]])",
+            "columns = (1.0 / factors.scale_without,",
+            "columns = (torch.ones_like(one),",
         ),
     ),
     *_group(

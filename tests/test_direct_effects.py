@@ -196,6 +196,52 @@ def test_the_pass_agrees_with_the_slow_formula(norm, cap, d_vocab):
         assert (getattr(fast, ids) == getattr(slow, ids)).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("norm", ["LN", "none"])
+@pytest.mark.parametrize("cap", [0.0, 40.0])
+def test_a_pair_that_moves_the_whole_sum_is_as_exact_as_others(norm, cap):
+    case = random_case(5000, norm, cap, p=12, n=1, d_model=64)
+    case = made(case.formula, case.residual[:1], case.residual)
+    ahead = 40.0 * case.residual[:1] / case.residual[0].norm()
+    case = case._replace(residual=case.residual + 10 * ahead)
+    pairs = Pairs(torch.arange(12), torch.zeros(12).long(), torch.linspace(1.0, 60.0, 12), torch.arange(12))
+    effects = case.effects(pairs)
+    slow = direct_effects(case.formula, case.residual, pairs, 5, 5000)
+    check(case, pairs, effects, 5)
+    for name in ("loss", "raised", "lowered"):
+        torch.testing.assert_close(getattr(effects, name), getattr(slow, name), rtol=1e-4, atol=1e-4)
+
+
+def sums_far_off(case: Case, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pairs that were looked at by themselves."""
+    seen: list[int] = []
+    far = _direct_effects._Pass._far
+
+    def watched(self: _direct_effects._Pass, some: Tensor) -> Tensor:
+        seen.extend(some.tolist())
+        return far(self, some)
+
+    monkeypatch.setattr(_direct_effects._Pass, "_far", watched)
+    case.effects(pairs)
+    return seen
+
+
+def test_only_pairs_that_move_the_whole_sum_far_are_looked_at_again(monkeypatch):
+    case = random_case(3000, "none", p=4, n=4)
+    pairs = Pairs(torch.arange(4), torch.arange(4), torch.tensor([1.0, 1e3, 1.0, 1e4]), torch.arange(4))
+    assert sums_far_off(case, pairs, monkeypatch) == [1, 3]
+
+
+@pytest.mark.parametrize("norm", ["LN", "none"])
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_devices_that_cannot_mix_rows_in_one_pass_give_the_same(norm, cap, monkeypatch):
+    case = random_case(5000, norm, cap)
+    pairs = some_pairs(case)
+    expected = case.effects(pairs)
+    monkeypatch.setattr(_direct_effects, "WITH_BAGS", frozenset())
+    for got, wanted in zip(case.effects(pairs), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-6)
+
+
 # --- what nothing depends on -------------------------------------------------------------------------------------------
 
 
@@ -353,6 +399,7 @@ def test_the_shift_of_the_whole_vocabulary_is_in_every_number(cap):
 @pytest.mark.parametrize("tiles", [0, 1, 3])
 def test_no_array_is_as_wide_as_the_vocabulary_where_a_tile_is_narrower(tiles, monkeypatch):
     monkeypatch.setattr(_direct_effects, "ROWS", 128)
+    monkeypatch.setattr(_direct_effects, "WIDEST", 10 * SUM_WIDTH)
     monkeypatch.setattr(_linear_changes, "LOGITS_BYTES", 1)
     case = random_case(9 * SUM_WIDTH + 100, p=200, n=50)
     pairs = some_pairs(case, 400)
@@ -380,14 +427,14 @@ def test_no_array_is_as_wide_as_the_vocabulary_where_a_tile_is_narrower(tiles, m
 
 def test_the_room_for_pairs_does_not_grow_with_their_number(monkeypatch):
     made_room = []
-    of = _direct_effects._Buffers.of
+    of = _direct_effects._Tile.of
 
-    def watched(width: int, like: Tensor) -> _direct_effects._Buffers:
-        buffers = of(width, like)
-        made_room.append(buffers.own.numel())
-        return buffers
+    def watched(formula: FormulaTail, first: int, stop: int) -> _direct_effects._Tile:
+        tile = of(formula, first, stop)
+        made_room.extend((tile.exponentials.numel(), tile.of_positions.numel()))
+        return tile
 
-    monkeypatch.setattr(_direct_effects._Buffers, "of", watched)
+    monkeypatch.setattr(_direct_effects._Tile, "of", watched)
     case = random_case(3 * SUM_WIDTH, p=300)
     case.effects(some_pairs(case, 1500), tile_bytes=1)
     assert max(made_room) <= _direct_effects.PIECE
