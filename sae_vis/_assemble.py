@@ -88,6 +88,7 @@ class LogitPanel(NamedTuple):
     bottom: list[int]
     edges: list[float]
     heights: list[int]
+    shape: tuple[float | None, float | None]
 
     def data(self, shown_ids: list[int]) -> LogitsData:
         """The panels, with the logit weights of the tokens that are shown."""
@@ -102,14 +103,8 @@ class LogitPanel(NamedTuple):
             weights[n_top:n_listed],
             dict(zip(shown_ids, weights[n_listed:], strict=True)),
             HistogramData(edges, self.heights, ticks(edges[0], edges[-1])),
-            *self.shape(),
+            *self.shape,
         )
-
-    def shape(self) -> Iterator[float | None]:
-        """Skewness and kurtosis of the logit weights, in float64; None if they are all equal."""
-        of_all = moments(self.weights.astype(np.float64), len(self.weights))
-        for value in (of_all.skewness, of_all.kurtosis):
-            yield None if value is None else round_significant(value, STORED_DIGITS)
 
 
 class LogitPanels(NamedTuple):
@@ -120,24 +115,41 @@ class LogitPanels(NamedTuple):
     bottom: list[list[int]]
     edges: list[list[float]]
     heights: list[list[int]]
+    shapes: list[tuple[float | None, float | None]]  # skewness and kurtosis
 
     @classmethod
     def of(cls, weights: Float[Tensor, "n d_vocab"] | None, fvp: FeatureVisParams) -> LogitPanels:
         """Of the logit weights; None where there are none."""
         if weights is None:
-            return cls(None, [], [], [], [])
+            return cls(None, [], [], [], [], [])
         n = min(fvp.n_logits, weights.shape[1])
         best = [largest_of_any_width(weights, n, negated=negated).sorted()[0].tolist() for negated in (False, True)]
         edges, heights = histograms(weights, fvp.n_bins)
-        return cls(weights.cpu().numpy(), best[0], best[1], edges, heights)
+        rows = weights.cpu().numpy()
+        return cls(rows, best[0], best[1], edges, heights, [_shape(row) for row in rows])
 
     def at(self, index: int) -> LogitPanel | None:
         """Those of one feature."""
         if self.weights is None:
             return None
         return LogitPanel(
-            self.weights[index], self.top[index], self.bottom[index], self.edges[index], self.heights[index]
+            self.weights[index],
+            self.top[index],
+            self.bottom[index],
+            self.edges[index],
+            self.heights[index],
+            self.shapes[index],
         )
+
+
+def _shape(weights: npt.NDArray[np.float32]) -> tuple[float | None, float | None]:
+    """Skewness and kurtosis of logit weights, in float64; None if they are all equal."""
+    of_all = moments(weights.astype(np.float64), len(weights))
+    skewness, kurtosis = (
+        None if value is None else round_significant(value, STORED_DIGITS)
+        for value in (of_all.skewness, of_all.kurtosis)
+    )
+    return skewness, kurtosis
 
 
 def stored_logits(weights: npt.NDArray[np.floating]) -> list[float]:

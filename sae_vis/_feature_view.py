@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -67,7 +67,6 @@ from sae_vis.model_fns import WritePath
 from sae_vis.utils_fns import decimals_for, format_fixed, round_significant
 
 CHECKED_ROWS = 2
-T = TypeVar("T")
 
 FEATURES_A_PART = 128  # of a folder that they are written to
 
@@ -301,7 +300,7 @@ class FeatureFetcher:
                 _logit_weights(formula, ids, some)
             raise
         del kept
-        for some, panels in _one_ahead(self._panels(formula, ids)):
+        for some, panels in self._panels(formula, ids):
             for index in range(some.start, some.stop):
                 row = decoder_rows[index].cpu().numpy().astype(np.float64)
                 acts = self._activations(store, index)
@@ -319,9 +318,20 @@ class FeatureFetcher:
         return (slice(start, min(start + step, n_features)) for start in range(0, n_features, step))
 
     def _panels(self, formula: FormulaTail | None, ids: Sequence[int]) -> Iterator[tuple[slice, LogitPanels]]:
-        """Some of the features, and their logit panels."""
-        for some in self._pieces(len(ids)):
-            yield some, LogitPanels.of(_logit_weights(formula, ids, some), self.fvp)
+        """Some of the features, and their logit panels, which are made while what is done with those before goes on.
+
+        Not so the product: its threads wait for each other, and so for whatever runs beside any of them.
+        """
+        panels_of = torch.no_grad()(LogitPanels.of)  # a thread has a mode of its own
+        with ThreadPoolExecutor(1) as thread:
+            before: tuple[slice, Future[LogitPanels]] | None = None
+            for some in self._pieces(len(ids)):
+                coming = thread.submit(panels_of, _logit_weights(formula, ids, some), self.fvp)
+                if before is not None:
+                    yield before[0], before[1].result()
+                before = some, coming
+            if before is not None:
+                yield before[0], before[1].result()
 
     def _activations(self, store: ActivationStore, index: int) -> FeatureActivations:
         places, values = store.column(index)
@@ -590,22 +600,6 @@ class FeatureFetcher:
         return MultiFeatureData(
             features, texts.text, texts.partial, dict(sorted(rows.items())), self.fvp, self.provenance
         )
-
-
-def _one_ahead(values: Iterator[T]) -> Iterator[T]:
-    """The values, each computed while what is done with the one before goes on: tensors need no interpreter."""
-    nothing: Any = object()
-
-    @torch.no_grad()  # a thread has a mode of its own
-    def following() -> T:
-        return next(values, nothing)
-
-    with ThreadPoolExecutor(1) as thread:
-        value = following()
-        while value is not nothing:
-            coming = thread.submit(following)
-            yield value
-            value = coming.result()
 
 
 class _Writer:
