@@ -353,10 +353,13 @@ def _encode(
     seq_len, start = x.shape[1], 0
     for some in torch.split(x, max(1, ENCODED_BYTES // (4 * len(store.features) * seq_len))):
         for given in in_the_cache(encode(encoder, some, features, name, room)):
-            check_finite(given, whose, first_row + start)
-            acts, negative = _clamped(given)
+            lowest, highest = given.amin(), _block_maxima(given)
+            if not bool(torch.isfinite(lowest + (given if highest is None else highest).amax())):
+                check_finite(given, whose, first_row + start)
+            negative = bool(lowest < 0)
             signed = signed or negative
-            row, column, value = active_ones(acts.flatten(0, 1))
+            acts = given.clamp_min(0.0) if negative else given  # not in place: they may be the encoder's own
+            row, column, value = active_ones(acts.flatten(0, 1), highest)
             counts = counted[start : start + len(acts)].to(acts.device).flatten()[row]
             found.append((row[counts] + start * seq_len, column[counts], value[counts]))
             start += len(acts)
@@ -365,24 +368,25 @@ def _encode(
     return [rows, columns, values], signed
 
 
-def active_ones(acts: Float[Tensor, "p n"]) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
-    """Rows, columns and values of what is above zero, row by row; nothing may be below.
+def _block_maxima(acts: Float[Tensor, "rows seq n"]) -> Float[Tensor, " blocks"] | None:
+    """The largest of each ``BLOCK`` activations that stand beside each other; None where they are not looked at so."""
+    in_blocks = acts.device.type == "cpu" and acts.is_contiguous() and acts.numel() and not acts.numel() % BLOCK
+    return acts.view(-1, BLOCK).amax(1) if in_blocks else None
 
-    On a CPU ``nonzero`` of mostly zeros takes twice as long as to find the blocks that hold something, and look into these.
+
+def active_ones(
+    acts: Float[Tensor, "p n"], highest: Float[Tensor, " blocks"] | None
+) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:
+    """Rows, columns and values of what is above zero, row by row; nothing may be below. ``highest``: their block maxima.
+
+    ``nonzero`` of mostly zeros takes twice as long as to find the blocks that hold something, and look into these.
     """
-    if acts.device.type == "cpu" and acts.is_contiguous() and acts.numel() and not acts.numel() % BLOCK:
-        blocks = acts.view(-1, BLOCK)
-        some = blocks.amax(1).nonzero()[:, 0]
-        if 2 * len(some) < len(blocks):
-            blocks = blocks[some]
+    if highest is not None:
+        some = (highest > 0).nonzero()[:, 0]
+        if 2 * len(some) < len(highest):
+            blocks = acts.view(-1, BLOCK)[some]
             block, within = blocks.nonzero().unbind(1)
             place = some[block] * BLOCK + within
             return place // acts.shape[1], place % acts.shape[1], blocks[block, within]
     row, column = acts.nonzero().unbind(1)
     return row, column, acts[row, column]
-
-
-def _clamped(acts: Tensor) -> tuple[Tensor, bool]:
-    """The activations without negative ones, and whether there were any. Not in place: they may be the encoder's own."""
-    signed = bool(acts.amin() < 0)
-    return (acts.clamp_min(0.0) if signed else acts), signed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -399,11 +399,14 @@ def most_correlated(co: CoMoments, y_ids: Ints, size: int, not_itself: Ints | No
     pearson = _pearson(co)
     if not_itself is not None:
         _leave_out_itself(pearson, y_ids, not_itself)
-    result = []
-    for i, (columns, r) in enumerate(_largest(pearson, size)):
-        cosine = _cosine(co, i, columns)
-        result.append(Correlated(y_ids[columns].tolist(), (r + 0.0).tolist(), cosine.tolist()))  # no -0.0
-    return result
+    found = [*_largest(pearson, size)]
+    if not found:
+        return []
+    cosines = _cosine(co, [columns for columns, _ in found])
+    return [
+        Correlated(y_ids[columns].tolist(), (r + 0.0).tolist(), cosine.tolist())  # no -0.0
+        for (columns, r), cosine in zip(found, cosines, strict=True)
+    ]
 
 
 def _pearson(co: CoMoments) -> np.ndarray:
@@ -426,14 +429,16 @@ def _largest(values: np.ndarray, size: int) -> Iterator[tuple[Ints, np.ndarray]]
         yield best, row[best]
 
 
-def _cosine(co: CoMoments, i: int, columns: Ints) -> np.ndarray:
-    chosen = torch.from_numpy(columns).to(co.products.device)
-    mean_x, mean_y = co.x.mean[i], co.y.mean[chosen]
-    raw = co.products[i, chosen] + co.n * mean_x * mean_y
-    norms = ((co.x.squares[i] + co.n * mean_x**2) * (co.y.squares[chosen] + co.n * mean_y**2)).sqrt()
+def _cosine(co: CoMoments, columns: Sequence[Ints]) -> list[np.ndarray]:
+    """The cosine similarity of each column x with its columns y."""
+    lengths = np.array([len(own) for own in columns])
+    row = torch.from_numpy(np.repeat(np.arange(len(columns)), lengths)).to(co.products.device)
+    column = torch.from_numpy(np.concatenate(columns)).to(co.products.device)
+    mean_x, mean_y = co.x.mean[row], co.y.mean[column]
+    raw = co.products[row, column] + co.n * mean_x * mean_y
+    norms = ((co.x.squares[row] + co.n * mean_x**2) * (co.y.squares[column] + co.n * mean_y**2)).sqrt()
     cosine = (raw / norms).clamp_(-1.0, 1.0).cpu().numpy()
-    rounded: np.ndarray = np.round(cosine, CORRELATION_DECIMALS) + 0.0
-    return rounded
+    return np.split(np.round(cosine, CORRELATION_DECIMALS) + 0.0, lengths.cumsum()[:-1])
 
 
 # --- co-activation -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -73,11 +74,19 @@ class PageContext:
 
     def ignored(self, token_ids: Sequence[int], start: int = 0) -> list[bool]:
         """Whether each token of a row is left out of every number; the first one stands at position ``start``."""
-        told = self.provenance
-        ids, places = map(frozenset, (told.ignored_token_ids, told.ignored_positions) if told else ((), ()))
+        ids, places = self._ignored
         if ids.isdisjoint(token_ids) and places.isdisjoint(range(start, start + len(token_ids))):
             return [False] * len(token_ids)
         return [token_id in ids or place in places for place, token_id in enumerate(token_ids, start)]
+
+    @functools.cached_property
+    def _ignored(self) -> tuple[frozenset[int], frozenset[int]]:
+        told = self.provenance
+        return (
+            (frozenset(told.ignored_token_ids), frozenset(told.ignored_positions))
+            if told
+            else (frozenset(), frozenset())
+        )
 
     @property
     def measured(self) -> tuple[Ablation, ...]:

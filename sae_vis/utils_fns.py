@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
 MINUS = "\u2212"  # as wide as a plus sign, unlike the hyphen
@@ -54,6 +54,7 @@ def largest(values: Iterable[float | None]) -> float:
 # --- number formats ----------------------------------------------------------------------------------------------
 
 
+@lru_cache(2**12)  # hundreds of times for each feature, most of them for its largest activation
 def decimals_for(scale: float, digits: int = 4) -> int:
     """Decimals that give ``scale`` so many significant digits; every number of one scale is shown with as many.
 

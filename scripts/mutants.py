@@ -310,9 +310,9 @@ MUTANTS: list[Mutant] = [
     *_group(
         "_activations.py",
         ACTIVATIONS,
-        ("signed", "negative activations are clamped at 0", "acts.clamp_min(0.0) if signed else acts", "acts"),
-        ("signed-note", "only negative activations are told", "acts.amin() < 0)", "acts.amin() <= 0)", FETCHING),
-        ("absolute", "a negative activation is none", "acts.clamp_min(0.0) if signed", "acts.abs() if signed"),
+        ("signed", "negative activations are clamped at 0", "given.clamp_min(0.0) if negative else given", "given"),
+        ("signed-note", "only negative activations are told", "bool(lowest < 0)", "bool(lowest <= 0)", FETCHING),
+        ("absolute", "a negative activation is none", "given.clamp_min(0.0) if negative", "given.abs() if negative"),
         (
             "comoments-wrong-columns",
             "a round multiplies its own features",
@@ -386,8 +386,8 @@ MUTANTS: list[Mutant] = [
         (
             "active-any-width",
             "blocks may not go beyond the end",
-            "and not acts.numel() % BLOCK:",
-            ":",
+            "and acts.numel() and not acts.numel() % BLOCK",
+            "and acts.numel() >= BLOCK",
             ACTIVATIONS,
         ),
         (
@@ -537,14 +537,14 @@ MUTANTS: list[Mutant] = [
         (
             "cosine-of-centred",
             "the cosine is of the activations, not of their deviations",
-            "co.products[i, chosen] + co.n * mean_x * mean_y",
-            "co.products[i, chosen]",
+            "co.products[row, column] + co.n * mean_x * mean_y",
+            "co.products[row, column]",
         ),
         (
             "cosine-norm",
             "the norm is of the activations",
-            "co.x.squares[i] + co.n * mean_x**2",
-            "co.x.squares[i] + mean_x**2",
+            "co.x.squares[row] + co.n * mean_x**2",
+            "co.x.squares[row] + mean_x**2",
         ),
         ("cosine-square-root", "the cosine divides by the norms", "co.n * mean_y**2)).sqrt()", "co.n * mean_y**2))"),
         (

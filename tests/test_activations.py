@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from models import HOOK_POINT, encoder_for, planted
 
 from sae_vis import AutoEncoder, _correlations, _store
-from sae_vis._activations import Collected, CollectPlan, Room, active_ones, collect, encode
+from sae_vis._activations import Collected, CollectPlan, Room, _block_maxima, active_ones, collect, encode
 from sae_vis._correlations import CoMoments, SparseColumns, WithDense, co_moments, co_moments_by_tile
 from sae_vis._errors import InputError
 from sae_vis._store import ActivationStore, StoreBuilder, merge_stores
@@ -91,7 +91,9 @@ def test_active_ones_are_those_above_zero_in_their_order(shape, density, contigu
     acts = torch.rand(*shape, generator=generator) * (torch.rand(*shape, generator=generator) < density)
     acts = acts if contiguous else acts.T.contiguous().T
     rows, columns = acts.nonzero().unbind(1)
-    for found, expected in zip(active_ones(acts), (rows, columns, acts[rows, columns]), strict=True):
+    for found, expected in zip(
+        active_ones(acts, _block_maxima(acts)), (rows, columns, acts[rows, columns]), strict=True
+    ):
         assert torch.equal(found, expected)
 
 
