@@ -335,7 +335,10 @@ class _Round:
             columns_of_x = columns_of_x.select(
                 torch.searchsorted(self.store.features, self.features).to(neurons.device)
             )
-        neurons.add(columns_of_x, x.flatten(2).to(neurons.device).flatten(0, 1)[counted])
+        # By numbers, not by the mask itself: that takes twice as long.
+        neurons.add(
+            columns_of_x, x.flatten(2).to(neurons.device).flatten(0, 1).index_select(0, counted.nonzero()[:, 0])
+        )
 
     def finish(self, kept: Mapping[str, Tensor]) -> Collected:
         """What was collected."""

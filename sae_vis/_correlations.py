@@ -350,11 +350,13 @@ class WithDense:
             self.room = torch.empty(y.shape, dtype=torch.float64, device=self.device)
         self.n += len(y)
         step = max(1, DENSE_PIECE // self.n_y)
-        squared = self.room.new_empty(step, self.n_y)
+        sums, squares = self.room.new_zeros(2, step, self.n_y)  # of every step-th position: added up once
         for start in range(0, len(y), step):
             shifted = self.room[start : start + step].copy_(y[start : start + step]).sub_(self.shift)
-            self.sums += shifted.sum(0)
-            self.squares += torch.square(shifted, out=squared[: len(shifted)]).sum(0)
+            sums[: len(shifted)].add_(shifted)
+            squares[: len(shifted)].addcmul_(shifted, shifted)
+        self.sums += sums.sum(0)
+        self.squares += squares.sum(0)
         matrix = _csr(x.offsets, x.rows, x.values.double(), (len(x), len(y)))
         with _sparse_warnings_off():
             self.products.addmm_(matrix, self.room)

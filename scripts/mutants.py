@@ -599,8 +599,8 @@ MUTANTS: list[Mutant] = [
         (
             "comoments-batch-only",
             "sums are over all batches",
-            "self.sums += shifted.sum(0)",
-            "self.sums = shifted.sum(0)",
+            "self.sums += sums.sum(0)",
+            "self.sums = sums.sum(0)",
         ),
         (
             "comoments-chunk-only",
