@@ -38,8 +38,8 @@ from sae_vis.model_fns import soft_cap
 SUM_WIDTH = 2048
 PIECE = 2**18  # numbers of one array of [pairs, tile] that are worked on at a time: a few of them stay in the cache
 WIDEST = 2 * SUM_WIDTH  # tokens of a tile
-ROWS = 704  # positions whose product with a tile is taken at a time: that of fewer is slower
-FAR = 30.0  # nats
+ROWS = 704  # of positions or features, whose product with a tile is taken at a time: that of fewer is slower
+FAR = 30.0  # nats that a sum may move before it is taken once more, below its own largest logit
 WITH_BAGS = {"cpu", "cuda"}  # kinds of device that mix rows of a table in one pass
 
 
@@ -99,17 +99,7 @@ class _Pass:
 
     def _look_at(self, unscaled: Tensor, tile: _Tile, positions: slice, sums: _Sums) -> None:
         """Add up the exponentials of the logits of some positions, with everything and without the feature of each pair."""
-        room, most = tile.of_positions[: len(unscaled)], sums.most[positions]
-        logits = torch.addcmul(tile.bias, unscaled, self.inverse[positions], out=room)
-        if self.scan is None:
-            self.reached.reach(unscaled, positions)
-        else:
-            logits = soft_cap(logits, self.formula.cap)
-        sums.find_most(tile.nothing_behind(logits), positions)
-        below = torch.sub(_stretches(logits), most[:, :, None], out=_stretches(room))
-        _add_up(torch.exp(below, out=_stretches(tile.exponentials[: len(room)])), sums.with_[positions])
-        if self.scan is not None:
-            room.copy_(unscaled)  # what the logits of the pairs are mixed of
+        logits = self._with_everything(unscaled, tile, positions, sums)
         pairs = range(self.first_pair[positions.start], self.first_pair[positions.stop])
         for piece in _slices(pairs.stop, tile.pairs_a_piece, pairs.start):
             local = self.pairs.position[piece] - positions.start
@@ -117,8 +107,24 @@ class _Pass:
             if self.scan is not None:
                 without = soft_cap(without, self.formula.cap)
                 self.scan.look_at(logits, without, tile, piece, local)
-                without = (_stretches(without) - most[local][:, :, None]).view_as(without)
+                most = sums.most[self.pairs.position[piece]]
+                without = (_stretches(without) - most[:, :, None]).view_as(without)
             _add_up(_stretches(tile.nothing_behind(without).exp_()), sums.without[piece])
+
+    def _with_everything(self, unscaled: Tensor, tile: _Tile, positions: slice, sums: _Sums) -> Tensor:
+        """Add up those with everything, and fill the tile's rows of these positions. The logits, if they are capped."""
+        rows = tile.of_positions[: len(unscaled)]
+        logits = torch.addcmul(tile.bias, unscaled, self.inverse[positions], out=rows)
+        if self.scan is None:
+            self.reached.reach(unscaled, positions)
+        else:
+            logits = soft_cap(logits, self.formula.cap)
+        most = torch.amax(_stretches(tile.nothing_behind(logits)), -1, out=sums.most[positions])
+        below = torch.sub(_stretches(logits), most[:, :, None], out=_stretches(rows))
+        _add_up(torch.exp(below, out=_stretches(tile.exponentials[: len(rows)])), sums.with_[positions])
+        if self.scan is not None:
+            rows.copy_(unscaled)
+        return logits
 
     def effects(self) -> Effects:
         """The changes of the log-probabilities, when all tiles were gone over."""
@@ -230,10 +236,6 @@ class _Sums(NamedTuple):
         n = tile.width // SUM_WIDTH
         return cls(tile.bias.new_full((p, n), -torch.inf), tile.bias.new_zeros(p, n), tile.bias.new_zeros(k, n))
 
-    def find_most(self, logits: Float[Tensor, "m width"], positions: slice) -> None:
-        """Note the largest logits of some positions."""
-        torch.amax(_stretches(logits), -1, out=self.most[positions])
-
     @staticmethod
     def joined(before: Float[Tensor, " n"], most: Float[Tensor, "n s"], sums: Float[Tensor, "n s"]) -> Tensor:
         """The logarithms ``[n]`` of the sums of exponentials, with those of the tiles before."""
@@ -270,7 +272,8 @@ class _Tile(NamedTuple):
         pairs_a_piece = max(1, PIECE // width)
         positions_a_piece = max(1, 3 * pairs_a_piece // 4)
         table = formula.weight.new_zeros(n_features + 1 + positions_a_piece, width, dtype=torch.float32)
-        table[:n_features, :n_tokens] = formula.product(formula.centred_directions, formula.weight[:, first:stop])
+        for some in _slices(n_features, ROWS):
+            table[some, :n_tokens] = formula.product(formula.centred_directions[some], formula.weight[:, first:stop])
         table[n_features, :n_tokens] = formula.bias[first:stop]
         return cls(first, n_tokens, table, n_features, table.new_empty(pairs_a_piece, width))
 

@@ -905,8 +905,8 @@ MUTANTS: list[Mutant] = [
         (
             "l-raw-centred",
             "the effect uses logit weights that are not centred over the vocabulary",
-            "formula.product(formula.centred_directions, formula.weight[:, first:stop])",
-            "formula.logit_weights()[:, first:stop]",
+            "formula.product(formula.centred_directions[some], formula.weight[:, first:stop])",
+            "formula.logit_weights(some)[:, first:stop]",
         ),
         (
             "direct-one-stretch",
