@@ -40,7 +40,7 @@ PIECE = 2**18  # numbers of one array of [pairs, tile] that are worked on at a t
 WIDEST = 2 * SUM_WIDTH  # tokens of a tile
 ROWS = 704  # of positions or features, whose product with a tile is taken at a time: that of fewer is slower
 FAR = 30.0  # nats that a sum may move before it is taken once more, below its own largest logit
-WITH_BAGS = {"cpu", "cuda"}  # kinds of device that mix rows of a table in one pass
+WITH_BAGS = frozenset({"cpu", "cuda"})  # kinds of device that mix rows of a table in one pass
 
 
 def direct_effects_by_formula(
@@ -93,9 +93,9 @@ class _Pass:
             for positions in _slices(rows.stop, tile.positions_a_piece, rows.start):
                 here = unscaled[positions.start - rows.start : positions.stop - rows.start]
                 self._look_at(here, tile, positions, sums)
-        self.with_ = sums.joined(self.with_, sums.most, sums.with_)
+        self.with_ = _joined(self.with_, sums.most, sums.with_)
         most = sums.most[self.pairs.position].to(self.without.dtype) * self.mixtures.share[:, None]
-        self.without = sums.joined(self.without, most, sums.without)
+        self.without = _joined(self.without, most, sums.without)
 
     def _look_at(self, unscaled: Tensor, tile: _Tile, positions: slice, sums: _Sums) -> None:
         """Add up the exponentials of the logits of some positions, with everything and without the feature of each pair."""
@@ -109,10 +109,11 @@ class _Pass:
                 self.scan.look_at(logits, without, tile, piece, local)
                 most = sums.most[self.pairs.position[piece]]
                 without = (_stretches(without) - most[:, :, None]).view_as(without)
-            _add_up(_stretches(tile.nothing_behind(without).exp_()), sums.without[piece])
+            exponentials = _stretches(tile.nothing_behind(without).exp_())
+            torch.sum(exponentials, -1, out=sums.without[piece])
 
     def _with_everything(self, unscaled: Tensor, tile: _Tile, positions: slice, sums: _Sums) -> Tensor:
-        """Add up those with everything, and fill the tile's rows of these positions. The logits, if they are capped."""
+        """Add up those with everything, and fill the tile's rows of these positions. The logits, where they are capped."""
         rows = tile.of_positions[: len(unscaled)]
         logits = torch.addcmul(tile.bias, unscaled, self.inverse[positions], out=rows)
         if self.scan is None:
@@ -121,9 +122,10 @@ class _Pass:
             logits = soft_cap(logits, self.formula.cap)
         most = torch.amax(_stretches(tile.nothing_behind(logits)), -1, out=sums.most[positions])
         below = torch.sub(_stretches(logits), most[:, :, None], out=_stretches(rows))
-        _add_up(torch.exp(below, out=_stretches(tile.exponentials[: len(rows)])), sums.with_[positions])
+        exponentials = torch.exp(below, out=_stretches(tile.exponentials[: len(rows)]))
+        torch.sum(exponentials, -1, out=sums.with_[positions])
         if self.scan is not None:
-            rows.copy_(unscaled)
+            rows.copy_(unscaled)  # before the cap nothing may be taken away
         return logits
 
     def effects(self) -> Effects:
@@ -236,20 +238,16 @@ class _Sums(NamedTuple):
         n = tile.width // SUM_WIDTH
         return cls(tile.bias.new_full((p, n), -torch.inf), tile.bias.new_zeros(p, n), tile.bias.new_zeros(k, n))
 
-    @staticmethod
-    def joined(before: Float[Tensor, " n"], most: Float[Tensor, "n s"], sums: Float[Tensor, "n s"]) -> Tensor:
-        """The logarithms ``[n]`` of the sums of exponentials, with those of the tiles before."""
-        for top, total in zip(most.unbind(1), sums.unbind(1), strict=True):
-            before = torch.logaddexp(before, total.to(before.dtype).log_() + top)
-        return before
+
+def _joined(before: Float[Tensor, " n"], most: Float[Tensor, "n s"], sums: Float[Tensor, "n s"]) -> Float[Tensor, " n"]:
+    """The logarithms of the sums of exponentials below ``most``, with those of the tiles before."""
+    for top, total in zip(most.unbind(1), sums.unbind(1), strict=True):
+        before = torch.logaddexp(before, total.to(before.dtype).log_() + top)
+    return before
 
 
 def _stretches(values: Float[Tensor, "n width"]) -> Float[Tensor, "n stretches sum_width"]:
     return values.view(len(values), -1, SUM_WIDTH)
-
-
-def _add_up(exponentials: Float[Tensor, "n stretches sum_width"], out: Float[Tensor, "n stretches"]) -> None:
-    torch.sum(exponentials, -1, out=out)
 
 
 class _Tile(NamedTuple):

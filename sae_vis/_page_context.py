@@ -82,11 +82,9 @@ class PageContext:
     @functools.cached_property
     def _ignored(self) -> tuple[frozenset[int], frozenset[int]]:
         told = self.provenance
-        return (
-            (frozenset(told.ignored_token_ids), frozenset(told.ignored_positions))
-            if told
-            else (frozenset(), frozenset())
-        )
+        if told is None:
+            return frozenset(), frozenset()
+        return frozenset(told.ignored_token_ids), frozenset(told.ignored_positions)
 
     @property
     def measured(self) -> tuple[Ablation, ...]:
