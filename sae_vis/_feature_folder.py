@@ -20,7 +20,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import gzip
 import itertools
 import mmap
 import os
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, get_args, get_type_hints
 
 import msgspec
+from zlib_ng import zlib_ng
 
 from sae_vis import _json
 from sae_vis._errors import FileFormatError, InputError, check_path, cut, shown
@@ -266,7 +266,7 @@ def _inflated(path: Path, place: _Place, where: str) -> bytes:
         with path.open("rb") as stream:
             stream.seek(place.offset)
             member = stream.read(place.size)
-        inflate = zlib.decompressobj(wbits=31)
+        inflate = zlib.decompressobj(_json.GZIP_BITS)
         line = inflate.decompress(member, place.length + 1)
     except OSError as error:
         raise FileFormatError(f"{where}: cannot be read: {error.strerror or error}.") from None
@@ -422,8 +422,8 @@ def _vocab_bytes(vocab: Mapping[int, str], partial: Mapping[int, str]) -> bytes:
 
 
 def _gzip(data: bytes) -> bytes:
-    # Level 6 takes twice as long for 5 % less. Without a time, equal data gives equal files.
-    return gzip.compress(data, compresslevel=4, mtime=0)
+    # Level 6 takes half as long again for 3 % less. Without a time, equal data gives equal files.
+    return zlib_ng.compress(data, 4, _json.GZIP_BITS)
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ import functools
 import gc
 import gzip
 import inspect
-import io
 import itertools
 import json
 import os
@@ -38,6 +37,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import msgspec
+from zlib_ng import zlib_ng
 
 from sae_vis._errors import FileFormatError, InputError, check_path, cut, shown
 
@@ -65,6 +65,7 @@ def _from_1(document: Document) -> Document:
 
 # version -> function from a document of that version (plain dicts, unchecked) to one of the next version
 MIGRATIONS: dict[int, Callable[[Document], Document]] = {1: _from_1}
+GZIP_BITS = zlib.MAX_WBITS | 16  # tells zlib of the header and the end of a gzip stream
 MAX_BYTES = 4 * 2**30  # of a document, inflated: a gzip bomb is stopped there
 
 _LARGEST = 1.7976931348623157e308
@@ -151,19 +152,10 @@ def _check_extras(value: object, where: str) -> None:
 
 def _gzipped(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The chunks as one gzip stream without time or name, so that equal documents give equal files."""
-    buffer = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0, compresslevel=6) as stream:
-        for chunk in chunks:
-            stream.write(chunk)
-            yield _drained(buffer)
-    yield _drained(buffer)
-
-
-def _drained(buffer: io.BytesIO) -> bytes:
-    content = buffer.getvalue()
-    buffer.seek(0)
-    buffer.truncate()
-    return content
+    deflate = zlib_ng.compressobj(wbits=GZIP_BITS)
+    for chunk in chunks:
+        yield deflate.compress(chunk)
+    yield deflate.flush()
 
 
 # --- a file is there as a whole, or not at all ---------------------------------------------------------------------
@@ -248,7 +240,7 @@ def _begins(name: str, own: re.Pattern[bytes]) -> bool:
         with Path(name).open("rb") as stream:
             start = stream.read(_START)
         if start.startswith(_GZIP):
-            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _START)
+            start = zlib.decompressobj(GZIP_BITS).decompress(start, _START)
     except (OSError, ValueError, zlib.error):
         return False
     return bool(own.match(start))
