@@ -131,15 +131,39 @@ class Template:
                 if value.needs:
                     needs = needs | value.needs
                 pieces[index] = value
-            elif isinstance(value, str):
-                pieces[index] = _escaped(value)
-            elif (number := _number(value)) is not None:
-                pieces[index] = number
             else:
-                raise TemplateError(
-                    f"Template {self.name}, hole {name!r}: str, int or float expected, got {shown(value)}."
-                )
+                pieces[index] = self._text(name, value)
         return Html("".join(pieces), needs)
+
+    def fill_each(self, **columns: Sequence[Value]) -> Html:
+        """The markup once for each row of some columns, one after the other: what ``fill`` gives for each, joined.
+
+        Raises:
+            TemplateError: as ``fill``, and if the columns differ in length.
+        """
+        if len(columns) != len(self.names) or not self.names.issuperset(columns):
+            raise TemplateError(_mismatch(self.name, self.names, columns))
+        n_rows = min(map(len, columns.values()), default=0)
+        if any(len(column) != n_rows for column in columns.values()):
+            told = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
+            raise TemplateError(f"Template {self.name}: columns of one length expected, got {told}.")
+        pieces = self._pieces * n_rows
+        needs = self.needs if n_rows else _NO_NEEDS
+        for index, name in self._holes:
+            column = columns[name]
+            pieces[index :: len(self._pieces)] = [
+                value if type(value) is Html else self._text(name, value) for value in column
+            ]
+            needs = needs.union(*{value.needs for value in column if type(value) is Html})
+        return Html("".join(pieces), needs)
+
+    def _text(self, name: str, value: Value) -> str:
+        """A value that is no ``Html`` as what a hole is filled with."""
+        if isinstance(value, str):
+            return _escaped(value)
+        if (number := _number(value)) is not None:
+            return number
+        raise TemplateError(f"Template {self.name}, hole {name!r}: str, int or float expected, got {shown(value)}.")
 
 
 def _number(value: object) -> str | None:

@@ -73,27 +73,17 @@ class TokensData:
         printer = page.printer if page else TokenPrinter({}, {})
         decimals = decimals_for(largest(self.mean), 3)
         shown = slice(rows)
-        rates = self.firing_rates()
-        drawn = [
-            html_fns.tokens_row(
-                printer.one(token_id),
-                format_percent(rate, 2),
-                f"{of:,}",
-                format_fixed(mean, decimals),
-                format_percent(share, 2),
-                level(share, 1.0),
-            )
-            for token_id, rate, of, mean, share in zip(
-                self.token_ids[shown],
-                rates[shown],
-                self.n_occurrences[shown],
-                self.mean[shown],
-                self.share[shown],
-                strict=True,
-            )
-        ]
         n = "1 token" if self.n_distinct == 1 else f"{self.n_distinct:,} distinct tokens"
-        return html_fns.tokens_table(f"fires on {n}", self.summary(), drawn)
+        return html_fns.tokens_table(
+            f"fires on {n}",
+            self.summary(),
+            [printer.one(token_id) for token_id in self.token_ids[shown]],
+            [format_percent(rate, 2) for rate in self.firing_rates()[shown]],
+            [f"{of:,}" for of in self.n_occurrences[shown]],
+            [format_fixed(mean, decimals) for mean in self.mean[shown]],
+            [format_percent(share, 2) for share in self.share[shown]],
+            [level(share, 1.0) for share in self.share[shown]],
+        )
 
     def summary(self) -> str:
         """One sentence that tells a feature of a token from a feature of a context; empty if it never fires."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 
-from sae_vis._templates import Html, escape, join, template
+from sae_vis._templates import Html, Template, escape, join, template
 from sae_vis.utils_fns import (
     Piece,
     decimals_for,
@@ -232,10 +232,10 @@ def hovertext() -> Html:
 def numbers_table(title: str, heads: Sequence[str], *columns: Sequence[str]) -> Html:
     """A small table: the first column names a neuron or a feature, the one or two others are numbers; ``heads`` are titles."""
     row = template("numbers_row_of_two.html") if len(columns) == 2 else template("numbers_row_of_three.html")
-    names = ("index", "first", "second")[: len(columns)]
-    lines = list(zip(*columns, strict=True)) or [("none", "", "")[: len(columns)]]
-    rows = [row.fill(**dict(zip(names, line, strict=True))) for line in lines]
-    return template("numbers_table.html").fill(title=title, heads=_heads(tuple(heads)), rows=join(rows))
+    if not columns[0]:
+        columns = (["none"], [""], [""])[: len(columns)]
+    rows = row.fill_each(**dict(zip(("index", "first", "second"), columns, strict=False)))
+    return template("numbers_table.html").fill(title=title, heads=_heads(tuple(heads)), rows=rows)
 
 
 @cache
@@ -248,6 +248,7 @@ def left_tables(tables: Sequence[Html]) -> Html:
     return template("left_tables_template.html").fill(tables=join(tables))
 
 
+@lru_cache(2**14)
 def feature_link(feature: int) -> Html:
     """A link to another feature of the same page."""
     return template("feature_link.html").fill(feature=feature)
@@ -260,14 +261,14 @@ def outside_link(feature: int, url: str) -> Html:
 
 def logits_table(title: str, kind: str, tokens: Sequence[Html], values: Sequence[float], largest: float) -> Html:
     """Tokens with their logit weights, shaded by size; ``kind`` is "negative" or "positive"."""
-    row = template("logits_row.html")
     decimals = decimals_for(largest, 3)
     decimals = min(4, decimals) if decimals < 6 else decimals  # four, unless they say nothing of the largest
-    rows = [
-        row.fill(level=_short(abs(level(value, largest))) or "0", token=shown, value=format_signed(value, decimals))
-        for shown, value in zip(tokens, values, strict=True)
-    ]
-    return template("logits_table.html").fill(title=title, kind=kind, rows=join(rows))
+    rows = template("logits_row.html").fill_each(
+        level=[_short(abs(level(value, largest))) or "0" for value in values],
+        token=tokens,
+        value=[format_signed(value, decimals) for value in values],
+    )
+    return template("logits_table.html").fill(title=title, kind=kind, rows=rows)
 
 
 def logits_tables(negative: Html, positive: Html) -> Html:
@@ -296,7 +297,6 @@ def middle_plot(
     at = [plot_x(tick, low, high) for tick in inside]
     places = list(map(_short_place, at))
     labels = format_ticks(inside)
-    tick = template("plot_tick.html")
     below = [2 * index + 1 for index in range(len(heights)) if edges[index] + edges[index + 1] < 0]
     split = len(below)  # edges rise, so the bars below zero come first
     return template("middle_plots.html").fill(
@@ -307,9 +307,13 @@ def middle_plot(
         lower=_bars(heights, 0, split),
         upper=_bars(heights, split, len(heights)),
         tick_lines="".join(f"M{place} 82v3.5" for place in places),
-        tick_labels=join(tick.fill(x=places[i], label=labels[i]) for i in _with_room(at, labels)),
+        tick_labels=_tick_labels(template("plot_tick.html"), places, labels, _with_room(at, labels)),
         pin=pin,
     )
+
+
+def _tick_labels(tick: Template, places: Sequence[str], labels: Sequence[str], shown: range) -> Html:
+    return tick.fill_each(x=[places[i] for i in shown], label=[labels[i] for i in shown])
 
 
 def _with_room(places: Sequence[float], labels: Sequence[str]) -> range:
@@ -394,10 +398,7 @@ def label(text: str) -> Html:
 
 def stats(names: Sequence[str], values: Sequence[str]) -> Html:
     """Pairs of a name and a value in one line."""
-    row = template("stat.html")
-    return template("stats.html").fill(
-        stats=join(row.fill(name=name, value=value) for name, value in zip(names, values, strict=True))
-    )
+    return template("stats.html").fill(stats=template("stat.html").fill_each(name=names, value=values))
 
 
 def column(names: Sequence[str], components: Sequence[Html], width: int, height: int = 0) -> Html:
@@ -555,16 +556,26 @@ def prompt_page(
 # --- the tokens of a feature ---------------------------------------------------------------------------------------
 
 
-def tokens_row(token: Html, rate: str, occurrences: str, mean: str, share: str, bar: float) -> Html:
-    """A token that a feature fires on; ``bar`` is its share of the activation from 0 to 1."""
-    return template("tokens_row.html").fill(
-        token=token, rate=rate, occurrences=occurrences, mean=mean, share=share, bar=_short(bar) or "0"
+def tokens_table(
+    detail: str,
+    summary: str,
+    tokens: Sequence[Html],
+    rates: Sequence[str],
+    occurrences: Sequence[str],
+    means: Sequence[str],
+    shares: Sequence[str],
+    bars: Sequence[float],
+) -> Html:
+    """The tokens that a feature fires on, below a sentence; ``bars`` are their shares of the activation from 0 to 1."""
+    rows = template("tokens_row.html").fill_each(
+        token=tokens,
+        rate=rates,
+        occurrences=occurrences,
+        mean=means,
+        share=shares,
+        bar=[_short(bar) or "0" for bar in bars],
     )
-
-
-def tokens_table(detail: str, summary: str, rows: Sequence[Html]) -> Html:
-    """The tokens that a feature fires on, below a sentence."""
-    return template("tokens_table.html").fill(detail=detail, summary=summary, rows=join(rows))
+    return template("tokens_table.html").fill(detail=detail, summary=summary, rows=rows)
 
 
 EVEN_TOP, EVEN_BOTTOM = 10.0, 46.0  # of the plot of positions, whose axis positions_plot.html draws
@@ -588,14 +599,14 @@ def positions_plot(
             even.append(f"{f'H{_short_place(plot_x(edges[index], low, high))}' if even else 'M6 46'}V{level_of_chance}")
         before = level_of_chance
     at = [plot_x(tick, low, high) for tick in tick_vals]
-    labels, tick = format_ticks(tick_vals), template("positions_tick.html")
+    places, labels = list(map(_short_place, at)), format_ticks(tick_vals)
     return template("positions_plot.html").fill(
         label=label,
         count=f"{max(heights):,}",
         bars="".join(bars),
         even=f"{''.join(even)}H306",
-        tick_lines="".join(f"M{_short_place(x)} 46v3.5" for x in at),
-        tick_labels=join(tick.fill(x=_short_place(at[i]), label=labels[i]) for i in _with_room(at, labels)),
+        tick_lines="".join(f"M{place} 46v3.5" for place in places),
+        tick_labels=_tick_labels(template("positions_tick.html"), places, labels, _with_room(at, labels)),
     )
 
 
@@ -619,10 +630,7 @@ def neighbours(tables: Sequence[Html]) -> Html:
 
 def moments(names: Sequence[str], values: Sequence[str]) -> Html:
     """The moments of a feature's activations in one line."""
-    moment = template("moment.html")
-    return template("moments.html").fill(
-        moments=join(moment.fill(name=name, value=value) for name, value in zip(names, values, strict=True))
-    )
+    return template("moments.html").fill(moments=template("moment.html").fill_each(name=names, value=values))
 
 
 def shares(kinds: Sequence[str], names: Sequence[str], levels: Sequence[float], texts: Sequence[str]) -> Html:

@@ -66,6 +66,35 @@ def test_values_and_holes_must_match(values, told):
     assert told in str(error.value)
 
 
+def test_rows_are_those_of_fill_one_after_the_other():
+    row = Template("html/test.html", "<tr>{{ a }}<td>{{ b }}{{ a }}</td></tr>")
+    a, b = ["<i>", Html("<b>", frozenset({"css/a.css"})), "{{ b }}"], [1, -0.5, Html("x", frozenset({"js/b.js"}))]
+    rows = row.fill_each(a=a, b=b)
+    one_by_one = join([row.fill(a=a[i], b=b[i]) for i in range(3)])
+    assert type(rows) is Html
+    assert (rows, rows.needs) == (one_by_one, {"css/a.css", "js/b.js"})
+    needing = Template("html/test.html", "<!-- needs: css/c.css -->\n{{ a }}")
+    assert (needing.fill_each(a=["x"]), needing.fill_each(a=["x"]).needs) == ("x", {"css/c.css"})
+    assert (needing.fill_each(a=[]), needing.fill_each(a=[]).needs) == ("", frozenset())
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"a": ["x"]}, "no value for hole 'b'"),
+        ({"a": ["x"], "b": ["y"], "c": ["z"]}, "no hole for value 'c'"),
+        ({"a": ["x"], "b": ["y", "z"]}, "columns of one length expected, got a 1, b 2"),
+        ({"a": ["x", "y"], "b": []}, "columns of one length expected, got a 2, b 0"),
+        ({"a": ["x"], "b": [None]}, "hole 'b': str, int or float expected, got None"),
+    ],
+)
+def test_columns_and_holes_must_match(columns, told):
+    with pytest.raises(TemplateError) as error:
+        Template("html/test.html", "{{ a }}{{ b }}").fill_each(**columns)
+    assert "html/test.html" in str(error.value)
+    assert told in str(error.value)
+
+
 @pytest.mark.parametrize("text", ["{{ A }}", "{{ a b }}", "{{a", "a}}", "{{}}"])
 def test_a_malformed_hole_is_an_error(text):
     with pytest.raises(TemplateError, match=r"html/test.html"):
