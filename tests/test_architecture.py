@@ -224,10 +224,10 @@ THIRD_PARTY = {
     "model_fns": {*ARRAYS, "safetensors", "huggingface_hub"},
     "data_storing_fns": {"msgspec"},
     "_feature_data": {"msgspec"},
-    "_page": {"msgspec"},
+    "_page": {"msgspec", "zlib_ng"},
     "_labels": {"msgspec"},
-    "_feature_folder": {"msgspec"},
-    "_json": {"msgspec"},
+    "_feature_folder": {"msgspec", "zlib_ng"},
+    "_json": {"msgspec", "zlib_ng"},
 }
 MAX_LINES = 60  # of a function
 

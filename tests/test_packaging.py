@@ -1,4 +1,4 @@
-"""What is installed is what is in the checkout, however it is installed, and it works with nothing else but msgspec."""
+"""What is installed is what is in the checkout, however it is installed, and it works with nothing else but msgspec and zlib-ng."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def built(copy, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def installed(copy, tools, built, tmp_path_factory):
-    """way -> the Python of a new environment that has sae_vis, msgspec and nothing else."""
+    """way -> the Python of a new environment that has sae_vis, msgspec, zlib-ng and nothing else."""
     made: dict[str, Path] = {}
 
     def install(way: str) -> Path:
@@ -101,7 +101,8 @@ def installed(copy, tools, built, tmp_path_factory):
                 pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "install"]
                 run(*pip, "--no-deps", "--no-index", "--no-build-isolation", *what, env={"PYTHONPATH": str(tools)})
             packages = site_packages(python)
-            (packages / "msgspec").symlink_to(Path(sysconfig.get_path("platlib")) / "msgspec")
+            for package in ("msgspec", "zlib_ng"):
+                (packages / package).symlink_to(Path(sysconfig.get_path("platlib")) / package)
             if way == "checkout":
                 (packages / "checkout.pth").write_text(str(copy), "utf-8")
             made[way] = python
