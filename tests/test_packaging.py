@@ -1,4 +1,4 @@
-"""What is installed is what is in the checkout, however it is installed, and it works with nothing else but msgspec and zlib-ng."""
+"""What is installed is what is in the checkout, however it is installed, and it works with msgspec and zlib-ng alone."""
 
 from __future__ import annotations
 
