@@ -130,7 +130,26 @@ class SequenceData:
     def get_html(self, page: PageContext | None = None, *, bold_idx: int | None = None) -> Html:
         """The tokens in a line, coloured by activation and underlined by effect on the loss."""
         page = page or PageContext(act_max=max(self.feat_acts))
-        return lines_of([self], page, [self.bold_idx if bold_idx is None else bold_idx])[0]
+        bold_idx = self.bold_idx if bold_idx is None else bold_idx
+        act_max, loss_max, full_max = page.act_max, page.loss_max, page.full_loss_max
+        texts, drawn = page.printer.sequence(self.token_ids), html_fns.token_attributes
+        attributes = [NOTHING] * len(texts)  # most have none
+        grey = page.ignored(self.token_ids, self.start)
+        full_losses = self.full_losses() or [None] * len(texts)
+        shown = zip(self.feat_acts, self.loss_contribution, full_losses, grey, strict=True)
+        for index, (act, loss, full, is_grey) in enumerate(shown):
+            if act or loss or full or is_grey or index == bold_idx:
+                attributes[index] = drawn(
+                    level(act, act_max) if act else 0.0,
+                    level(loss, loss_max) if loss else 0.0,
+                    index == bold_idx,
+                    is_grey,
+                    level(full, full_max) if full else 0.0,
+                )
+        act, decimals = self.feat_acts[bold_idx], decimals_for(act_max, 3)
+        if 0 < act < 0.5 * 10.0**-decimals:  # three digits would make it a zero; a fourth tells it from one
+            decimals = decimals_for(act_max)
+        return html_fns.sequence(texts, attributes, format_fixed(act, decimals))
 
     def full_losses(self) -> list[float | None]:
         """The loss contributions of the full ablation, where both are stored."""
@@ -174,7 +193,7 @@ class SequenceGroupData:
             detail = f"max {format_fixed(self.upper, decimals_for(page.act_max, 3))}"
         else:
             detail = f"{format_percent(self.share)} of tokens"
-        sequences = lines_of(self.sequences[:examples], page)
+        sequences = [sequence.get_html(page) for sequence in self.sequences[:examples]]
         repeats = self.repeats(examples)
         for at in repeats:
             sequences[at] = html_fns.near_duplicate(sequences[at])
@@ -274,51 +293,11 @@ class CounterexamplesData:
             ),
             ("RANDOM NEGATIVES", "places where it does not fire", self.negatives, "It fires on every token."),
         ):
-            drawn = lines_of(sequences[:examples], page)
+            drawn = [sequence.get_html(page) for sequence in sequences[:examples]]
             reason = html_fns.empty("No example shown." if sequences else nothing)
             groups.append(html_fns.sequence_group(title, detail if drawn else "", drawn or [reason]))
         shown = [*self.near_misses[:examples], *self.negatives[:examples]]
         return html_fns.counterexamples(groups, hover_of(shown, page) if shown else NOTHING)
-
-
-def lines_of(sequences: Sequence[SequenceData], page: PageContext, bold: Sequence[int] | None = None) -> list[Html]:
-    """Each of some sequences as a line of tokens; ``bold``: other bold tokens than their own, -1 for none.
-
-    The tokens of all are looked at in one go: a feature has hundreds, most of them without any number.
-    """
-    bold = [sequence.bold_idx for sequence in sequences] if bold is None else bold
-    lengths = [len(sequence.token_ids) for sequence in sequences]
-    starts = itertools.accumulate(lengths, initial=0)
-    bold_places = {start + index for start, index in zip(starts, bold, strict=False) if index >= 0}
-    numbers = zip(
-        _flat(sequence.feat_acts for sequence in sequences),
-        _flat(sequence.loss_contribution for sequence in sequences),
-        _flat(sequence.full_losses() or itertools.repeat(None, len(sequence.token_ids)) for sequence in sequences),
-        _flat(page.ignored(sequence.token_ids, sequence.start) for sequence in sequences),
-        strict=True,
-    )
-    act_max, loss_max, full_max = page.act_max, page.loss_max, page.full_loss_max
-    attributes = [NOTHING] * sum(lengths)  # most have none
-    for place, (act, loss, full, is_grey) in enumerate(numbers):
-        if act or loss or full or is_grey or place in bold_places:
-            attributes[place] = html_fns.token_attributes(
-                level(act, act_max) if act else 0.0,
-                level(loss, loss_max) if loss else 0.0,
-                place in bold_places,
-                is_grey,
-                level(full, full_max) if full else 0.0,
-            )
-    texts = list(_flat(page.printer.sequence(sequence.token_ids) for sequence in sequences))
-    values = [_value(sequence.feat_acts[index], act_max) for sequence, index in zip(sequences, bold, strict=True)]
-    return html_fns.sequences(texts, attributes, lengths, values)
-
-
-def _value(act: float, act_max: float) -> str:
-    """The activation beside a line."""
-    decimals = decimals_for(act_max, 3)
-    if 0 < act < 0.5 * 10.0**-decimals:  # three digits would make it a zero; a fourth tells it from one
-        decimals = decimals_for(act_max)
-    return format_fixed(act, decimals)
 
 
 def loss_key_of(page: PageContext) -> Html:

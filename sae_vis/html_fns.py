@@ -162,24 +162,20 @@ def _short(share: float) -> str:
     return f"{share:.2f}".lstrip("0").rstrip("0").rstrip(".")
 
 
-def sequences(
-    texts: Sequence[Html], attributes: Sequence[Html], lengths: Sequence[int], values: Sequence[str]
-) -> list[Html]:
-    """Lines of so many tokens each, with a value before each line.
-
-    ``texts`` and ``attributes`` are the printable text and the ``token_attributes`` of the tokens of all lines.
-    """
+def sequence(texts: Sequence[Html], attributes: Sequence[Html], value: str) -> Html:
+    """A line of tokens with ``value`` before it; each token has its printable text and its ``token_attributes``."""
     (before, between, after), (start, middle, end) = _sequence_pieces()
     # There are hundreds of tokens for each feature: their pieces are joined at once, all of them Html.
-    parts: list[str] = [start, "", middle, "", end] * len(texts)
-    parts[1::5], parts[3::5] = attributes, texts
-    needs = frozenset[str]().union(*{text.needs for text in texts})  # a plain str has none: it cannot slip through
-    lines, at = list[Html](), 0
-    for length, value in zip(lengths, values, strict=True):
-        tokens = parts[5 * at : 5 * (at + length)]
-        lines.append(Html("".join((before, escape(value), between, *tokens, after)), needs))
-        at += length
-    return lines
+    parts: list[str] = [end + start, "", middle, ""] * len(texts)
+    parts[1::4], parts[3::4] = attributes, texts
+    if parts:
+        parts[0] = start
+        parts.append(end)
+    needs = frozenset[str]()
+    for text in texts:
+        if text.needs:  # a plain str has none: what is no Html cannot slip through
+            needs |= text.needs
+    return Html("".join((before, escape(value), between, *parts, after)), needs)
 
 
 @cache

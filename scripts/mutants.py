@@ -1649,13 +1649,6 @@ MUTANTS: list[Mutant] = [
             "if group.share is None), None)",
             "if True), None)",
         ),
-        (
-            "bold-of-the-line-before",
-            "no bold token is none of the line before either",
-            "strict=False) if index >= 0}",
-            "strict=False)}",
-            "test_pages.py",
-        ),
     ),
     *_group(
         "_features_page.py",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sae_vis import TemplateError, _page
 from sae_vis._templates import Html, Template, join, template
-from sae_vis.html_fns import TokenPrinter, sequences, token_attributes
+from sae_vis.html_fns import TokenPrinter, sequence, token_attributes
 from sae_vis.utils_fns import decimals_for, largest, level
 
 ORDINARY = st.floats(-50, 50) | st.integers(-1000, 1000).map(lambda number: number / 64) | st.sampled_from([0.0, -0.0])
@@ -124,21 +124,18 @@ def test_a_sequence(token_ids, data):
         template("token_template.html").fill(attributes=attribute, text=text)
         for attribute, text in zip(attributes, texts, strict=True)
     ]
-    values = st.sampled_from(["1.5", '"<', "−2"])
-    cut = data.draw(st.integers(0, len(texts)))
-    lines = [(tokens[:cut], data.draw(values)), (tokens[cut:], data.draw(values))]
-    expected = [template("sequence_template.html").fill(tokens=join(line), value=value) for line, value in lines]
-    drawn = sequences(texts, attributes, [cut, len(texts) - cut], [value for _, value in lines])
-    assert drawn == expected
+    value = data.draw(st.sampled_from(["1.5", '"<', "−2"]))
+    expected = template("sequence_template.html").fill(tokens=join(tokens), value=value)
+    assert sequence(texts, attributes, value) == expected
 
 
 def test_no_tokens_are_a_sequence_too():
-    assert sequences([], [], [0], ["1"]) == [template("sequence_template.html").fill(tokens=Html(""), value="1")]
+    assert sequence([], [], "1") == template("sequence_template.html").fill(tokens=Html(""), value="1")
 
 
 def test_what_the_tokens_of_a_sequence_need_goes_with_them():
     texts = [Html("a", frozenset(["css/a.css"])), Html("b", frozenset(["css/b.css"])), Html("c")]
-    assert sequences(texts, [Html("")] * 3, [3], ["1"])[0].needs == {"css/a.css", "css/b.css"}
+    assert sequence(texts, [Html("")] * 3, "1").needs == {"css/a.css", "css/b.css"}
 
 
 def test_only_a_template_of_just_these_holes_is_given_in_pieces():

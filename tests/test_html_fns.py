@@ -72,14 +72,14 @@ def test_the_printer_knows_texts_bytes_and_neither():
     ],
 )
 def test_token(arguments, expected):
-    (line,) = html_fns.sequences([Html("x")], [html_fns.token_attributes(*arguments)], [1], ["1"])
+    line = html_fns.sequence([Html("x")], [html_fns.token_attributes(*arguments)], "1")
     assert line == f'<div class="seq" tabindex="0" data-v="1">{expected}</div>'
 
 
 def test_a_sequence_takes_no_text_for_html():
-    assert "<b>" in html_fns.sequences([Html("<b>")], [html_fns.NOTHING], [1], ["1"])[0]
+    assert "<b>" in html_fns.sequence([Html("<b>")], [html_fns.NOTHING], "1")
     with pytest.raises(AttributeError):
-        html_fns.sequences(["<b>"], [html_fns.NOTHING], [1], ["1"])
+        html_fns.sequence(["<b>"], [html_fns.NOTHING], "1")
 
 
 # --- plots -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from rendering_fixtures import make_comparison, make_features, make_prompt, make
 from sae_vis import _page, _templates
 from sae_vis._errors import InputError
 from sae_vis._params import COMPONENTS, Column, Component, FeatureVisParams, Layout
-from sae_vis._sequence_data import lines_of
 from sae_vis._templates import Html
 from sae_vis.data_storing_fns import HistogramData, MultiFeatureData, PageContext, Provenance
 
@@ -259,19 +258,6 @@ def test_the_vocabulary_covers_every_token_and_is_drawn_by_one_renderer(features
             hover = json.loads(article.find(".//script[@class='hover']").text)
             assert shown.keys() >= {*hover["ids"], *hover["effects"]["ids"]}
     assert len(data(features[1].get_html(), "vocab")["ids"]) <= len(features.vocab)
-
-
-def test_lines_drawn_together_are_those_of_the_sequences_alone(features):
-    page = features._context()
-    sequences = [one for group in features[1].sequences.groups for one in group.sequences]
-    assert len(sequences) > 5
-    together = lines_of(sequences, page)
-    assert together == [one.get_html(page) for one in sequences]
-    assert lines_of([], page) == []
-    chosen = [0, -1, *(len(one.token_ids) - 1 for one in sequences[2:])]
-    others = lines_of(sequences, page, chosen)
-    assert others == [one.get_html(page, bold_idx=at) for one, at in zip(sequences, chosen, strict=True)]
-    assert [line.count('class="b') for line in others] == [1, 0] + [1] * (len(sequences) - 2)
 
 
 def test_a_sequence_shows_activation_effect_bold_and_ignored(features):
