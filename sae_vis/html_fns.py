@@ -232,9 +232,10 @@ def hovertext() -> Html:
 def numbers_table(title: str, heads: Sequence[str], *columns: Sequence[str]) -> Html:
     """A small table: the first column names a neuron or a feature, the one or two others are numbers; ``heads`` are titles."""
     row = template("numbers_row_of_two.html") if len(columns) == 2 else template("numbers_row_of_three.html")
-    if not columns[0]:
+    names = ("index", "first", "second")[: len(columns)]
+    if not any(columns):
         columns = (["none"], [""], [""])[: len(columns)]
-    rows = row.fill_each(**dict(zip(("index", "first", "second"), columns, strict=False)))
+    rows = row.fill_each(**dict(zip(names, columns, strict=True)))
     return template("numbers_table.html").fill(title=title, heads=_heads(tuple(heads)), rows=rows)
 
 
