@@ -71,6 +71,7 @@ MAX_BYTES = 4 * 2**30  # of a document, inflated: a gzip bomb is stopped there
 _LARGEST = 1.7976931348623157e308
 _Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]  # NaN passes neither comparison
 _encode = msgspec.json.Encoder().encode
+_encode_message = msgspec.msgpack.Encoder().encode
 _BLOCK = 2**22
 STALE_SECONDS = 24 * 60 * 60  # no save takes that long: a temporary file of that age is of one that was killed
 TEMPORARY = re.compile(r"\.sae_vis-[0-9a-f]{16}\.tmp")
@@ -113,13 +114,18 @@ def document(obj: object) -> Iterator[bytes]:
     yield _CLOSING
 
 
-def line(cls: type, value: object) -> bytes:
-    """One value of a ``cls``, as it stands in its line of a document.
+def message(value: object) -> bytes:
+    """A dataclass for ``message_reader`` in another process, in a third of the time of a line: hardly anything is checked.
+
+    NaN and infinity stay what they are, and an int where a float belongs becomes one when it is read.
 
     Raises:
-        InputError: if a value cannot be written; its path is named.
+        InputError: if a value cannot be written.
     """
-    return _checked_line(value, _kind(cls).line_mirror, "$")
+    try:
+        return _encode_message(value)
+    except _UNREADABLE as error:
+        raise InputError(f"This cannot be sent to another process: {error}.") from None
 
 
 _CLOSING = b"\n]}\n"
@@ -325,9 +331,9 @@ def loads(cls: type[T], data: bytes) -> T:
     return loaded
 
 
-def line_reader(cls: type) -> Callable[[bytes], Any]:
-    """What reads one value from its line of a document of a ``cls``, written by ``line``: it is not checked for more."""
-    return _kind(cls).decode_line
+def message_reader(cls: type[T]) -> Callable[[bytes], T]:
+    """What reads a ``cls`` from a ``message``, with the checks of its own."""
+    return msgspec.msgpack.Decoder(cls).decode
 
 
 class _WrongFileError(Exception):

@@ -7,8 +7,8 @@ start, it dies, it meets an error) is done in this process, where an error is th
 same, and the same as without workers.
 
 To a worker goes the module path in one line, then frames; from it comes ``GREETING``, then frames. A frame is its length in 8
-bytes and so many bytes: for the worker first a setup, then batches of requests, one a line; from the worker the batches'
-answers, one a line, empty where there is none.
+bytes and so many bytes: for the worker first a setup, then batches of requests, a list of bytes in MessagePack; from the
+worker the batches' answers, one a line, empty where there is none.
 
 This module knows nothing of what is drawn.
 """
@@ -27,6 +27,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
+
+import msgspec
 
 import sae_vis
 from sae_vis._errors import InputError, shown
@@ -87,7 +89,7 @@ def ordered_map(
         items: read one by one, as the results are taken.
         processes: how many workers.
         setup: what each worker gets first.
-        request: what a worker needs of an item, a line; None if it cannot be sent.
+        request: what a worker needs of an item; None if it cannot be sent.
         here: gives an item's result in this process.
     """
     pool = _Pool(setup, processes)
@@ -142,8 +144,8 @@ class _Pool:
             self.close()
             raise
 
-    def hand_out(self, items: list[T], lines: list[bytes]) -> _Batch[T]:
-        batch = _Batch(items, b"\n".join(lines))
+    def hand_out(self, items: list[T], requests: list[bytes]) -> _Batch[T]:
+        batch = _Batch(items, batch_of(requests))
         with self.changed:
             self.waiting.append(batch)
             self.changed.notify_all()
@@ -290,6 +292,10 @@ def _module_path() -> bytes:
     ours = str(Path(sae_vis.__file__).parents[1])  # last, for where an import hook found the package
     entries = [entry for entry in sys.path if isinstance(entry, str)]
     return "\0".join([*entries, ours]).encode("utf-8", "surrogatepass").hex().encode() + b"\n"
+
+
+batch_of: Callable[[list[bytes]], bytes] = msgspec.msgpack.Encoder().encode
+requests_of: Callable[[bytes], list[bytes]] = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 def write_frame(stream: IO[bytes], content: bytes) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import IO
 
 from sae_vis import _json, _page
+from sae_vis._feature_data import FeatureData
 from sae_vis._page_context import PageContext
-from sae_vis._render_pool import GREETING, read_frame, write_frame
+from sae_vis._render_pool import GREETING, read_frame, requests_of, write_frame
 from sae_vis.data_storing_fns import MultiFeatureData
 from sae_vis.html_fns import TokenPrinter
 
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 def serve(stdin: IO[bytes], stdout: IO[bytes], greeting: bytes) -> None:
-    """Greet, read the setup, and answer each batch of lines with a batch of lines."""
+    """Greet, read the setup, and answer each batch of requests."""
     stdout.write(greeting)
     stdout.flush()
     setup = read_frame(stdin)
@@ -39,23 +40,23 @@ def serve(stdin: IO[bytes], stdout: IO[bytes], greeting: bytes) -> None:
         return
     draw = drawer(setup)
     while (batch := read_frame(stdin)) is not None:
-        write_frame(stdout, b"\n".join(_answer(draw, line) for line in batch.split(b"\n")))
+        write_frame(stdout, b"\n".join(_answer(draw, request) for request in requests_of(batch)))
 
 
 def drawer(setup: bytes) -> Callable[[bytes], str]:
-    """What draws a feature's line of JSON, on the page that the setup tells of (``data_storing_fns.worker_setup``)."""
+    """What draws a feature from its message, on the page that the setup tells of (``data_storing_fns.worker_setup``)."""
     features, _, document = setup.partition(b"\n")
     data: MultiFeatureData = _json.loads(MultiFeatureData, document)
     printer = TokenPrinter(data.vocab, data.vocab_bytes)
     linked = frozenset(map(int, features.split()))
     page = PageContext(printer, data.params, data.provenance, linked)
-    read = _json.line_reader(MultiFeatureData)
-    return lambda line: _page.pack(read(line).get_html(page))
+    read = _json.message_reader(FeatureData)
+    return lambda message: _page.pack(read(message).get_html(page))
 
 
-def _answer(draw: Callable[[bytes], str], line: bytes) -> bytes:
+def _answer(draw: Callable[[bytes], str], request: bytes) -> bytes:
     """What was drawn; nothing if it could not be, so that the other process tries and gets the error itself."""
     try:
-        return draw(line).encode() if line else b""
+        return draw(request).encode() if request else b""
     except Exception:  # noqa: BLE001 - of whatever kind, it will be raised there
         return b""

@@ -494,7 +494,7 @@ def packed_features(
     if setup is None:
         yield from _packed_behind((feature, feature.get_html(page)) for feature in features)
     else:
-        yield from _render_pool.ordered_map(features, n, setup, _worker_line, here)
+        yield from _render_pool.ordered_map(features, n, setup, _request, here)
 
 
 def _packed_behind(drawn: Iterable[tuple[FeatureData, Html]]) -> Generator[tuple[FeatureData, str], None, None]:
@@ -524,9 +524,9 @@ def worker_setup(page: PageContext) -> bytes | None:
         return None
 
 
-def _worker_line(feature: FeatureData) -> bytes | None:
+def _request(feature: FeatureData) -> bytes | None:
     try:
-        return _json.line(MultiFeatureData, feature) if type(feature) is FeatureData else None
+        return _json.message(feature) if type(feature) is FeatureData else None
     except InputError:
         return None
 

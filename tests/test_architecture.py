@@ -228,6 +228,7 @@ THIRD_PARTY = {
     "_labels": {"msgspec"},
     "_feature_folder": {"msgspec", "zlib_ng"},
     "_json": {"msgspec", "zlib_ng"},
+    "_render_pool": {"msgspec"},
 }
 MAX_LINES = 60  # of a function
 

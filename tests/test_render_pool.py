@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from msgspec import ValidationError
 from rendering_fixtures import make_features
 
 from sae_vis import InputError, MultiFeatureData, _json, _render_pool, _render_worker, data_storing_fns
@@ -63,8 +64,8 @@ def drawn(features, processes) -> list[tuple[int, str]]:
 def as_a_worker(features, page) -> list[str | None]:
     """What a worker makes of each feature, None for those that it never gets."""
     draw = _render_worker.drawer(worker_setup(page))
-    lines = [data_storing_fns._worker_line(feature) for feature in features]
-    return [None if line is None else draw(line) for line in lines]
+    requests = [data_storing_fns._request(feature) for feature in features]
+    return [None if request is None else draw(request) for request in requests]
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:
@@ -131,6 +132,19 @@ def test_what_cannot_be_sent_is_drawn_here_and_ints_are_drawn_like_floats(tmp_pa
     assert all(text in (None, expected) for text, (_, expected) in zip(worker, one_process, strict=True))
 
 
+def test_what_is_not_finite_is_drawn_as_it_is(started):
+    data = make_features(12, **TINY)
+    sequence = data[4].sequences.groups[0].sequences[0]
+    sequence.loss_contribution[0] = math.nan  # JSON would make it a missing one
+    data[7].activations.mean = math.inf
+    assert _json.message_reader(FeatureData)(_json.message(data[3])) == data[3]
+    for index in (4, 7):
+        with pytest.raises(ValidationError, match="finite"):
+            _json.message_reader(FeatureData)(_json.message(data[index]))
+    del data.feature_data_dict[4]  # no page can show it
+    assert drawn(data, 2) == drawn(data, 1)
+
+
 def test_a_page_of_another_kind_is_drawn_here(features, started):
     class Page(PageContext):
         """A page of the user's."""
@@ -155,7 +169,7 @@ def test_a_features_own_class_is_drawn_here():
         """A feature of the user's."""
 
     parts = vars(make_features(1, dead=(), **TINY)[0])
-    assert data_storing_fns._worker_line(Own(**{k: v for k, v in parts.items() if k != "_context"})) is None
+    assert data_storing_fns._request(Own(**{k: v for k, v in parts.items() if k != "_context"})) is None
 
 
 # --- errors ------------------------------------------------------------------------------------------------------
@@ -307,10 +321,14 @@ def test_there_is_a_core():
 # --- the worker, in this process -----------------------------------------------------------------------------------
 
 
-def test_a_worker_answers_line_by_line_and_leaves_empty_what_it_cannot_draw(features, expected):
-    lines = [_json.line(MultiFeatureData, features[0]), b"", b"rubbish", _json.line(MultiFeatureData, features[1])]
+def test_a_worker_answers_each_request_and_leaves_empty_what_it_cannot_draw(features, expected):
+    requests = [_json.message(features[0]), b"", b"rubbish", _json.message(features[1])]
     asked, told = io.BytesIO(), io.BytesIO()
-    for frame in (worker_setup(features._context()), b"\n".join(lines), lines[0]):
+    for frame in (
+        worker_setup(features._context()),
+        _render_pool.batch_of(requests),
+        _render_pool.batch_of(requests[:1]),
+    ):
         _render_pool.write_frame(asked, frame)
     asked.seek(0)
     _render_worker.serve(asked, told, b"hello\n")
@@ -324,14 +342,14 @@ def test_a_worker_answers_line_by_line_and_leaves_empty_what_it_cannot_draw(feat
 
 def test_drawing_leaves_nothing_to_the_garbage_collector(features):
     """Workers look for garbage seldom: there must be none."""
-    lines = [_json.line(MultiFeatureData, features[index]) for index in features]
+    requests = [_json.message(features[index]) for index in features]
     draw = _render_worker.drawer(worker_setup(features._context()))
-    draw(lines[0])
+    draw(requests[0])
     gc.collect()
     gc.disable()
     try:
-        for line in lines:
-            draw(line)
+        for request in requests:
+            draw(request)
         assert gc.collect() < N
     finally:
         gc.enable()
