@@ -33,10 +33,11 @@ from benchmarks.peers.loading import EPS, load_shape
 from sae_vis import FeatureData, MultiFeatureData, SequenceData
 from sae_vis.model_fns import LanguageModel
 
-# Of what is timed at most; a whole number of chunks. Sizes of chunks that were fast where this was written.
+# Of what is timed at most: some seconds, as the speed of a machine changes from one to the next; a whole number of chunks.
+# Sizes of chunks that were fast where this was written.
 SAMPLED_ROWS, CHUNK_ROWS = 256, 8
-SAMPLED_POSITIONS, CHUNK_POSITIONS = 4096, 256
-SAMPLED_PAIRS, CHUNK_PAIRS = 4096, 16
+SAMPLED_POSITIONS, CHUNK_POSITIONS = 16384, 256
+SAMPLED_PAIRS, CHUNK_PAIRS = 32768, 16
 SAMPLED_PASSES, CHUNK_PASSES = 512, 8
 LISTED = 5
 
