@@ -77,12 +77,12 @@ class TokensData:
         return html_fns.tokens_table(
             f"fires on {n}",
             self.summary(),
-            [printer.one(token_id) for token_id in self.token_ids[shown]],
-            [format_percent(rate, 2) for rate in self.firing_rates()[shown]],
-            [f"{of:,}" for of in self.n_occurrences[shown]],
-            [format_fixed(mean, decimals) for mean in self.mean[shown]],
-            [format_percent(share, 2) for share in self.share[shown]],
-            [level(share, 1.0) for share in self.share[shown]],
+            tokens=[printer.one(token_id) for token_id in self.token_ids[shown]],
+            rates=[format_percent(rate, 2) for rate in self.firing_rates()[shown]],
+            occurrences=[f"{of:,}" for of in self.n_occurrences[shown]],
+            means=[format_fixed(mean, decimals) for mean in self.mean[shown]],
+            shares=[format_percent(share, 2) for share in self.share[shown]],
+            bars=[level(share, 1.0) for share in self.share[shown]],
         )
 
     def summary(self) -> str:
