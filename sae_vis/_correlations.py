@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,18 +19,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_vis._ranking import stable_order
+from sae_vis._ranking import sort_into, stable_order
 from sae_vis._statistics import Ints
 
 CORRELATION_DECIMALS = 6
 LEAST_BYTES = 2**12  # that products take, however small the budget: less would be a call for every number
 SHARE_OF_PRODUCTS = 8  # of the memory budget
+TILE_BYTES = 2**23  # of products at a time, at most: what comes and goes is reused then, and else new memory each time
 BYTES_PER_PRODUCT = 8 + 8 + 8 + 8  # the product, sparse and dense, and what is made of it
 BYTES_PER_COUNT = 8 + 8 + 8  # how often both are active, and what is made of it
 FLOAT32_WHOLE = 2**24  # below, float32 counts exactly
 BYTES_PER_SORTED = 40  # of a non-zero, while the columns are laid out by position
 DENSE_PIECE = 2**16  # numbers of neurons that are added up together: they stay in the cache
 PIECE = 2**22  # non-zeros that are looked at together
+SORTED = 2**18  # non-zeros that are sorted together: they stay in the cache
 
 
 class Moments(NamedTuple):
@@ -119,8 +122,11 @@ def _sparse_warnings_off() -> Iterator[None]:
 
 
 def _csr(offsets: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    # MKL reads 32-bit indices, and torch converts others to them for every product, which takes as long as the product.
+    fits = values.device.type == "cpu" and max(len(values), *size) < 2**31
+    kind = torch.int32 if fits else torch.int64
     with _sparse_warnings_off():
-        return torch.sparse_csr_tensor(offsets.long(), columns.long(), values, size, check_invariants=False)
+        return torch.sparse_csr_tensor(offsets.to(kind), columns.to(kind), values, size, check_invariants=False)
 
 
 # --- co-moments --------------------------------------------------------------------------------------------------
@@ -192,7 +198,7 @@ def co_moments_by_tile(
     moments_y = _moments_by_piece(y)
     shift_y = moments_y.low  # zero but for columns that are active everywhere, whose mean would drown the rest
     bytes_each = BYTES_PER_PRODUCT + counting * BYTES_PER_COUNT
-    tile = tile or max(1, share // (bytes_each * max(1, len(y))))
+    tile = tile or max(1, min(share // bytes_each, TILE_BYTES // 8) // max(1, len(y)))
     chunks = max(1, min(y.n_rows, -(-len(y.rows) * BYTES_PER_SORTED // share)))  # one position at least
     chunked_x, chunked_y = _Chunked.of(x, chunks), _Chunked.of(y, chunks)
     whole = chunked_y.by_position(0, shift_y) if chunks == 1 else None
@@ -255,27 +261,46 @@ class _Chunked(NamedTuple):
         offsets = _offsets(high - low)
         if self.bounds.shape[1] == 2:
             span = slice(int(low[0]), int(high[-1])) if len(low) else slice(0, 0)
-            return offsets, self.columns.rows[span].long(), self.columns.values[span].double()
+            return offsets, self.columns.rows[span], self.columns.values[span]
         index = torch.arange(int(offsets[-1])) + torch.repeat_interleave(low - offsets[:-1], high - low)
-        return offsets, self.columns.rows[index].long() - chunk * self.n_rows, self.columns.values[index].double()
+        return offsets, self.columns.rows[index] - chunk * self.n_rows, self.columns.values[index]
 
     def by_column(self, chunk: int, start: int, stop: int, shift: Float[Tensor, " n"]) -> Tensor:
         """The sparse matrix ``[columns, rows]`` of a chunk, each column less its shift."""
         offsets, rows, values = self._entries(chunk, start, stop)
+        values = values.double()
         if bool(shift.any()):
-            values -= shift[torch.repeat_interleave(offsets.diff())]
+            values = values - shift[torch.repeat_interleave(offsets.diff())]
         return _csr(offsets, rows, values, (stop - start, self.n_rows))
 
     def by_position(self, chunk: int, shift: Float[Tensor, " n"]) -> Tensor:
         """The sparse matrix ``[rows, columns]`` of a chunk, each column less its shift."""
         n = len(self.columns)
         offsets, rows, values = self._entries(chunk, 0, n)
-        column = torch.repeat_interleave(offsets.diff())
-        if bool(shift.any()):
-            values -= shift[column]
-        order = stable_order(rows, self.n_rows)
-        counts = torch.bincount(rows, minlength=self.n_rows)
-        return _csr(_offsets(counts), column[order], values[order], (self.n_rows, n))
+        column, value = np.empty(len(rows), np.int32), np.empty(len(rows), np.float64)
+        counts = torch.zeros(self.n_rows, dtype=torch.int64)
+        pieces = [*_pieces(offsets, max(SORTED, self.n_rows))]
+        for _, span in pieces:
+            counts += torch.bincount(rows[span], minlength=self.n_rows)
+        row_offsets = _offsets(counts)
+        next_place = row_offsets[:-1].numpy().copy()
+        shifts = bool(shift.any())
+        for some, span in pieces:
+            numbers = torch.arange(some.start, some.stop, dtype=torch.int32)
+            own = torch.repeat_interleave(numbers, offsets[some.start : some.stop + 1].diff())
+            shifted = values[span].double() - shift[own] if shifts else values[span]
+            sort_into((column, value), rows[span], (own.numpy(), shifted.numpy()), next_place)
+        return _csr(row_offsets, torch.from_numpy(column), torch.from_numpy(value), (self.n_rows, n))
+
+
+def _pieces(offsets: Int[Tensor, " n_plus_1"], size: int) -> Iterator[tuple[slice, slice]]:
+    """Columns that follow each other, and the span of their non-zeros: of so many of these, or of one column."""
+    ends = offsets.tolist()
+    start = 0
+    while start < len(ends) - 1:
+        stop = max(start + 1, bisect_right(ends, ends[start] + size) - 1)
+        yield slice(start, stop), slice(ends[start], ends[stop])
+        start = stop
 
 
 def _add_product(products: Float[Tensor, "n m"], a: Tensor, b: Tensor) -> None:

@@ -19,10 +19,10 @@ from sae_vis.model_fns import product_error
 
 COSINE_DECIMALS = 6
 MOST_ROWS = 2**12  # of a tile: larger ones are no faster
-TILE_BYTES = 2**26  # of float32 products that are looked at together
+TILE_BYTES = 2**24  # of float32 products that are looked at together
 SHARE_OF_DIRECTIONS = 8  # of the memory budget
 COPIES = 6  # of a float32 direction, while it is worked with
-PIECE = 2**22  # numbers of pairs that are multiplied together in float64
+PIECE = 2**20  # numbers of pairs that are multiplied together in float64: more would be new memory each time
 SPARE = 13  # candidates beyond the size that are taken without a look at the whole row: rounding seldom adds more
 MANY = 64  # candidates for each row of a table: beyond, as where all directions are orthogonal, whole rows are cheaper
 USUAL = 1e12  # lengths between this and its inverse have squares that float32 can add up
@@ -49,26 +49,27 @@ class _Directions(NamedTuple):
     """Some directions: ids, rows, and for the first look the rows at some size that float32 can multiply, with their lengths.
 
     The rows themselves, but for those that are far too long or short. A length of 0 stands for a row that has no direction:
-    one of zeros, or one that a broken encoder made infinite.
+    one of zeros, or one that a broken encoder made infinite. ``norms`` are the lengths of the rows themselves, in float64.
     """
 
     ids: Int[Tensor, " k"]
     rows: Float[Tensor, "k d"]
     scaled: Float[Tensor, "k d"]
     lengths: Float[Tensor, " k"]
+    norms: Float[Tensor, " k"]
 
     @classmethod
     def of(cls, ids: Int[Tensor, " k"], rows: Float[Tensor, "k d"]) -> _Directions:
         rows = _where_float64_is(rows)
-        scaled, lengths = rows, torch.linalg.vector_norm(rows, dim=1)
+        scaled, norms = rows, decoder_norms(rows)
+        lengths = norms.float()
         odd = ~((lengths > 1 / USUAL) & (lengths < USUAL))
         if bool(odd.any()):
-            norms = decoder_norms(rows[odd])
-            usable = torch.isfinite(norms) & (norms > 0)
-            scaled, lengths = rows.clone(), lengths.clone()
-            scaled[odd] = (rows[odd].double() / norms.where(usable, 1.0)[:, None]).float()
+            usable = torch.isfinite(norms[odd]) & (norms[odd] > 0)
+            scaled = rows.clone()
+            scaled[odd] = (rows[odd].double() / norms[odd].where(usable, 1.0)[:, None]).float()
             lengths[odd] = usable.float()
-        return cls(ids, rows, scaled, lengths)
+        return cls(ids, rows, scaled, lengths, norms)
 
     @property
     def usable(self) -> Tensor:
@@ -108,11 +109,15 @@ def nearest_directions(
     tile = max(64, memory_bytes // SHARE_OF_DIRECTIONS // (4 * COPIES * max(1, own_rows.shape[1])))
     tile = min(tile, MOST_ROWS)
     found: list[_Pairs] = []
+    room = x.scaled.new_empty(0)  # new memory for every tile would cost half as much as its product
     for ids in torch.split(torch.arange(d_hidden), tile):
         y = x if torch.equal(ids, features) else _Directions.of(ids, rows_of(ids))
         step = max(32, TILE_BYTES // (4 * len(ids)))
         for start in range(0, len(features), step):
-            pairs = _best(x.part(start, start + step), y, size)
+            some = x.part(start, start + step)
+            if len(room) < len(some.ids) * len(ids):
+                room = room.new_empty(len(some.ids) * len(ids))
+            pairs = _best(some, y, size, room[: len(some.ids) * len(ids)].view(len(some.ids), len(ids)))
             found.append(pairs._replace(feature=pairs.feature + start))
     return _ranked(_joined(found), len(features), size)
 
@@ -121,9 +126,12 @@ def _joined(parts: list[_Pairs]) -> _Pairs:
     return _Pairs(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-def _best(x: _Directions, y: _Directions, size: int) -> _Pairs:
-    """Among these are the ``size`` largest cosines of each x with some y; ``y.ids`` follow each other."""
-    products = (x.scaled / x.lengths[:, None]) @ y.scaled.T
+def _best(x: _Directions, y: _Directions, size: int, room: Float[Tensor, "n_x n_y"]) -> _Pairs:
+    """Among these are the ``size`` largest cosines of each x with some y; ``y.ids`` follow each other.
+
+    ``room`` is memory for the products.
+    """
+    products = torch.mm(x.scaled / x.lengths[:, None], y.scaled.T, out=room)
     products = _without_itself(products.div_(y.lengths), x, y)
     found = products.topk(min(size + SPARE, len(y.ids)), 1)
     least = found.values[:, :size][:, -1:] - _margin(products, x.rows.shape[1])
@@ -168,11 +176,9 @@ def _margin(products: Tensor, width: int) -> float:
 def _cosines(x: _Directions, y: _Directions, feature: Tensor, other: Tensor) -> Floats:
     """Of some pairs, in float64."""
     step = max(1, PIECE // max(1, x.rows.shape[1]))
-    others, place = torch.unique(other, return_inverse=True)
-    norms, others_norms = decoder_norms(x.rows), decoder_norms(y.rows[others])
     found = [
-        (x.rows[a].double() * y.rows[b].double()).sum(1) / norms[a] / others_norms[c]
-        for a, b, c in zip(*(torch.split(values, step) for values in (feature, other, place)), strict=True)
+        (x.rows[a].double() * y.rows[b].double()).sum(1) / x.norms[a] / y.norms[b]
+        for a, b in zip(torch.split(feature, step), torch.split(other, step), strict=True)
     ]
     return _stored(torch.cat(found))
 
@@ -184,11 +190,11 @@ def _stored(cosines: Tensor) -> Floats:
 
 def _whole_rows(x: _Directions, y: _Directions, rows: Tensor, size: int) -> _Pairs:
     """The largest cosines of a few x, all of them computed in float64."""
-    few = _Directions(x.ids[rows.cpu()], x.rows[rows], x.scaled[rows], x.lengths[rows])
+    few = _Directions(x.ids[rows.cpu()], *(values[rows] for values in x[1:]))
     parts = [
         few.rows.double() @ part.double().T for part in torch.split(y.rows, max(1, PIECE // max(1, x.rows.shape[1])))
     ]
-    exact = _without_itself(torch.cat(parts, 1) / decoder_norms(few.rows)[:, None] / decoder_norms(y.rows), few, y)
+    exact = _without_itself(torch.cat(parts, 1) / few.norms[:, None] / y.norms, few, y)
     found = []
     for row, cosines in zip(rows.tolist(), exact, strict=True):
         values = _stored(cosines)

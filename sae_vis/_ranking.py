@@ -6,9 +6,11 @@ one (by maximum, then by index), then ``n`` values come before all of its values
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -95,3 +97,22 @@ def stable_order(keys: Int[Tensor, " k"], below: int) -> Int[Tensor, " k"]:
     if below > 2**16:
         order = order[np.argsort((numbers >> 16).astype(np.uint16)[order], kind="stable")]
     return torch.from_numpy(order)
+
+
+def sort_into(
+    targets: Sequence[npt.NDArray[Any]],
+    keys: Int[Tensor, " k"],
+    arrays: Sequence[npt.NDArray[Any]],
+    next_place: npt.NDArray[np.int64],
+) -> None:
+    """Put the entries of each array into its target, sorted by their keys, equal ones as they stand.
+
+    ``next_place`` says where the next entry of each key belongs, and is moved on: what is given piece by piece is sorted as a
+    whole, in memory that the caches hold.
+    """
+    order = stable_order(keys, len(next_place)).numpy()
+    counts = np.bincount(keys.numpy(), minlength=len(next_place))
+    place = np.arange(len(keys)) + np.repeat(next_place - (counts.cumsum() - counts), counts)
+    for target, values in zip(targets, arrays, strict=True):
+        target[place] = values[order]
+    next_place += counts

@@ -23,10 +23,13 @@ from torch import Tensor
 
 from sae_vis._correlations import Correlated, SparseColumns, co_moments_by_tile, co_occurrence, most_correlated
 from sae_vis._errors import InputError, shown
-from sae_vis._ranking import stable_order
+from sae_vis._ranking import sort_into, stable_order
 
 BYTES_PER_ENTRY = 4 + 4 + 4  # a float32 value, an int32 position, an int32 column
-CHUNK = 2**23  # entries that are sorted at a time
+CHUNK = 2**23  # entries that are sorted at a time, of those on disk
+JOINED = 2**17  # entries in memory that are sorted at a time, at least: they stay in the cache
+
+_Part = tuple[Any, Any, Any]  # positions, columns, values
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class StoreBuilder:
         self.features, self.counted, self.memory_bytes = features, counted, memory_bytes
         self.counts = np.zeros(len(features), dtype=np.int64)
         self.index_type = np.dtype(np.int32 if counted.numel() < 2**31 else np.int64)
-        self.parts: list[tuple[Any, Any, Any]] = []  # positions, columns, values
+        self.parts: list[_Part] = []
         self.in_memory = 0
         self.files: tuple[IO[bytes], ...] | None = None
 
@@ -218,29 +221,23 @@ class StoreBuilder:
     def finish(self) -> ActivationStore:
         """The store of what was added."""
         offsets = torch.from_numpy(np.concatenate([[0], self.counts.cumsum()]))
+        next_place = offsets.numpy()[:-1].copy()  # of each column
         if self.files is None:
-            kinds = (self.index_type, np.dtype(np.int32), np.dtype(np.float32))
-            positions, columns, values = (
-                np.concatenate([np.zeros(0, dtype=kind), *arrays])
-                for kind, arrays in zip(
-                    kinds, zip(*self.parts, strict=True) if self.parts else ((), (), ()), strict=True
-                )
-            )
-            self.parts = []
-            order = stable_order(torch.from_numpy(columns), len(self.counts)).numpy()
-            return ActivationStore(
-                self.features,
-                offsets,
-                torch.from_numpy(positions[order]),
-                torch.from_numpy(values[order]),
-                self.counted,
-            )
+            positions, values = (np.empty(int(offsets[-1]), kind) for kind in (self.index_type, np.float32))
+            for some, columns, found in self._joined_parts():
+                sort_into((positions, values), torch.from_numpy(columns), (some, found), next_place)
+            tensors = torch.from_numpy(positions), torch.from_numpy(values)
+            return ActivationStore(self.features, offsets, *tensors, self.counted)
         self._spill()
         with contextlib.ExitStack() as files:
             for file in self.files:
                 files.enter_context(file)
             places, numbers = (_mapped(int(offsets[-1]), kind) for kind in (self.index_type, np.dtype(np.float32)))
-            self._sort_into(places, numbers, offsets.numpy()[:-1].copy())
+            for some, columns, found in self._parts_on_disk():
+                sort_into((places.array, numbers.array), torch.from_numpy(columns), (some, found), next_place)
+                for one in (places, numbers):
+                    one.file.flush()
+                    _release(one.file)
         return ActivationStore(
             self.features,
             offsets,
@@ -250,6 +247,18 @@ class StoreBuilder:
             mapped=(places.file, numbers.file),
         )
 
+    def _joined_parts(self) -> Iterator[_Part]:
+        """What is in memory, a piece at a time; what was given is let go of."""
+        least = max(JOINED, len(self.counts))
+        self.parts.reverse()
+        while self.parts:
+            some, size = list[_Part](), 0
+            while self.parts and size < least:
+                some.append(self.parts.pop())
+                size += len(some[-1][0])
+            positions, columns, values = (np.concatenate(arrays) for arrays in zip(*some, strict=True))
+            yield positions, columns, values
+
     def _spill(self) -> None:
         if self.files is None:
             self.files = tuple(_temporary() for _ in range(3))
@@ -258,8 +267,7 @@ class StoreBuilder:
                 _write(file, array)
         self.parts, self.in_memory = [], 0
 
-    def _sort_into(self, places: _Mapped, numbers: _Mapped, next_place: Any) -> None:
-        """Read the files from the start and put every entry where it belongs; ``next_place`` is that of each column."""
+    def _parts_on_disk(self) -> Iterator[_Part]:
         files = self.files or ()
         for file in files:
             file.seek(0)
@@ -271,15 +279,7 @@ class StoreBuilder:
             )
             if not len(columns):
                 break
-            order = stable_order(torch.from_numpy(columns), len(self.counts)).numpy()
-            counts = np.bincount(columns, minlength=len(self.counts))
-            shift = next_place - np.concatenate([[0], counts.cumsum()[:-1]])
-            target = np.arange(len(columns)) + np.repeat(shift, counts)
-            places.array[target], numbers.array[target] = positions[order], values[order]
-            next_place += counts
-            for one in (places, numbers):
-                one.file.flush()
-                _release(one.file)
+            yield positions, columns, values
 
 
 class _Mapped(NamedTuple):

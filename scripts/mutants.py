@@ -448,16 +448,16 @@ MUTANTS: list[Mutant] = [
             "        with contextlib",
         ),
         (
-            "spill-place",
-            "each chunk is sorted in behind the ones before it",
-            "next_place += counts",
-            "next_place += 0 * counts",
-        ),
-        (
             "spill-chunk-order",
             "positions of a chunk go with their values",
-            "places.array[target], numbers.array[target] = positions[order], values[order]",
-            "places.array[target], numbers.array[target] = positions[order], values",
+            "(places.array, numbers.array), torch.from_numpy(columns), (some, found)",
+            "(places.array, numbers.array), torch.from_numpy(columns), (some[::-1], found)",
+        ),
+        (
+            "parts-order",
+            "parts in memory stay in their order",
+            "self.parts.reverse()",
+            "self.parts.sort(key=lambda part: len(part[0]))",
         ),
         ("files-left-open", "files are closed when they are read", "files.enter_context(file)", "files"),
         (
@@ -692,6 +692,18 @@ MUTANTS: list[Mutant] = [
             "what is behind the last block counts",
             "negated=negated).joined(others, n)",
             "negated=negated)",
+        ),
+        (
+            "sorted-pieces-follow",
+            "each piece is sorted in behind the ones before it",
+            "next_place += counts",
+            "next_place += 0 * counts",
+        ),
+        (
+            "sorted-piece-order",
+            "what is sorted goes with its key",
+            "target[place] = values[order]",
+            "target[place] = values",
         ),
         ("order-limit", "more than 2^16 keys have higher digits", "below > 2**16:", "below > 2**17:"),
         (
@@ -1769,8 +1781,8 @@ MUTANTS: list[Mutant] = [
         (
             "nearest-of-zeros",
             "a row of zeros has no direction",
-            "usable = torch.isfinite(norms) & (norms > 0)",
-            "usable = torch.isfinite(norms)",
+            "usable = torch.isfinite(norms[odd]) & (norms[odd] > 0)",
+            "usable = torch.isfinite(norms[odd])",
         ),
         (
             "nearest-float32",
@@ -1787,8 +1799,8 @@ MUTANTS: list[Mutant] = [
         (
             "nearest-not-normal",
             "cosines do not depend on lengths",
-            "/ norms[a] / others_norms[c]",
-            "/ norms[a]",
+            "/ x.norms[a] / y.norms[b]",
+            "/ x.norms[a]",
         ),
         ("nearest-more", "as many as are equally near are looked at", "if bool(more.any()):", "if False:"),
         (
@@ -1800,8 +1812,8 @@ MUTANTS: list[Mutant] = [
         (
             "nearest-whole-rows",
             "whole rows are as long as one too",
-            "/ decoder_norms(few.rows)[:, None] / decoder_norms(y.rows)",
-            "/ decoder_norms(few.rows)[:, None]",
+            "/ few.norms[:, None] / y.norms",
+            "/ few.norms[:, None]",
         ),
         (
             "nearest-odd-lengths",

@@ -125,6 +125,8 @@ PIECES = {
     "_activations.ENCODED_BYTES": 1,  # a row at a time
     "model_fns.CACHED": 1,
     "_correlations.PIECE": 40,
+    "_correlations.SORTED": 1,
+    "_correlations.TILE_BYTES": 1,
     "_direct_effects.PIECE": 1,  # a pair at a time
     "_direct_effects.ROWS": 3,
     "_linear_changes.BLOCK_PAIRS": 2,
@@ -132,6 +134,7 @@ PIECES = {
     "_assemble.LOGITS_BYTES": 1,
     "_measure_direct.SHARE_OF_RESIDUALS": 10**12,  # a batch of rows at a time
     "_store.CHUNK": 50,
+    "_store.JOINED": 1,
     "_neighbours.TILE_BYTES": 1,
     "_neighbours.PIECE": 200,
     "_neighbours.MANY": 1,

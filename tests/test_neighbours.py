@@ -162,6 +162,16 @@ def test_the_length_of_a_direction_does_not_matter(size):
     assert [nearest.cosine for nearest in found] == [pytest.approx(nearest.cosine, abs=2e-6) for nearest in expected]
 
 
+def test_a_direction_may_be_longer_than_float32_can_tell():
+    rows = directions(40, 64, 3)
+    longest = rows * (3e38 / rows.abs().max())
+    assert torch.isinf(longest.norm(dim=1)).any()
+    found, expected = (
+        nearest_directions(lambda ids, of=of: of[ids], torch.arange(40), of, 40, 5) for of in (longest, rows)
+    )
+    assert [nearest.indices for nearest in found] == [nearest.indices for nearest in expected]
+
+
 # --- co-activation -----------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_vis._ranking import BLOCK, ID_BITS, Ranked, keyed, largest, largest_of_any_width, stable_order
+from sae_vis._ranking import BLOCK, ID_BITS, Ranked, keyed, largest, largest_of_any_width, sort_into, stable_order
 
 FEW = [0.0, -0.0, 1.0, -1.0, 2.5, 1e-45, -1e-45, 3.4e38, -3.4e38, math.inf, -math.inf]
 FLOATS = st.one_of(st.sampled_from(FEW), st.floats(width=32, allow_nan=False))
@@ -135,3 +135,18 @@ def test_the_order_of_integers_is_stable_at_any_size(below):
 
 def test_nothing_has_an_order_too():
     assert stable_order(torch.zeros(0, dtype=torch.int64), 5).tolist() == []
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [0, 500, 500, 999]])
+def test_what_is_sorted_in_piece_by_piece_is_sorted_as_a_whole(cuts):
+    rng = np.random.default_rng(0)
+    keys, numbers = rng.integers(0, 40, 1000).astype(np.int32), np.arange(1000.0)
+    keys[keys == 7] = 8  # a key that does not occur
+    targets = np.empty(1000), np.empty(1000, dtype=np.int32)
+    next_place = np.searchsorted(np.sort(keys), np.arange(41))
+    for own, some in zip(np.split(keys, cuts), np.split(numbers, cuts), strict=True):
+        sort_into(targets, torch.from_numpy(own), (some, own), next_place)
+    order = np.argsort(keys, kind="stable")
+    assert targets[0].tolist() == numbers[order].tolist()
+    assert targets[1].tolist() == keys[order].tolist()
+    assert next_place.tolist() == [*np.searchsorted(np.sort(keys), np.arange(1, 41)).tolist(), 1000]

@@ -84,6 +84,16 @@ def test_chunks_of_the_files_may_end_anywhere(chunk, monkeypatch):
     assert torch.equal(dense(built(acts, 1).finish()), acts)
 
 
+@pytest.mark.parametrize("joined", [1, 47, 10**6])
+def test_parts_in_memory_may_be_of_any_size(joined, monkeypatch):
+    acts = some_acts()
+    acts[:300] = 0.0
+    monkeypatch.setattr(_store, "JOINED", joined)
+    store = built(acts, 10**9).finish()
+    assert torch.equal(dense(store), acts)
+    assert not store.mapped
+
+
 def test_features_that_are_never_active_lie_in_files_too():
     acts = some_acts()
     acts[:, [0, 3, 5]] = 0.0
