@@ -15,7 +15,15 @@ from sae_vis._params import FeatureVisParams
 from sae_vis._ranking import largest_of_any_width
 from sae_vis._sequence_data import FullEffects, SequenceData, TokenEffect
 from sae_vis._shown import ByPlace, EffectAt, ShownFeature
-from sae_vis._statistics import FeatureActivations, histogram, histograms, moments, significant
+from sae_vis._statistics import (
+    ActivationMoments,
+    FeatureActivations,
+    histogram,
+    histograms,
+    moments,
+    moments_of_rows,
+    significant,
+)
 from sae_vis.model_fns import MIN_PRODUCT_ROWS
 from sae_vis.utils_fns import round_significant, ticks
 
@@ -126,7 +134,7 @@ class LogitPanels(NamedTuple):
         best = [largest_of_any_width(weights, n, negated=negated).sorted()[0].tolist() for negated in (False, True)]
         edges, heights = histograms(weights, fvp.n_bins)
         rows = weights.cpu().numpy()
-        return cls(rows, best[0], best[1], edges, heights, [_shape(row) for row in rows])
+        return cls(rows, best[0], best[1], edges, heights, [_shape(found) for found in moments_of_rows(rows)])
 
     def at(self, index: int) -> LogitPanel | None:
         """Those of one feature."""
@@ -142,9 +150,8 @@ class LogitPanels(NamedTuple):
         )
 
 
-def _shape(weights: npt.NDArray[np.float32]) -> tuple[float | None, float | None]:
-    """Skewness and kurtosis of logit weights, in float64; None if they are all equal."""
-    of_all = moments(weights.astype(np.float64), len(weights))
+def _shape(of_all: ActivationMoments) -> tuple[float | None, float | None]:
+    """Skewness and kurtosis, rounded; None where the logit weights are all equal."""
     skewness, kurtosis = (
         None if value is None else round_significant(value, STORED_DIGITS)
         for value in (of_all.skewness, of_all.kurtosis)

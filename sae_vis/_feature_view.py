@@ -284,7 +284,8 @@ class FeatureFetcher:
         store = collected.store.only(collected.features)
         ids = store.features.tolist()
         self._note_signed(collected.signed)
-        chosen = deque(self._chosen(store, index) for index in range(len(ids)))
+        with garbage_collection_paused():
+            chosen = deque(self._chosen(store, index) for index in range(len(ids)))
         tables = self._correlations(collected, store)
         kept = collected.kept
         del collected  # the products with the neurons, and the features that were only correlated with

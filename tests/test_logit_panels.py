@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sae_vis import FeatureVisParams
 from sae_vis._assemble import LogitPanels
-from sae_vis._statistics import histogram, histograms
+from sae_vis._statistics import histogram, histograms, moments, moments_of_rows
 from sae_vis.utils_fns import round_significant
 
 
@@ -106,3 +106,15 @@ def test_the_shape_of_the_logit_weights_is_that_of_exact_fractions(d_vocab):
         data, expected = panel.data([0]), oracles.moments(row)
         for found, exact in ((data.skewness, expected.skewness), (data.kurtosis, expected.kurtosis)):
             assert found == (None if exact is None else pytest.approx(exact, rel=5e-5, abs=1e-12))
+
+
+@pytest.mark.parametrize("width", [1, 2, 65, 3000])
+@pytest.mark.parametrize("cached", [1, 7000, 2**18])
+def test_moments_of_many_rows_have_the_bits_of_each(width, cached, monkeypatch):
+    generator = np.random.default_rng(width)
+    rows = generator.normal(size=(9, width)) * 10.0 ** generator.integers(-30, 30, size=(9, 1))
+    rows[3] = 0.1  # a constant, whose mean may be rounded
+    rows[5] += 1e6
+    values = rows.astype(np.float32)
+    monkeypatch.setattr("sae_vis._statistics.CACHED", cached)
+    assert moments_of_rows(values) == [moments(row.astype(np.float64), width) for row in values]
