@@ -279,7 +279,7 @@ class _Chunked(NamedTuple):
         offsets, rows, values = self._entries(chunk, 0, n)
         column, value = np.empty(len(rows), np.int32), np.empty(len(rows), np.float64)
         counts = torch.zeros(self.n_rows, dtype=torch.int64)
-        pieces = [*_pieces(offsets, max(SORTED, self.n_rows))]
+        pieces = [*column_pieces(offsets, max(SORTED, self.n_rows))]
         for _, span in pieces:
             counts += torch.bincount(rows[span], minlength=self.n_rows)
         row_offsets = _offsets(counts)
@@ -293,7 +293,7 @@ class _Chunked(NamedTuple):
         return _csr(row_offsets, torch.from_numpy(column), torch.from_numpy(value), (self.n_rows, n))
 
 
-def _pieces(offsets: Int[Tensor, " n_plus_1"], size: int) -> Iterator[tuple[slice, slice]]:
+def column_pieces(offsets: Int[Tensor, " n_plus_1"], size: int) -> Iterator[tuple[slice, slice]]:
     """Columns that follow each other, and the span of their non-zeros: of so many of these, or of one column."""
     ends = offsets.tolist()
     start = 0

@@ -30,7 +30,14 @@ from sae_vis._assemble import (
     logits_at_a_time,
     sequence_data,
 )
-from sae_vis._correlations import Coactive, Correlated, co_moments_by_tile, most_coactive, most_correlated
+from sae_vis._correlations import (
+    Coactive,
+    Correlated,
+    co_moments_by_tile,
+    column_pieces,
+    most_coactive,
+    most_correlated,
+)
 from sae_vis._directions import DirectionMap, Place
 from sae_vis._distribution_data import QuantileKnots
 from sae_vis._ending import Ending
@@ -50,6 +57,7 @@ from sae_vis._sequence_data import CounterexamplesData, SequenceData, SequenceGr
 from sae_vis._shares import Predicted, every_place, loss_shares, measured_windows
 from sae_vis._shown import ShownFeature, Window, shown_places
 from sae_vis._statistics import (
+    Aligned,
     FeatureActivations,
     Ints,
     aligned_neurons,
@@ -69,6 +77,7 @@ from sae_vis.utils_fns import decimals_for, format_fixed, round_significant
 CHECKED_ROWS = 2
 
 FEATURES_A_PART = 128  # of a folder that they are written to
+ENTRIES_A_PIECE = 2**16  # activations that are worked with together
 
 
 class _Chosen(NamedTuple):
@@ -285,7 +294,7 @@ class FeatureFetcher:
         ids = store.features.tolist()
         self._note_signed(collected.signed)
         with garbage_collection_paused():
-            chosen = deque(self._chosen(store, index) for index in range(len(ids)))
+            chosen = deque(map(self._chosen, self._activations(store, slice(0, len(ids)))))
         tables = self._correlations(collected, store)
         kept = collected.kept
         del collected  # the products with the neurons, and the features that were only correlated with
@@ -302,13 +311,14 @@ class FeatureFetcher:
             raise
         del kept
         for some, panels in self._panels(formula, ids):
-            for index in range(some.start, some.stop):
-                row = decoder_rows[index].cpu().numpy().astype(np.float64)
-                acts = self._activations(store, index)
+            aligned = self._aligned(decoder_rows[some])
+            for index, acts in enumerate(self._activations(store, some), some.start):
                 with garbage_collection_paused():
-                    seen, panel = measured.of(index), panels.at(index - some.start)
+                    seen, at = measured.of(index), index - some.start
+                    own = self._feature_tables(index, aligned[at], tables)
                     # Whatever was chosen is let go of: what is shown of all features would take gigabytes.
-                    feature = self._feature(acts, chosen.popleft(), seen, index, row, panel, tables)
+                    near = self._neighbours(index, tables)
+                    feature = self._feature(acts, chosen.popleft(), seen, panels.at(at), own, near)
                     feature.decoder_norm = round_significant(norms[index], 6)
                 yield feature
             store.release()
@@ -334,19 +344,22 @@ class FeatureFetcher:
             if before is not None:
                 yield before[0], before[1].result()
 
-    def _activations(self, store: ActivationStore, index: int) -> FeatureActivations:
-        places, values = store.column(index)
-        return FeatureActivations.of(
-            int(store.features[index]),
-            places.numpy().astype(np.int64),
-            values.numpy(),
-            store.seq_len,
-            store.row_offset,
-            self.provenance.n_counted,
-        )
+    def _activations(self, store: ActivationStore, some: slice) -> Iterator[FeatureActivations]:
+        """Of some features of the store, from a piece of it at a time."""
+        ids, offsets = store.features[some].tolist(), store.offsets[some.start : some.stop + 1]
+        for columns, span in column_pieces(offsets, ENTRIES_A_PIECE):
+            yield from FeatureActivations.of_columns(
+                ids[columns],
+                (offsets[columns.start : columns.stop + 1] - span.start).numpy(),
+                store.positions[span].numpy(),
+                store.values[span].numpy(),
+                store.seq_len,
+                store.row_offset,
+                self.provenance.n_counted,
+            )
 
-    def _chosen(self, store: ActivationStore, index: int) -> _Chosen:
-        acts, fvp = self._activations(store, index), self.fvp
+    def _chosen(self, acts: FeatureActivations) -> _Chosen:
+        fvp = self.fvp
         top, tokens, positions = None, None, None
         if fvp.n_tokens or fvp.n_counterexamples:
             top = top_tokens(acts, self._token_index, max(fvp.n_tokens, NEAR_MISS_TOKENS))
@@ -502,10 +515,9 @@ class FeatureFetcher:
         acts: FeatureActivations,
         one: _Chosen,
         seen: ShownFeature,
-        index: int,
-        decoder_row: Any,
         panel: LogitPanel | None,
-        tables: _Tables,
+        tables: FeatureTablesData,
+        neighbours: NeighboursData | None,
     ) -> FeatureData:
         groups = [group for group, _ in one.groups]
         for group, windows in one.groups:
@@ -520,7 +532,7 @@ class FeatureFetcher:
         place = self.places[acts.feature]
         return FeatureData(
             feature_idx=acts.feature,
-            feature_tables=self._feature_tables(index, decoder_row, tables),
+            feature_tables=tables,
             activations=activations_data(acts, self.fvp.n_bins),
             logits=None if panel is None else panel.data(shown_ids),
             sequences=SequenceMultiGroupData(groups),
@@ -528,7 +540,7 @@ class FeatureFetcher:
             tokens=one.tokens,
             positions=one.positions,
             counterexamples=against,
-            neighbours=self._neighbours(index, tables),
+            neighbours=neighbours,
             direction=None if place is None else DirectionData(*place),
         )
 
@@ -566,10 +578,15 @@ class FeatureFetcher:
         coactive = None if tables.coactive is None else CoactiveData(*tables.coactive[index])
         return NeighboursData(NearestData(*tables.nearest[index]), coactive)
 
-    def _feature_tables(self, index: int, decoder_row: Any, tables: _Tables) -> FeatureTablesData:
+    def _aligned(self, decoder_rows: Tensor) -> list[Aligned | None]:
+        """The neurons that each of some features writes to most; None where they are not asked for."""
         if not self.fvp.include_left_tables:
+            return [None] * len(decoder_rows)
+        return [*aligned_neurons(decoder_rows.cpu().numpy().astype(np.float64), self.fvp.rows_in_left_tables)]
+
+    def _feature_tables(self, index: int, aligned: Aligned | None, tables: _Tables) -> FeatureTablesData:
+        if aligned is None:
             return FeatureTablesData()
-        aligned = aligned_neurons(decoder_row, self.fvp.rows_in_left_tables)
 
         def correlated(table: list[Correlated] | None) -> CorrelationData | None:
             return None if table is None else CorrelationData(*table[index])

@@ -11,7 +11,7 @@ import numpy as np
 
 from sae_vis._ablation import Effects
 from sae_vis._params import Ablation
-from sae_vis._statistics import Example, FeatureActivations, Ints, significant
+from sae_vis._statistics import Example, FeatureActivations, Ints, are_among, significant
 
 V = TypeVar("V")
 
@@ -75,14 +75,22 @@ class ShownFeature(NamedTuple):
 
 def shown_places(windows: Sequence[Window], seq_len: int) -> Ints:
     """All places that the windows show, each once, in rising order."""
-    pieces = [np.arange(w.start, w.stop) + w.row * seq_len for w in windows]
-    return np.unique(np.concatenate(pieces)) if pieces else np.zeros(0, dtype=np.int64)
+    starts, stops = list[int](), list[int]()
+    for start, stop in sorted((w.row * seq_len + w.start, w.row * seq_len + w.stop) for w in windows):
+        if stops and start <= stops[-1]:
+            stops[-1] = max(stops[-1], stop)
+        else:
+            starts.append(start)
+            stops.append(stop)
+    first = np.array(starts, dtype=np.int64)
+    lengths = np.array(stops, dtype=np.int64) - first
+    return np.repeat(first - (lengths.cumsum() - lengths), lengths) + np.arange(lengths.sum())
 
 
 def shown_activations(acts: FeatureActivations, places: Ints, seq_len: int) -> ByPlace[float]:
-    """The feature's activations at the places where it has one."""
+    """The feature's activations at the places where it has one; both rise."""
     own = acts.rows * seq_len + acts.positions
-    found = np.isin(own, places, assume_unique=True)
+    found = are_among(own, places)
     return ByPlace(zip(own[found].tolist(), acts.values[found].tolist(), strict=True))
 
 

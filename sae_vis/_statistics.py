@@ -7,9 +7,10 @@ ranked, counted or shown uses the rounded values; so neither the batch size nor 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,9 +113,45 @@ class FeatureActivations(NamedTuple):
         rows, positions = np.divmod(places.astype(np.int64), seq_len)
         return cls(feature, rows + row_offset, positions, values, raw_double, n_counted)
 
+    @classmethod
+    def of_columns(
+        cls,
+        features: Sequence[int],
+        offsets: Ints,
+        places: Ints,
+        raw: npt.NDArray[np.float32],
+        seq_len: int,
+        row_offset: int,
+        n_counted: int,
+    ) -> Iterator[FeatureActivations]:
+        """From several columns of the store, each with the bits that ``of`` gives, in fewer and longer steps.
+
+        Column ``i`` is ``offsets[i] .. offsets[i + 1]`` of ``places`` and ``raw``.
+        """
+        raw_double = raw.astype(np.float64)
+        rows, positions = np.divmod(places.astype(np.int64), seq_len)
+        rows += row_offset
+        lengths = np.diff(offsets)
+        maxima = np.maximum.reduceat(raw_double, offsets[:-1][lengths > 0]) if len(raw) else raw_double
+        steps = iter([Step.for_maximum(maximum) for maximum in maxima.tolist()])
+        spans = [
+            (Step(0) if start == stop else next(steps), start, stop)
+            for start, stop in itertools.pairwise(offsets.tolist())
+        ]
+        # One of the two is 1, which changes nothing.
+        up, down = (
+            np.repeat([10.0 ** max(0, sign * step.exponent) for step, _, _ in spans], lengths) for sign in (1, -1)
+        )
+        values = np.maximum(np.rint(raw_double / up * down), 1.0) * up / down
+        for feature, (step, start, stop) in zip(features, spans, strict=True):
+            own = slice(start, stop)
+            if abs(step.exponent) > LARGEST_EXACT_POWER:
+                values[own] = step.value(step.steps(raw_double[own]))
+            yield cls(feature, rows[own], positions[own], values[own], raw_double[own], n_counted)
+
     def on_rows(self, rows: Ints) -> FeatureActivations:
-        """The activations on some of the rows only; the values stay rounded as they are."""
-        kept = np.isin(self.rows, rows)
+        """The activations on some of the rows only, which rise; the values stay rounded as they are."""
+        kept = are_among(self.rows, rows)
         return self._replace(
             rows=self.rows[kept], positions=self.positions[kept], values=self.values[kept], raw=self.raw[kept]
         )
@@ -123,6 +160,14 @@ class FeatureActivations(NamedTuple):
     def maximum(self) -> float:
         """The largest activation."""
         return float(self.values.max())
+
+
+def are_among(values: Ints, rising: Ints) -> npt.NDArray[np.bool_]:
+    """Which values are among some that rise: in a fraction of the time that numpy takes for any that do not."""
+    if not len(rising):
+        return np.zeros(len(values), dtype=np.bool_)
+    found: npt.NDArray[np.bool_] = rising[np.minimum(np.searchsorted(rising, values), len(rising) - 1)] == values
+    return found
 
 
 # --- moments, histogram, quantile knots --------------------------------------------------------------------------
@@ -242,15 +287,16 @@ def quantile_knots(raw: Floats) -> tuple[list[float], list[int]]:
     values = np.sort(raw)[::-1][np.array(ranks) - 1]
     values[EXACT_KNOTS:] = significant(values[EXACT_KNOTS:], FLOAT32_DIGITS)
     # Rounding must not lift a value above the exact ones before it.
-    return np.minimum.accumulate(values).tolist(), ranks
+    return np.minimum.accumulate(values).tolist(), list(ranks)
 
 
-def knot_ranks(n_active: int) -> list[int]:
+@functools.lru_cache(2**12)  # many features are active as often as another one
+def knot_ranks(n_active: int) -> tuple[int, ...]:
     """The ranks that are kept of ``n_active`` activations."""
     ranks = list(range(1, min(EXACT_KNOTS, n_active) + 1))
     while ranks[-1] < n_active:
         ranks.append(min(n_active, max(ranks[-1] + 1, math.floor(ranks[-1] * KNOT_RATIO))))
-    return ranks
+    return tuple(ranks)
 
 
 def count_at_least(value: float, knot_values: list[float], ranks: list[int]) -> float:
@@ -434,13 +480,23 @@ class Aligned(NamedTuple):
     share_of_l1: list[float]
 
 
-def aligned_neurons(decoder_row: Floats, size: int) -> Aligned:
-    """The largest signed entries; ties go to the lower index. The shares are 0 for a row of zeros."""
-    candidates = np.arange(len(decoder_row))
-    if size < len(decoder_row):
-        candidates = np.flatnonzero(decoder_row >= np.partition(decoder_row, -size)[-size])
-    best = candidates[np.argsort(-decoder_row[candidates], kind="stable")[:size]]
-    total = float(np.abs(decoder_row).sum())
-    values = [round_significant(float(v), 6) for v in decoder_row[best]]
-    shares = [round(float(abs(decoder_row[i])) / total, 6) if total else 0.0 for i in best]
-    return Aligned(best.tolist(), values, shares)
+def aligned_neurons(decoder_rows: Floats, size: int) -> list[Aligned]:
+    """The largest signed entries of each row ``[n, width]``; ties go to the lower index. The shares are 0 for a row of zeros."""
+    size = min(size, decoder_rows.shape[1])
+    if not size:
+        return [Aligned([], [], [])] * len(decoder_rows)
+    least = np.partition(decoder_rows, -size, axis=1)[:, [-size]]
+    row, column = np.nonzero(decoder_rows >= least)
+    value = decoder_rows[row, column]
+    order = np.lexsort((column, -value, row))
+    totals = np.abs(decoder_rows).sum(1).tolist()
+    first = np.searchsorted(row, np.arange(len(decoder_rows))).tolist()
+    return [
+        _aligned(column[best].tolist(), value[best].tolist(), total)
+        for best, total in ((order[start : start + size], total) for start, total in zip(first, totals, strict=True))
+    ]
+
+
+def _aligned(indices: list[int], values: list[float], total: float) -> Aligned:
+    shares = [round(abs(value) / total, 6) if total else 0.0 for value in values]
+    return Aligned(indices, [round_significant(value, 6) for value in values], shares)

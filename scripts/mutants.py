@@ -162,23 +162,41 @@ MUTANTS: list[Mutant] = [
         (
             "neurons-absolute",
             "the largest signed weights",
-            "decoder_row >= np.partition(decoder_row, -",
-            "abs(decoder_row) >= np.partition(abs(decoder_row), -",
+            "size = min(size, decoder_rows.shape[1])",
+            "size, decoder_rows = min(size, decoder_rows.shape[1]), abs(decoder_rows)",
         ),
         (
             "neurons-tie-order",
             "ties go to the lower neuron",
-            "best = candidates[np.arg",
-            "candidates = candidates[::-1]\n    best = candidates[np.arg",
+            "(column, -value, row)",
+            "(-column, -value, row)",
         ),
         (
             "share-of-l2",
             "the share is of the L1 norm",
-            "np.abs(decoder_row).sum()",
-            "np.sqrt(np.square(decoder_row).sum())",
+            "np.abs(decoder_rows).sum(1)",
+            "np.sqrt(np.square(decoder_rows).sum(1))",
         ),
-        ("share-signed-sum", "the L1 norm sums absolute values", "np.abs(decoder_row).sum()", "decoder_row.sum()"),
-        ("share-sign", "a share is positive", "float(abs(decoder_row[i]))", "float(decoder_row[i])"),
+        (
+            "columns-own-step",
+            "each column is rounded to a step of its own",
+            "abs(step.exponent) > LARGEST_EXACT_POWER:\n                values[own]",
+            "abs(step.exponent) > 0:\n                values",
+        ),
+        (
+            "columns-far-steps",
+            "steps far from 1 go through their decimal form",
+            "if abs(step.exponent) > LARGEST_EXACT_POWER:\n                values",
+            "if False:\n                values",
+        ),
+        (
+            "among-next",
+            "what lies between two is not among them",
+            "len(rising) - 1)] == values",
+            "len(rising) - 1)] >= values",
+        ),
+        ("share-signed-sum", "the L1 norm sums absolute values", "np.abs(decoder_rows).sum(1)", "decoder_rows.sum(1)"),
+        ("share-sign", "a share is positive", "abs(value) / total", "value / total"),
         # correlations
     ),
     # --- which examples are shown ---------------------------------------------------------------------------------
@@ -1399,6 +1417,18 @@ MUTANTS: list[Mutant] = [
             "before and after are not confused",
             "before, after = buffer or",
             "after, before = buffer or",
+        ),
+        (
+            "windows-that-touch",
+            "places that two windows show are there once",
+            "if stops and start <= stops[-1]:",
+            "if False:",
+        ),
+        (
+            "window-within",
+            "a window may lie within another one",
+            "stops[-1] = max(stops[-1], stop)",
+            "stops[-1] = stop",
         ),
         (
             "raised-zeros",

@@ -16,7 +16,7 @@ from models import fetch, fetch_planted, planted
 from oracles import Place
 
 from sae_vis import _statistics
-from sae_vis._shown import Window
+from sae_vis._shown import Window, shown_places
 from sae_vis._statistics import (
     LOOKED_AT,
     Example,
@@ -368,3 +368,11 @@ def test_whole_rows_that_are_shown_are_stored_once():
     shown = {one.row for feature in data.values() for one in feature.counterexamples.sequences()}
     assert data.rows.keys() == {1, 4} | shown
     assert fetch_planted(acts, store_rows=False).rows == {}
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6), st.integers(1, 7))))
+def test_the_places_that_windows_show_are_those_of_loops(windows):
+    found = shown_places([Window(row, start, min(7, start + width), start) for row, start, width in windows], 7)
+    shown = {7 * row + at for row, start, width in windows for at in range(start, min(7, start + width))}
+    assert found.tolist() == sorted(shown)
+    assert found.dtype == np.int64

@@ -21,6 +21,7 @@ from sae_vis._statistics import (
     FeatureActivations,
     Step,
     aligned_neurons,
+    are_among,
     count_at_least,
     histogram,
     knot_ranks,
@@ -80,6 +81,28 @@ def test_a_number_of_steps_is_the_float_nearest_to_its_decimal_form(exponent):
 def test_the_smallest_and_largest_floats_are_rounded_too(maximum):
     found = one_feature([maximum]).maximum
     assert close(found, float(np.float32(maximum)), 1e-3)
+
+
+@given(st.lists(st.lists(positive, max_size=6), max_size=5), st.integers(0, 9))
+def test_several_columns_are_rounded_as_each_by_itself(columns, row_offset):
+    raw = [np.array(values, dtype=np.float32) for values in columns]
+    places = [np.arange(len(values), dtype=np.int32) * (index + 2) for index, values in enumerate(raw)]
+    offsets = np.cumsum([0, *map(len, raw)])
+    together = np.concatenate([np.zeros(0, np.int32), *places]), np.concatenate([np.zeros(0, np.float32), *raw])
+    found = [*FeatureActivations.of_columns(range(len(raw)), offsets, *together, 3, row_offset, 99)]
+    assert len(found) == len(raw)
+    for index, own in enumerate(found):
+        expected = FeatureActivations.of(index, places[index], raw[index], 3, row_offset, 99)
+        assert (own.feature, own.n_counted) == (expected.feature, expected.n_counted)
+        for name in ("rows", "positions", "values", "raw"):
+            ours, theirs = getattr(own, name), getattr(expected, name)
+            assert (ours.dtype, ours.tolist()) == (theirs.dtype, theirs.tolist())
+
+
+@given(st.lists(st.integers(0, 20)), st.sets(st.integers(-3, 25)))
+def test_what_is_among_others_is_known(values, others):
+    found = are_among(np.array(values, dtype=np.int64), np.array(sorted(others), dtype=np.int64))
+    assert found.tolist() == [value in others for value in values]
 
 
 # --- moments -----------------------------------------------------------------------------------------------------
@@ -395,12 +418,24 @@ def test_a_feature_that_never_fires_says_so_on_its_page():
 
 def test_aligned_neurons_are_the_largest_signed_weights_with_their_share():
     row = [0.5, -2.0, 0.25, 0.5, 0.0, 1.0]
-    found = aligned_neurons(np.array(row), 4)
+    (found,) = aligned_neurons(np.array([row]), 4)
     assert found.indices == [5, 0, 3, 2]
     assert found.values == [1.0, 0.5, 0.5, 0.25]
     assert found.share_of_l1 == [round(v / 4.25, 6) for v in (1.0, 0.5, 0.5, 0.25)]
-    assert aligned_neurons(np.array(row), 50).indices == [5, 0, 3, 2, 4, 1]
-    assert aligned_neurons(np.zeros(3), 2) == ([0, 1], [0.0, 0.0], [0.0, 0.0])
+    assert aligned_neurons(np.array([row]), 50)[0].indices == [5, 0, 3, 2, 4, 1]
+    assert aligned_neurons(np.zeros((2, 3)), 2) == [([0, 1], [0.0, 0.0], [0.0, 0.0])] * 2
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.5, 1.0, 3.0]), min_size=7, max_size=7), max_size=4),
+    st.integers(0, 9),
+)
+def test_the_neurons_of_many_rows_are_those_of_sorting_each(rows, size):
+    found = aligned_neurons(np.array(rows).reshape(-1, 7), size)
+    assert [own.indices for own in found] == [
+        sorted(range(7), key=lambda i, row=row: (-row[i], i))[:size] for row in rows
+    ]
+    assert [own.values for own in found] == [sorted(row, reverse=True)[:size] for row in rows]
 
 
 def test_neuron_alignment_is_read_from_the_decoder():
