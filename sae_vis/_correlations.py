@@ -198,8 +198,11 @@ def co_moments_by_tile(
     moments_y = _moments_by_piece(y)
     shift_y = moments_y.low  # zero but for columns that are active everywhere, whose mean would drown the rest
     bytes_each = BYTES_PER_PRODUCT + counting * BYTES_PER_COUNT
-    tile = tile or max(1, min(share // bytes_each, TILE_BYTES // 8) // max(1, len(y)))
     chunks = max(1, min(y.n_rows, -(-len(y.rows) * BYTES_PER_SORTED // share)))  # one position at least
+    at_a_time = share // bytes_each
+    if chunks == 1:  # each tile lays out the chunks anew, so there should be few
+        at_a_time = min(at_a_time, TILE_BYTES // 8)
+    tile = tile or max(1, at_a_time // max(1, len(y)))
     chunked_x, chunked_y = _Chunked.of(x, chunks), _Chunked.of(y, chunks)
     whole = chunked_y.by_position(0, shift_y) if chunks == 1 else None
     exact = torch.float32 if y.n_places < FLOAT32_WHOLE else torch.float64  # for counts

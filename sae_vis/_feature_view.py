@@ -314,11 +314,10 @@ class FeatureFetcher:
             aligned = self._aligned(decoder_rows[some])
             for index, acts in enumerate(self._activations(store, some), some.start):
                 with garbage_collection_paused():
-                    seen, at = measured.of(index), index - some.start
-                    own = self._feature_tables(index, aligned[at], tables)
+                    at = index - some.start
+                    left, near = self._feature_tables(index, aligned[at], tables), self._neighbours(index, tables)
                     # Whatever was chosen is let go of: what is shown of all features would take gigabytes.
-                    near = self._neighbours(index, tables)
-                    feature = self._feature(acts, chosen.popleft(), seen, panels.at(at), own, near)
+                    feature = self._feature(acts, chosen.popleft(), measured.of(index), panels.at(at), left, near)
                     feature.decoder_norm = round_significant(norms[index], 6)
                 yield feature
             store.release()
