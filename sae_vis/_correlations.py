@@ -24,12 +24,12 @@ from sae_vis._statistics import Ints
 
 CORRELATION_DECIMALS = 6
 LEAST_BYTES = 2**12  # that products take, however small the budget: less would be a call for every number
-SHARE_OF_PRODUCTS = 8  # of the memory budget
+SHARE_OF_PRODUCTS, SHARE_LAID_OUT = 8, 4  # of the memory budget
 TILE_BYTES = 2**23  # of products at a time, at most: what comes and goes is reused then, and else new memory each time
 BYTES_PER_PRODUCT = 8 + 8 + 8 + 8  # the product, sparse and dense, and what is made of it
 BYTES_PER_COUNT = 8 + 8 + 8  # how often both are active, and what is made of it
 FLOAT32_WHOLE = 2**24  # below, float32 counts exactly
-BYTES_PER_SORTED = 40  # of a non-zero, while the columns are laid out by position
+BYTES_LAID_OUT = 4 + 8 + 4  # of a non-zero by position: its column, its value, and a one
 DENSE_PIECE = 2**16  # numbers of neurons that are added up together: they stay in the cache
 PIECE = 2**22  # non-zeros that are looked at together
 SORTED = 2**18  # non-zeros that are sorted together: they stay in the cache
@@ -198,7 +198,8 @@ def co_moments_by_tile(
     moments_y = _moments_by_piece(y)
     shift_y = moments_y.low  # zero but for columns that are active everywhere, whose mean would drown the rest
     bytes_each = BYTES_PER_PRODUCT + counting * BYTES_PER_COUNT
-    chunks = max(1, min(y.n_rows, -(-len(y.rows) * BYTES_PER_SORTED // share)))  # one position at least
+    laid_out = max(LEAST_BYTES, memory_bytes // SHARE_LAID_OUT)
+    chunks = max(1, min(y.n_rows, -(-len(y.rows) * BYTES_LAID_OUT // laid_out)))  # one position at least
     at_a_time = share // bytes_each
     if chunks == 1:  # each tile lays out the chunks anew, so there should be few
         at_a_time = min(at_a_time, TILE_BYTES // 8)

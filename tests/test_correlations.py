@@ -98,6 +98,7 @@ def test_positions_that_do_not_count_change_nothing(budget, piece, monkeypatch):
     (expected,) = co_moments_by_tile(SparseColumns.of(x), SparseColumns.of(y), tile=6)
     places = torch.randperm(90, generator=generator)[:50].sort().values
     monkeypatch.setattr(_correlations, "PIECE", piece)
+    monkeypatch.setattr(_correlations, "LEAST_BYTES", 500)
     among = [spread_out(SparseColumns.of(matrix), places, 90) for matrix in (x, y)]
     parts = list(co_moments_by_tile(*among, budget))
     for name in ("mean", "squares", "low", "high"):
@@ -108,7 +109,8 @@ def test_positions_that_do_not_count_change_nothing(budget, piece, monkeypatch):
 
 
 @pytest.mark.parametrize("budget", [1500, 10**9])
-def test_columns_that_are_active_everywhere_do_not_cancel(budget):
+def test_columns_that_are_active_everywhere_do_not_cancel(budget, monkeypatch):
+    monkeypatch.setattr(_correlations, "LEAST_BYTES", 500)
     generator = torch.Generator().manual_seed(0)
     x = 1e4 + torch.rand(50, 3, generator=generator) / 100  # in float32 ten different values
     y = torch.cat([1e4 + torch.rand(50, 2, generator=generator) / 100, x], 1)
