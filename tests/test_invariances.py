@@ -139,6 +139,7 @@ PIECES = {
     "_neighbours.PIECE": 200,
     "_neighbours.MANY": 1,
     "_neighbours.SPARE": 0,
+    "_statistics.CACHED": 1,
     "_statistics.LOOKED_AT": 1,
     "_near_duplicates.PIECE": 200,
 }
