@@ -51,6 +51,8 @@ def launched() -> Iterator[Browser]:
         browser.close()
 
 
+STORED = "(() => { try { return JSON.stringify(Object.entries(localStorage).sort()) } catch { return null } })()"
+RELOADS = 5  # at most, until what was stored is there
 MOST_USES = 10  # of a window; a browser's history has an end
 
 
@@ -125,6 +127,18 @@ class Opened:
         """Open the page, or only change its fragment."""
         self.page.goto(self.address + fragment)
         return self
+
+    def reload(self) -> None:
+        """Load the page anew, with what it has stored.
+
+        Chromium (156) now and then shows a new document what was stored before the last changes, and the one after it the
+        truth: a page of one script that writes and reads a number is enough to see it.
+        """
+        stored = self.js(STORED)
+        for _ in range(RELOADS):
+            self.page.reload()
+            if self.js(STORED) == stored:
+                break
 
     def js(self, expression: str) -> Any:
         """What an expression is worth in the page. Unlike Playwright's own evaluation it heeds no policy of the page."""

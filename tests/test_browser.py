@@ -147,7 +147,7 @@ def test_the_address_chooses_the_feature(show, features_page):
     expect_feature(opened.page, 8)
     opened.js("location.hash = '#feature=2'")
     expect_feature(opened.page, 2)
-    opened.page.reload()
+    opened.reload()
     expect_feature(opened.page, 2)
 
 
@@ -561,7 +561,7 @@ def test_no_active_feature_is_a_sentence(show, prompt, prompt_page):
 def test_the_address_keeps_metric_and_token(show, prompt, prompt_page):
     opened = show(prompt_page, "#pos=3&metric=loss_effect")
     expect_prompt(opened, prompt, "loss_effect", 3)
-    opened.page.reload()
+    opened.reload()
     expect_prompt(opened, prompt, "loss_effect", 3)
     opened.js("location.hash = '#metric=act_quantile'")
     expect_prompt(opened, prompt, "act_quantile", 3)

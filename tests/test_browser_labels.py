@@ -72,7 +72,7 @@ def test_a_label_set_in_the_browser_is_shown_everywhere_and_stays(show, page):
     assert opened.texts("h2 .label") == ["commas, [U+202E]and more"]
     assert opened.texts(".reader-note") == ["A note\nof two lines"]
     assert opened.texts("h2 .edited") == ["edited"]
-    opened.page.reload()
+    opened.reload()
     expect(opened.page.locator("h2 .label")).to_contain_text("commas")  # it is drawn after the page is there
     assert opened.texts("h2 .label") == ["commas, [U+202E]and more"]
     go(opened, 1)
@@ -113,7 +113,7 @@ def test_stars_are_a_set_and_each_change_is_told(show, page):
     assert opened.js("[[...saeVis.stars], told]") == [[0, 2], [[0], [2]]]
     opened.page.get_by_role("button", name="Star feature 2").click()
     assert opened.js("[...saeVis.stars]") == [0]
-    opened.page.reload()
+    opened.reload()
     assert opened.js("[...saeVis.stars]") == [0]
 
 
@@ -159,7 +159,7 @@ def test_whatever_the_storage_holds_the_page_works(show, page, features, stored)
     opened = show(page)
     key = opened.js("`sae_vis:labels:${saeVis.data('index').key}`")
     opened.js(f"localStorage.setItem({json.dumps(key)}, {json.dumps(stored)})")
-    opened.page.reload()
+    opened.reload()
     assert opened.js("[saeVis.labelOf(0), saeVis.labelOf(1), saeVis.stars.size]") == ["", "Django model fields", 0]
     edit(opened, "works")
     assert opened.texts("h2 .label") == ["works"]
@@ -196,7 +196,7 @@ def test_the_heat_map_shows_the_readers_labels(show):
     expect(row.locator("bdi")).to_have_text(" of Python")
     opened.js(f"saeVis.sayOf({feature}, {{ label: 'mine' }})")
     expect(row.locator("bdi")).to_have_text(" mine")
-    opened.page.reload()
+    opened.reload()
     expect(row.locator("bdi")).to_have_text(" mine")
     row.locator("td").first.hover()
     expect(opened.page.locator(".heat-tip bdi")).to_have_text(" mine")
@@ -318,7 +318,7 @@ def test_hostile_labels_and_notes_stay_text(show, page):
         assert all(char.isprintable() or char in "\n\t" for char in "".join(seen))
         if text.isascii() and text.isprintable():
             assert seen == [("y" + text)[:200], ("z" + text)[:10_000]]
-    opened.page.reload()
+    opened.reload()
     expect(opened.page.locator("h2 .label")).to_contain_text("y<img")  # it is drawn after the page is there
     assert opened.texts("h2 .label")[0].startswith("y<img src=x onerror=alert(1)>")
 

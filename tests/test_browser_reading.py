@@ -169,7 +169,7 @@ def test_what_a_line_may_break_at_is_in_no_text(show, breaking):
 def test_a_setting_is_kept_in_the_browser_and_holds_for_the_next_feature(show, page):
     opened = show(page)
     choose(opened, "tokens", "raw")
-    opened.page.reload()
+    opened.reload()
     expect(opened.page.locator(".seq").first).to_be_visible()
     assert opened.js("document.documentElement.dataset.tokens") == "raw"
     assert tokens(opened, 1)[1:4] == ["F0", "9F", "8EBB"]

@@ -182,7 +182,7 @@ def test_buttons_keys_links_and_back(scheme, visit, site):
 def test_a_link_opens_its_feature_at_once(scheme, visit, site):
     opened = visit(site, "#feature=10", scheme=scheme)
     expect_feature(opened.page, 10)
-    opened.page.reload()
+    opened.reload()
     expect_feature(opened.page, 10)
     opened.go("#feature=0")
     expect_feature(opened.page, 0)
