@@ -7,11 +7,13 @@ a sparse-dense one with neurons. What has a mean is shifted before it is squared
 from __future__ import annotations
 
 import copy
+import mmap
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_vis._ranking import sort_into, stable_order
+from sae_vis._spilled import mapped, release
 from sae_vis._statistics import Ints
 
 CORRELATION_DECIMALS = 6
@@ -31,7 +34,7 @@ BYTES_PER_COUNT = 8 + 8 + 8  # how often both are active, and what is made of it
 FLOAT32_WHOLE = 2**24  # below, float32 counts exactly
 BYTES_LAID_OUT = 4 + 8 + 4  # of a non-zero by position: its column, its value, and a one
 DENSE_PIECE = 2**16  # numbers of neurons that are added up together: they stay in the cache
-PIECE = 2**22  # non-zeros that are looked at together
+PIECE = 2**20  # non-zeros that are looked at together
 SORTED = 2**18  # non-zeros that are sorted together: they stay in the cache
 
 
@@ -100,14 +103,20 @@ class SparseColumns:
 
     def moments(self) -> Moments:
         """Of the whole columns, zeros included. Sums of squares are around the mean, so nothing cancels."""
-        values, column, counts = self.values.double(), self.columns(), self.offsets.diff()
-        zeros = values.new_zeros(len(self))
-        mean = zeros.index_add(0, column, values) / self.n_rows
-        squares = zeros.index_add(0, column, (values - mean[column]).square())
-        squares += (self.n_rows - counts) * mean.square()
-        full = counts == self.n_rows
-        low = torch.full_like(zeros, torch.inf).scatter_reduce(0, column, values, "amin").where(full, zeros)
-        return Moments(mean, squares, low, zeros.scatter_reduce(0, column, values, "amax"))
+        step = max(1, PIECE * len(self) // max(1, len(self.rows)))  # without arrays as long as all the non-zeros
+        parts = [_moments(self.piece(i, min(i + step, len(self)))) for i in range(0, max(1, len(self)), step)]
+        return Moments(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _moments(columns: SparseColumns) -> Moments:
+    values, column, counts = columns.values.double(), columns.columns(), columns.offsets.diff()
+    zeros = values.new_zeros(len(columns))
+    mean = zeros.index_add(0, column, values) / columns.n_rows
+    squares = zeros.index_add(0, column, (values - mean[column]).square())
+    squares += (columns.n_rows - counts) * mean.square()
+    full = counts == columns.n_rows
+    low = torch.full_like(zeros, torch.inf).scatter_reduce(0, column, values, "amin").where(full, zeros)
+    return Moments(mean, squares, low, zeros.scatter_reduce(0, column, values, "amax"))
 
 
 def _offsets(counts: Int[Tensor, " n"]) -> Int[Tensor, " n_plus_1"]:
@@ -194,47 +203,37 @@ def co_moments_by_tile(
     Both columns stand at the same positions. The products are of sparse matrices: zeros of either are skipped. With
     ``counting``, the same matrices with ones in them also say how often both are not zero.
     """
-    share = max(LEAST_BYTES, memory_bytes // SHARE_OF_PRODUCTS)
-    moments_y = _moments_by_piece(y)
+    moments_y = y.moments()
     shift_y = moments_y.low  # zero but for columns that are active everywhere, whose mean would drown the rest
     bytes_each = BYTES_PER_PRODUCT + counting * BYTES_PER_COUNT
-    laid_out = max(LEAST_BYTES, memory_bytes // SHARE_LAID_OUT)
-    chunks = max(1, min(y.n_rows, -(-len(y.rows) * BYTES_LAID_OUT // laid_out)))  # one position at least
-    at_a_time = share // bytes_each
-    if chunks == 1:  # each tile lays out the chunks anew, so there should be few
-        at_a_time = min(at_a_time, TILE_BYTES // 8)
+    at_a_time = min(max(LEAST_BYTES, memory_bytes // SHARE_OF_PRODUCTS) // bytes_each, TILE_BYTES // 8)
     tile = tile or max(1, at_a_time // max(1, len(y)))
-    chunked_x, chunked_y = _Chunked.of(x, chunks), _Chunked.of(y, chunks)
-    whole = chunked_y.by_position(0, shift_y) if chunks == 1 else None
     exact = torch.float32 if y.n_places < FLOAT32_WHOLE else torch.float64  # for counts
-    whole_ones = None if whole is None or not counting else _ones(whole, exact)
+    laid_out = _LaidOut.of(y, shift_y, memory_bytes // SHARE_LAID_OUT, exact if counting else None)
+    chunked_x = _Chunked.of(x, len(laid_out.chunks))
     for start in range(0, max(1, len(x)), tile):
         stop = min(start + tile, len(x))
         some = x.piece(start, stop)
         moments = some.moments()
         products = some.values.new_zeros(len(some), len(y), dtype=torch.float64)
         both = products.new_zeros(products.shape, dtype=exact) if counting else None
-        for chunk in range(chunks):
-            matrix = chunked_y.by_position(chunk, shift_y) if whole is None else whole
+        for chunk, (matrix, ones) in enumerate(laid_out.in_turn()):
             columns = chunked_x.by_column(chunk, start, stop, moments.low)
             _add_product(products, columns, matrix)
-            if both is not None:
-                _add_product(both, _ones(columns, exact), _ones(matrix, exact) if whole_ones is None else whole_ones)
+            if both is not None and ones is not None:
+                _add_product(both, _ones(columns, exact), ones)
         products.addr_(moments.mean - moments.low, moments_y.mean - shift_y, alpha=-float(y.n_rows))
         yield CoMoments(y.n_rows, moments, moments_y, products, both)
 
 
 def _ones(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """A sparse matrix with ones where this one has an entry."""
-    values = torch.ones(len(matrix.values()), dtype=dtype, device=matrix.device)
+    return _with_values(matrix, torch.ones(len(matrix.values()), dtype=dtype, device=matrix.device))
+
+
+def _with_values(matrix: Tensor, values: Tensor) -> Tensor:
+    """A sparse matrix with other values."""
     return _csr(matrix.crow_indices(), matrix.col_indices(), values, (matrix.shape[0], matrix.shape[1]))
-
-
-def _moments_by_piece(columns: SparseColumns) -> Moments:
-    """The moments, without arrays as long as all the non-zeros."""
-    step = max(1, PIECE * len(columns) // max(1, len(columns.rows)))
-    parts = [columns.piece(i, min(i + step, len(columns))).moments() for i in range(0, max(1, len(columns)), step)]
-    return Moments(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 class _Chunked(NamedTuple):
@@ -259,7 +258,7 @@ class _Chunked(NamedTuple):
         first = columns.offsets[:-1, None].long()
         return cls(columns, torch.cat([first, first + torch.cat(counts).cumsum(1)], 1), n_rows)
 
-    def _entries(self, chunk: int, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+    def entries(self, chunk: int, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Offsets, rows (from the chunk's first) and values of the columns ``start .. stop`` in a chunk."""
         low, high = self.bounds[start:stop, chunk], self.bounds[start:stop, chunk + 1]
         offsets = _offsets(high - low)
@@ -271,30 +270,77 @@ class _Chunked(NamedTuple):
 
     def by_column(self, chunk: int, start: int, stop: int, shift: Float[Tensor, " n"]) -> Tensor:
         """The sparse matrix ``[columns, rows]`` of a chunk, each column less its shift."""
-        offsets, rows, values = self._entries(chunk, start, stop)
+        offsets, rows, values = self.entries(chunk, start, stop)
         values = values.double()
         if bool(shift.any()):
             values = values - shift[torch.repeat_interleave(offsets.diff())]
         return _csr(offsets, rows, values, (stop - start, self.n_rows))
 
-    def by_position(self, chunk: int, shift: Float[Tensor, " n"]) -> Tensor:
-        """The sparse matrix ``[rows, columns]`` of a chunk, each column less its shift."""
-        n = len(self.columns)
-        offsets, rows, values = self._entries(chunk, 0, n)
-        column, value = np.empty(len(rows), np.int32), np.empty(len(rows), np.float64)
+    def by_position(
+        self, chunk: int, shift: Float[Tensor, " n"], room: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> Tensor:
+        """The sparse matrix ``[rows, columns]`` of a chunk, each column less its shift.
+
+        It is laid out in the room, if there is one: for the columns (int32) and the values (float64) of all its entries.
+        """
+        n, ends = len(self.columns), _offsets(self.bounds[:, chunk + 1] - self.bounds[:, chunk])
+        column, value = room or (np.empty(int(ends[-1]), np.int32), np.empty(int(ends[-1]), np.float64))
         counts = torch.zeros(self.n_rows, dtype=torch.int64)
-        pieces = [*column_pieces(offsets, max(SORTED, self.n_rows))]
-        for _, span in pieces:
-            counts += torch.bincount(rows[span], minlength=self.n_rows)
+        pieces = [some for some, _ in column_pieces(ends, max(SORTED, self.n_rows))]
+        for some in pieces:
+            counts += torch.bincount(self.entries(chunk, some.start, some.stop)[1], minlength=self.n_rows)
         row_offsets = _offsets(counts)
         next_place = row_offsets[:-1].numpy().copy()
         shifts = bool(shift.any())
-        for some, span in pieces:
-            numbers = torch.arange(some.start, some.stop, dtype=torch.int32)
-            own = torch.repeat_interleave(numbers, offsets[some.start : some.stop + 1].diff())
-            shifted = values[span].double() - shift[own] if shifts else values[span]
-            sort_into((column, value), rows[span], (own.numpy(), shifted.numpy()), next_place)
+        for some in pieces:
+            offsets, rows, values = self.entries(chunk, some.start, some.stop)
+            own = torch.repeat_interleave(torch.arange(some.start, some.stop, dtype=torch.int32), offsets.diff())
+            shifted = values.double() - shift[own] if shifts else values
+            sort_into((column, value), rows, (own.numpy(), shifted.numpy()), next_place)
         return _csr(row_offsets, torch.from_numpy(column), torch.from_numpy(value), (self.n_rows, n))
+
+
+@dataclass(frozen=True)
+class _LaidOut:
+    """Columns laid out position by position, each less its shift: in memory, or a chunk after the other in a file.
+
+    ``ones`` are the same matrices with ones in them, where these are asked for.
+    """
+
+    chunks: list[Tensor]
+    ones: list[Tensor] | None
+    files: list[mmap.mmap]
+
+    @classmethod
+    def of(
+        cls, columns: SparseColumns, shift: Float[Tensor, " n"], memory_bytes: int, ones: torch.dtype | None
+    ) -> _LaidOut:
+        """As many chunks as it takes to keep each of them within so much memory; ``ones`` of this type, if any."""
+        n_chunks = -(-len(columns.rows) * BYTES_LAID_OUT // max(LEAST_BYTES, memory_bytes))
+        n_chunks = max(1, min(columns.n_rows, n_chunks))  # one position at least
+        chunked, chunks, files = _Chunked.of(columns, n_chunks), list[Tensor](), list[mmap.mmap]()
+        rooms: list[tuple[np.ndarray, np.ndarray] | None] = [None] * n_chunks
+        if n_chunks > 1:
+            places, numbers = (mapped(len(columns.rows), np.dtype(kind)) for kind in (np.int32, np.float64))
+            files = [places.file, numbers.file]
+            ends = [0, *chunked.bounds.diff(dim=1).sum(0).cumsum(0).tolist()]
+            rooms = [(places.array[low:high], numbers.array[low:high]) for low, high in pairwise(ends)]
+        for chunk, room in enumerate(rooms):
+            chunks.append(chunked.by_position(chunk, shift, room))
+            for file in files:
+                file.flush()
+                release(file)
+        if ones is None:
+            return cls(chunks, None, files)
+        all_ones = torch.ones(max(len(matrix.values()) for matrix in chunks), dtype=ones)
+        return cls(chunks, [_with_values(matrix, all_ones[: len(matrix.values())]) for matrix in chunks], files)
+
+    def in_turn(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Each chunk, with its ones. What is read of a file is given back when the next chunk is asked for."""
+        for chunk, matrix in enumerate(self.chunks):
+            yield matrix, None if self.ones is None else self.ones[chunk]
+            for file in self.files:
+                release(file)
 
 
 def column_pieces(offsets: Int[Tensor, " n_plus_1"], size: int) -> Iterator[tuple[slice, slice]]:
@@ -398,14 +444,21 @@ class WithDense:
 
     def co_moments(self, x: Moments) -> CoMoments:
         """With the moments of the columns x over all positions."""
+        return next(self.co_moments_by_tile(x, max(1, self.n_x)))
+
+    def co_moments_by_tile(self, x: Moments, tile: int | None = None) -> Iterator[CoMoments]:
+        """Of some of the columns x after the others, with all columns y. Nothing may be added any more."""
+        self.room = self.room.new_empty(0)
         shift = torch.zeros_like(self.sums) if self.shift is None else self.shift
         mean = self.sums / max(1, self.n)
         squares = (self.squares - self.n * mean.square()).clamp_min(0.0)
-        y = Moments(mean + shift, squares, self.low, self.high)
-        products = self.products.addr(x.mean.to(self.device), mean, alpha=-float(self.n))
-        return CoMoments(
-            self.n, x, Moments(*(values.cpu() for values in y)), products.cpu()
-        )  # what follows is on the CPU
+        # What follows is on the CPU.
+        y = Moments(*(values.cpu() for values in (mean + shift, squares, self.low, self.high)))
+        tile = tile or max(1, TILE_BYTES // (8 * max(1, self.n_y)))
+        for start in range(0, max(1, self.n_x), tile):
+            some = Moments(*(values[start : start + tile] for values in x))
+            products = self.products[start : start + tile].addr(some.mean.to(self.device), mean, alpha=-float(self.n))
+            yield CoMoments(self.n, some, y, products.cpu())
 
 
 # --- the largest -------------------------------------------------------------------------------------------------

@@ -433,8 +433,9 @@ class FeatureFetcher:
         x, size = store.columns(), self.fvp.rows_in_left_tables
         neurons = None
         if collected.neurons is not None:
-            co = collected.neurons.co_moments(x.moments())
-            neurons = most_correlated(co, np.arange(self.run.encoder.d_in), size)
+            ids = np.arange(self.run.encoder.d_in)
+            by_tile = collected.neurons.co_moments_by_tile(x.moments())
+            neurons = [one for co in by_tile for one in most_correlated(co, ids, size)]
 
         def table(others: ActivationStore | None, not_itself: Ints | None = None) -> list[Correlated] | None:
             if others is None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import mmap
 import operator
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor
 from sae_vis._correlations import Correlated, SparseColumns, co_moments_by_tile, co_occurrence, most_correlated
 from sae_vis._errors import InputError, shown
 from sae_vis._ranking import sort_into, stable_order
+from sae_vis._spilled import mapped, release, temporary, write
 
 BYTES_PER_ENTRY = 4 + 4 + 4  # a float32 value, an int32 position, an int32 column
 CHUNK = 2**23  # entries that are sorted at a time, of those on disk
@@ -137,7 +136,7 @@ class ActivationStore:
     def release(self) -> None:
         """Give back the memory of what was read of the files; it is read again when it is needed."""
         for file in self.mapped:
-            _release(file)
+            release(file)
 
 
 def merge_stores(stores: Sequence[ActivationStore]) -> ActivationStore:
@@ -232,12 +231,12 @@ class StoreBuilder:
         with contextlib.ExitStack() as files:
             for file in self.files:
                 files.enter_context(file)
-            places, numbers = (_mapped(int(offsets[-1]), kind) for kind in (self.index_type, np.dtype(np.float32)))
+            places, numbers = (mapped(int(offsets[-1]), kind) for kind in (self.index_type, np.dtype(np.float32)))
             for some, columns, found in self._parts_on_disk():
                 sort_into((places.array, numbers.array), torch.from_numpy(columns), (some, found), next_place)
                 for one in (places, numbers):
                     one.file.flush()
-                    _release(one.file)
+                    release(one.file)
         return ActivationStore(
             self.features,
             offsets,
@@ -261,10 +260,10 @@ class StoreBuilder:
 
     def _spill(self) -> None:
         if self.files is None:
-            self.files = tuple(_temporary() for _ in range(3))
+            self.files = tuple(temporary() for _ in range(3))
         for part in self.parts:
             for array, file in zip(part, self.files, strict=True):
-                _write(file, array)
+                write(file, array)
         self.parts, self.in_memory = [], 0
 
     def _parts_on_disk(self) -> Iterator[_Part]:
@@ -280,55 +279,3 @@ class StoreBuilder:
             if not len(columns):
                 break
             yield positions, columns, values
-
-
-class _Mapped(NamedTuple):
-    """An array that lies in a file, not in memory."""
-
-    file: mmap.mmap
-    array: Any
-
-
-def _mapped(n: int, kind: np.dtype[Any]) -> _Mapped:
-    with _temporary() as file:
-        size = max(1, n) * kind.itemsize
-        _grown(file, size)
-        mapped = mmap.mmap(file.fileno(), size)
-    return _Mapped(mapped, np.frombuffer(mapped, dtype=kind)[:n])
-
-
-def _release(file: mmap.mmap) -> None:
-    """Give back the memory of the pages that were touched; they are in the file."""
-    if hasattr(file, "madvise"):  # not on Windows
-        file.madvise(mmap.MADV_DONTNEED)
-
-
-def _temporary() -> IO[bytes]:
-    """A file without a name, which is gone when it is closed."""
-    return tempfile.TemporaryFile(prefix="sae_vis-")
-
-
-def _grown(file: IO[bytes], size: int) -> None:
-    """Make the file as long as this, with room for all of it on the disk: a full disk would end the program later."""
-    with _told_if_full():
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-
-
-def _write(file: IO[bytes], array: Any) -> None:
-    with _told_if_full():
-        file.write(array.tobytes())
-
-
-@contextlib.contextmanager
-def _told_if_full() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"The activations do not fit into the memory budget, and there is no room for them in the folder of temporary files "
-            f"({tempfile.gettempdir()}: {error.strerror}). Set TMPDIR to a folder with more room, raise "
-            "FeatureVisParams(memory_budget=...), or ask for fewer features or tokens."
-        ) from None

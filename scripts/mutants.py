@@ -505,7 +505,7 @@ MUTANTS: list[Mutant] = [
         (
             "release-forgets",
             "memory is given back",
-            "for file in self.mapped:\n            _release(file)",
+            "for file in self.mapped:\n            release(file)",
             "for _ in self.mapped:\n            pass",
         ),
     ),
@@ -568,19 +568,19 @@ MUTANTS: list[Mutant] = [
         (
             "comoments-mean-of-active",
             "the mean is over all positions",
-            "index_add(0, column, values) / self.n_rows",
+            "index_add(0, column, values) / columns.n_rows",
             "index_add(0, column, values) / counts.clamp_min(1)",
         ),
         (
             "comoments-without-zeros",
             "zeros count in the sum of squares",
-            "squares += (self.n_rows - counts) * mean.square()",
+            "squares += (columns.n_rows - counts) * mean.square()",
             "squares += 0 * mean.square()",
         ),
         (
             "comoments-low",
             "the smallest value of a column with zeros is 0",
-            "full = counts == self.n_rows",
+            "full = counts == columns.n_rows",
             "full = counts > 0",
             ACTIVATIONS,
         ),
@@ -599,8 +599,8 @@ MUTANTS: list[Mutant] = [
         (
             "comoments-not-centred",
             "products are of the deviations",
-            "addr(x.mean.to(self.device), mean, alpha=-float(self.n))",
-            "addr(x.mean.to(self.device), mean, alpha=0.0)",
+            "addr(some.mean.to(self.device), mean, alpha=-float(self.n))",
+            "addr(some.mean.to(self.device), mean, alpha=0.0)",
         ),
         (
             "comoments-sparse-not-centred",
@@ -665,6 +665,30 @@ MUTANTS: list[Mutant] = [
             "weight * shift.square()",
             "weight * shift.square() * 0.5",
             ACTIVATIONS,
+        ),
+        (
+            "comoments-tile-of-means",
+            "each tile has the means of its own features",
+            "Moments(*(values[start : start + tile] for values in x))",
+            "Moments(*(values[:tile] for values in x))",
+        ),
+        (
+            "laid-out-order",
+            "columns of a chunk in a file go with their values",
+            "(places.array[low:high], numbers.array[low:high]) for low",
+            "(places.array[low:high], numbers.array[: high - low]) for low",
+        ),
+        (
+            "laid-out-in-memory",
+            "what is read of a file is given back",
+            "            for file in self.files:\n                release(file)\n\n\ndef column_pieces",
+            "\n\ndef column_pieces",
+        ),
+        (
+            "laid-out-filled-in-memory",
+            "what is written to a file is given back",
+            "                file.flush()\n                release(file)",
+            "                file.flush()",
         ),
         ("comoments-low-of-merged", "the smallest of both", "torch.minimum(a.low, b.low)", "b.low", ACTIVATIONS),
     ),

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import HOOK_POINT, encoder_for, planted
 
-from sae_vis import AutoEncoder, _correlations, _store
+from sae_vis import AutoEncoder, _correlations, _spilled, _store
 from sae_vis._activations import Collected, CollectPlan, Room, _block_maxima, active_ones, collect, encode
 from sae_vis._correlations import CoMoments, SparseColumns, WithDense, co_moments, co_moments_by_tile
 from sae_vis._errors import InputError
@@ -302,7 +302,7 @@ def test_a_full_disk_is_told(monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_store.os, "posix_fallocate", full)
+    monkeypatch.setattr(_spilled.os, "posix_fallocate", full)
     builder = StoreBuilder(torch.arange(2), torch.ones(1, 4, dtype=torch.bool), 1)
     builder.add(torch.tensor([0, 1]), torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
     with pytest.raises(InputError, match=r"no room for them.*No space left.*TMPDIR"):

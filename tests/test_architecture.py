@@ -50,6 +50,7 @@ UPPER = [
     "_store",
     "_correlations",
     "_token_statistics",
+    "_spilled",
     "_ranking",
     "_statistics",
     "_sae_adapters",

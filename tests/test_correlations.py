@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_vis import _correlations
+from sae_vis import _correlations, _spilled
 from sae_vis._correlations import SparseColumns, WithDense, co_moments, co_moments_by_tile, most_correlated
+from sae_vis._errors import InputError
 
 Table = list[list[tuple[int, float, float]]]
 
@@ -117,6 +118,65 @@ def test_columns_that_are_active_everywhere_do_not_cancel(budget, monkeypatch):
     parts = list(co_moments_by_tile(SparseColumns.of(x), SparseColumns.of(y), budget, tile=2))
     dx, dy = x.double() - x.double().mean(0), y.double() - y.double().mean(0)
     torch.testing.assert_close(torch.cat([part.products for part in parts]), dx.T @ dy, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, 7])
+def test_products_with_neurons_of_any_tiles_are_those_of_the_whole(tile, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x = SparseColumns.of(torch.randn(40, 7, generator=generator).clamp(min=0))
+    running = WithDense(7, 4, torch.device("cpu"))
+    running.add(x, 100 + torch.randn(40, 4, generator=generator))
+    whole = running.co_moments(x.moments())
+    monkeypatch.setattr(_correlations, "TILE_BYTES", tile * 8 * 4)
+    for parts in (list(running.co_moments_by_tile(x.moments(), tile)), list(running.co_moments_by_tile(x.moments()))):
+        assert [len(part.products) for part in parts] == [min(tile, 7 - start) for start in range(0, 7, tile)]
+        assert torch.equal(torch.cat([part.products for part in parts]), whole.products)
+        for name in ("mean", "squares", "low", "high"):
+            assert torch.equal(torch.cat([getattr(part.x, name) for part in parts]), getattr(whole.x, name))
+            assert all(torch.equal(getattr(part.y, name), getattr(whole.y, name)) for part in parts)
+    assert not running.room.numel(), "no position is expected any more"
+
+
+def beyond_memory(monkeypatch) -> tuple[SparseColumns, int]:
+    """Columns that lie in a file in several chunks, with this budget."""
+    monkeypatch.setattr(_correlations, "LEAST_BYTES", 500)
+    generator = torch.Generator().manual_seed(0)
+    columns = SparseColumns.of(torch.randn(90, 8, generator=generator).clamp(min=0))
+    assert len(columns.rows) > 300
+    return columns, 8000
+
+
+def test_what_is_laid_out_beyond_memory_is_given_back_after_each_chunk(monkeypatch):
+    columns, budget = beyond_memory(monkeypatch)
+    made, given_back = [], []
+    mapped, release = _correlations.mapped, _correlations.release
+    monkeypatch.setattr(_correlations, "mapped", lambda *of: made.append(mapped(*of)) or made[-1])
+    monkeypatch.setattr(_correlations, "release", lambda file: (given_back.append(file), release(file)))
+    tiles = co_moments_by_tile(columns, columns, budget, tile=4, counting=True)
+    next(tiles)
+    both = [one.file for one in made]
+    assert len(both) == 2, "columns and values"
+    written, multiplied = given_back[: len(given_back) // 2], given_back[len(given_back) // 2 :]
+    assert written == multiplied == both * (len(written) // 2)
+    chunks = len(written) // 2
+    assert chunks > 2
+    next(tiles)
+    assert len(given_back) == 6 * chunks, "laid out once, and read for every tile"
+    (whole,) = co_moments_by_tile(columns, columns, 10**9, tile=8, counting=True)
+    assert len(made) == 2
+    assert len(whole.products) == 8
+
+
+def test_no_room_for_what_is_laid_out_is_told(monkeypatch):
+    columns, budget = beyond_memory(monkeypatch)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_spilled.os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"no room for them.*No space left.*TMPDIR"):
+        list(co_moments_by_tile(columns, columns, budget, tile=4))
+    assert len(list(co_moments_by_tile(columns, columns, 10**9, tile=4))) == 2
 
 
 def test_neurons_with_a_large_mean_do_not_cancel():

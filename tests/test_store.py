@@ -105,8 +105,8 @@ def test_features_that_are_never_active_lie_in_files_too():
 
 def test_a_store_in_files_gives_back_its_memory_and_reads_it_again(monkeypatch):
     given_back = []
-    release = _store._release
-    monkeypatch.setattr(_store, "_release", lambda file: (given_back.append(file), release(file)))
+    release = _store.release
+    monkeypatch.setattr(_store, "release", lambda file: (given_back.append(file), release(file)))
     acts = some_acts()
     store = built(acts, 1).finish()
     given_back.clear()
@@ -183,8 +183,8 @@ def test_features_are_asked_for_by_their_ids():
 @pytest.mark.parametrize("memory_bytes", [1, 10**9])
 def test_no_file_stays_open_after_an_error_even_while_the_error_is_kept(memory_bytes, monkeypatch):
     opened: list[Any] = []
-    own = _store._temporary
-    monkeypatch.setattr(_store, "_temporary", lambda: opened.append(own()) or opened[-1])
+    own = _store.temporary
+    monkeypatch.setattr(_store, "temporary", lambda: opened.append(own()) or opened[-1])
 
     encoder, model, tokens = planted(some_acts().reshape(ROWS, SEQ, N))
     plan = CollectPlan(HOOK_POINT, 1, memory_bytes, neurons=False, correlate=None)
