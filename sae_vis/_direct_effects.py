@@ -22,6 +22,7 @@ stretches of ``SUM_WIDTH`` tokens, and these sums in order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ SUM_WIDTH = 2048
 PIECE = 2**18  # numbers of one array of [pairs, tile] that are worked on at a time: a few of them stay in the cache
 WIDEST = 2 * SUM_WIDTH  # tokens of a tile
 ROWS = 704  # of positions or features, whose product with a tile is taken at a time: that of fewer is slower
+BITS = 1 / math.log(2)  # in a nat
 FAR = 30.0  # nats that a sum may move before it is taken once more, below its own largest logit
 WITH_BAGS = frozenset({"cpu", "cuda"})  # kinds of device that mix rows of a table in one pass
 
@@ -70,8 +72,10 @@ class _Pass:
         self.formula, self.pairs, self.n = formula, pairs, n_changes
         self.centred = formula.centre(residual.float())
         self.factors = Factors.of(formula, self.centred, pairs)
-        self.inverse = (1.0 / self.factors.scale)[:, None]
-        self.mixtures = _Mixtures.of(pairs, self.factors, len(formula.centred_directions), capped=formula.cap > 0)
+        # Logits are in bits, as powers of two are taken several times as fast as exponentials; in nats under a soft cap.
+        self.unit = 1.0 if formula.cap > 0 else BITS
+        self.inverse = (self.unit / self.factors.scale)[:, None]
+        self.mixtures = _Mixtures.of(pairs, self.factors, len(formula.centred_directions), self.unit)
         double = precise(residual.device)
         self.with_ = torch.full((len(residual),), -torch.inf, dtype=double, device=residual.device)
         self.without = torch.full((len(pairs.position),), -torch.inf, dtype=double, device=residual.device)
@@ -82,7 +86,7 @@ class _Pass:
 
     def tile(self, first: int, stop: int) -> None:
         """Go over the tokens ``first .. stop``."""
-        tile = _Tile.of(self.formula, first, stop)
+        tile = _Tile.of(self.formula, first, stop, self.unit)
         sums = _Sums.of(len(self.with_), len(self.without), tile)
         if self.scan is not None:
             self.scan.begin(tile)
@@ -93,8 +97,9 @@ class _Pass:
             for positions in _slices(rows.stop, tile.positions_a_piece, rows.start):
                 here = unscaled[positions.start - rows.start : positions.stop - rows.start]
                 self._look_at(here, tile, positions, sums)
-        self.with_ = _joined(self.with_, sums.most, sums.with_)
-        most = sums.most[self.pairs.position].to(self.without.dtype) * self.mixtures.share[:, None]
+        nats = sums.most.to(self.with_.dtype) / self.unit
+        self.with_ = _joined(self.with_, nats, sums.with_)
+        most = nats[self.pairs.position] * self.mixtures.share[:, None]
         self.without = _joined(self.without, most, sums.without)
 
     def _look_at(self, unscaled: Tensor, tile: _Tile, positions: slice, sums: _Sums) -> None:
@@ -109,8 +114,8 @@ class _Pass:
                 self.scan.look_at(logits, without, tile, piece, local)
                 most = sums.most[self.pairs.position[piece]]
                 without = (_stretches(without) - most[:, :, None]).view_as(without)
-            exponentials = _stretches(tile.nothing_behind(without).exp_())
-            torch.sum(exponentials, -1, out=sums.without[piece])
+            without = tile.nothing_behind(without)
+            torch.sum(_stretches(self._powers(without, without)), -1, out=sums.without[piece])
 
     def _with_everything(self, unscaled: Tensor, tile: _Tile, positions: slice, sums: _Sums) -> Tensor:
         """Add up those with everything, and fill the tile's rows of these positions. The logits, where they are capped."""
@@ -122,11 +127,15 @@ class _Pass:
             logits = soft_cap(logits, self.formula.cap)
         most = torch.amax(_stretches(tile.nothing_behind(logits)), -1, out=sums.most[positions])
         below = torch.sub(_stretches(logits), most[:, :, None], out=_stretches(rows))
-        exponentials = torch.exp(below, out=_stretches(tile.exponentials[: len(rows)]))
-        torch.sum(exponentials, -1, out=sums.with_[positions])
+        powers = self._powers(below, _stretches(tile.powers[: len(rows)]))
+        torch.sum(powers, -1, out=sums.with_[positions])
         if self.scan is not None:
             rows.copy_(unscaled)  # before the cap nothing may be taken away
         return logits
+
+    def _powers(self, logits: Tensor, out: Tensor) -> Tensor:
+        """The exponentials of logits, which may be overwritten."""
+        return torch.exp2(logits if self.unit == BITS else logits.mul_(BITS), out=out)
 
     def effects(self) -> Effects:
         """The changes of the log-probabilities, when all tiles were gone over."""
@@ -170,14 +179,14 @@ class _Mixtures(NamedTuple):
     bias: int
 
     @classmethod
-    def of(cls, pairs: Pairs, factors: Factors, bias: int, *, capped: bool) -> _Mixtures:
-        """``bias`` is the bias's row: that behind the features'."""
+    def of(cls, pairs: Pairs, factors: Factors, bias: int, unit: float) -> _Mixtures:
+        """``bias`` is the bias's row: that behind the features'; ``unit`` that of logits that have no soft cap: 1 under one."""
         one, relative = torch.ones_like(factors.relative), factors.relative
-        if capped:
+        if unit == 1.0:
             columns = (1.0 / factors.scale_without, torch.zeros_like(one), -factors.of_direction, one)
             share = one
         else:  # two weights for one row, as a sum of them would be off by its rounding in the same way for every token
-            columns = (one, -relative, -factors.of_direction, relative)
+            columns = (one, -relative, -unit * factors.of_direction, relative)
             share = 1.0 - relative.to(precise(relative.device))
         return cls(pairs.feature, torch.stack(columns, 1), share, bias)
 
@@ -208,7 +217,7 @@ class _Scan:
 
     def look_at(self, logits: Tensor, without: Tensor, tile: _Tile, piece: slice, local: Tensor) -> None:
         """Note the change of the next token where it is in the tile, and the largest and smallest changes."""
-        change = torch.index_select(logits, 0, local, out=tile.exponentials[: len(without)]).sub_(without)
+        change = torch.index_select(logits, 0, local, out=tile.powers[: len(without)]).sub_(without)
         next_token = self.pairs.next_token[piece] - tile.first
         inside = (next_token >= 0) & (next_token < tile.n_tokens)
         here = change.gather(1, next_token.clamp(0, tile.n_tokens - 1)[:, None])[:, 0]
@@ -253,7 +262,7 @@ def _stretches(values: Float[Tensor, "n width"]) -> Float[Tensor, "n stretches s
 class _Tile(NamedTuple):
     """A stretch of the vocabulary: its first token, how many there are, and room for what is worked on.
 
-    ``table`` has the features' logits, the bias, and room for those of the positions of a piece; ``exponentials`` is room too.
+    ``table`` has the features' logits, the bias, and room for those of the positions of a piece; ``powers`` is room too.
     New memory for each piece would cost as much as what is computed in it. All rows are padded to whole stretches.
     """
 
@@ -261,10 +270,10 @@ class _Tile(NamedTuple):
     n_tokens: int
     table: Float[Tensor, "rows width"]
     n_features: int
-    exponentials: Float[Tensor, "piece width"]
+    powers: Float[Tensor, "piece width"]
 
     @classmethod
-    def of(cls, formula: FormulaTail, first: int, stop: int) -> _Tile:
+    def of(cls, formula: FormulaTail, first: int, stop: int, unit: float) -> _Tile:
         n_tokens, n_features = stop - first, len(formula.centred_directions)
         width = -(-n_tokens // SUM_WIDTH) * SUM_WIDTH
         pairs_a_piece = max(1, PIECE // width)
@@ -272,7 +281,7 @@ class _Tile(NamedTuple):
         table = formula.weight.new_zeros(n_features + 1 + positions_a_piece, width, dtype=torch.float32)
         for some in _slices(n_features, ROWS):
             table[some, :n_tokens] = formula.product(formula.centred_directions[some], formula.weight[:, first:stop])
-        table[n_features, :n_tokens] = formula.bias[first:stop]
+        table[n_features, :n_tokens] = unit * formula.bias[first:stop]
         return cls(first, n_tokens, table, n_features, table.new_empty(pairs_a_piece, width))
 
     @property
@@ -291,7 +300,7 @@ class _Tile(NamedTuple):
     @property
     def pairs_a_piece(self) -> int:
         """How many pairs are worked on at a time."""
-        return len(self.exponentials)
+        return len(self.powers)
 
     @property
     def positions_a_piece(self) -> int:
@@ -299,7 +308,7 @@ class _Tile(NamedTuple):
         return len(self.of_positions)
 
     def nothing_behind(self, logits: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:
-        """The logits, with minus infinity behind the tokens of the tile, where exp gives 0."""
+        """The logits, with minus infinity behind the tokens of the tile, where nothing is added."""
         if self.n_tokens < self.width:
             logits[:, self.n_tokens :] = -torch.inf
         return logits

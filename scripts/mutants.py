@@ -1024,10 +1024,28 @@ MUTANTS: list[Mutant] = [
             "torch.searchsorted(pairs.position, positions, right=True)",
         ),
         (
+            "direct-nats-of-direction",
+            "what a feature writes is in the unit of the logits",
+            "-unit * factors.of_direction",
+            "-factors.of_direction",
+        ),
+        (
+            "direct-bits-joined",
+            "the sums of tiles are joined in nats",
+            "sums.most.to(self.with_.dtype) / self.unit",
+            "sums.most.to(self.with_.dtype)",
+        ),
+        (
+            "direct-nats-of-capped",
+            "logits under a soft cap come in nats",
+            "logits if self.unit == BITS else logits.mul_(BITS)",
+            "logits",
+        ),
+        (
             "direct-bias-in-change",
             "the bias is the same with and without the feature",
-            "(one, -relative, -factors.of_direction, relative)",
-            "(one, -relative, -factors.of_direction, 0 * one)",
+            "(one, -relative, -unit * factors.of_direction, relative)",
+            "(one, -relative, -unit * factors.of_direction, 0 * one)",
         ),
         (
             "direct-scale-in-change",

@@ -429,9 +429,9 @@ def test_the_room_for_pairs_does_not_grow_with_their_number(monkeypatch):
     made_room = []
     of = _direct_effects._Tile.of
 
-    def watched(formula: FormulaTail, first: int, stop: int) -> _direct_effects._Tile:
-        tile = of(formula, first, stop)
-        made_room.extend((tile.exponentials.numel(), tile.of_positions.numel()))
+    def watched(formula: FormulaTail, first: int, stop: int, unit: float) -> _direct_effects._Tile:
+        tile = of(formula, first, stop, unit)
+        made_room.extend((tile.powers.numel(), tile.of_positions.numel()))
         return tile
 
     monkeypatch.setattr(_direct_effects._Tile, "of", watched)
