@@ -27,7 +27,9 @@ from sae_vis.model_fns import FinalNorm, LanguageModel, soft_cap, steady_product
 FORMULA_TOLERANCE = 1e-3
 ROUNDINGS = 4  # in the model's number format between its last norm and its logits, where it caps them
 CHUNK_BYTES = 256 * 10**6
+KEPT_BYTES = 2**26  # of features' logits that are kept, rather than computed at each need
 COPIES = 6  # arrays of [pairs, d_vocab] that are alive at the same time
+EVERY = slice(None)
 
 
 class Effects(NamedTuple):
@@ -85,6 +87,7 @@ class FormulaTail:
         self.bias = norm.bias @ self.weight + unembedding_bias
         self.cap = model.soft_cap
         self.centred_directions = self.centre(directions)
+        self._of_all: Tensor | None = None
 
     def centre(self, x: Tensor) -> Tensor:
         """``x`` less its mean, where the norm takes it away."""
@@ -94,15 +97,23 @@ class FormulaTail:
         """What centred vectors give before they are scaled, for the tokens of ``weight`` (None: all)."""
         return steady_product(centred * self.norm.gain, self.weight if weight is None else weight)
 
+    def of_features(self, some: slice | Tensor, tokens: slice = EVERY) -> Float[Tensor, "n tokens"]:
+        """What one unit of some features gives before it is scaled. If the features are few, it is computed once for all."""
+        if len(self.centred_directions) * self.weight.shape[1] * 4 > KEPT_BYTES:
+            return self.product(self.centred_directions[some], self.weight[:, tokens])
+        if self._of_all is None:
+            self._of_all = self.product(self.centred_directions)
+        return self._of_all[some, tokens]
+
     def scale(self, centred: Float[Tensor, "p d_model"]) -> Float[Tensor, "p 1"]:
         """By what the norm divides."""
         if not self.norm.scales:
             return torch.ones_like(centred[:, :1])
         return (centred.square().mean(-1, keepdim=True) + self.norm.eps).sqrt()
 
-    def logit_weights(self, some: slice | Tensor = slice(None)) -> Float[Tensor, "n d_vocab"]:
+    def logit_weights(self, some: slice | Tensor = EVERY) -> Float[Tensor, "n d_vocab"]:
         """What one unit of some features does to the logits, centred over the vocabulary for display."""
-        weights = self.product(self.centred_directions[some])
+        weights = self.of_features(some)
         return weights - weights.mean(-1, keepdim=True)
 
     def prepare(self, residual: Float[Tensor, "p d_model"]) -> None:

@@ -280,7 +280,7 @@ class _Tile(NamedTuple):
         positions_a_piece = max(1, 3 * pairs_a_piece // 4)
         table = formula.weight.new_zeros(n_features + 1 + positions_a_piece, width, dtype=torch.float32)
         for some in _slices(n_features, ROWS):
-            table[some, :n_tokens] = formula.product(formula.centred_directions[some], formula.weight[:, first:stop])
+            table[some, :n_tokens] = formula.of_features(some, slice(first, stop))
         table[n_features, :n_tokens] = unit * formula.bias[first:stop]
         return cls(first, n_tokens, table, n_features, table.new_empty(pairs_a_piece, width))
 

@@ -165,7 +165,7 @@ class _Work:
 
     def look_at(self, features: Int[Tensor, " f"], blocks: _Blocks) -> None:
         """Find the largest changes of all pairs of some features."""
-        logits = self.formula.product(self.formula.centred_directions[features])
+        logits = self.formula.of_features(features)
         size = min(max(FIRST_LOOK, self.n), logits.shape[1])
         sides = [largest_of_any_width(logits, size, negated=negated).sorted() for negated in SIDES]
         ids, values = (torch.stack(columns, 1) for columns in zip(*sides, strict=True))  # [f, side, size]

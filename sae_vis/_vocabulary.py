@@ -77,9 +77,10 @@ def _decoder_kinds(tokenizer: Any) -> set[str]:
             return set()
         return {"ByteLevel"} if "Ġ" in vocabulary else {"Metaspace"} if _META_SPACE in vocabulary else set()
     try:
-        decoder = json.loads(backend.to_str()).get("decoder") or {}
+        # As it would be pickled, which is JSON: the backend itself tells it only together with the whole vocabulary.
+        decoder = json.loads(backend.decoder.__getstate__())
         return {str(step.get("type", "")) for step in decoder.get("decoders", [decoder])}
-    except (AttributeError, TypeError, ValueError):  # not the backend of a fast tokenizer
+    except Exception:  # noqa: BLE001 - no decoder, one written in Python, or not the backend of a fast tokenizer
         return set()
 
 

@@ -691,8 +691,8 @@ class LanguageModel:
         or it is none.
         """
         row = tokens[:1]
-        plain = self.activations(row, hook_point)
-        before = self.activations(row, read_at).float()
+        captured = self.capture(row, [hook_point, read_at])
+        plain, before = captured[hook_point], captured[read_at].float()
         generator = torch.Generator().manual_seed(0)
         change = torch.randn(plain.shape, generator=generator, device="cpu").to(self.device)
 

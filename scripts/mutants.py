@@ -787,6 +787,13 @@ MUTANTS: list[Mutant] = [
         ("eps-missing", "ε in the scale", "+ self.norm.eps).sqrt()", "+ 0.0).sqrt()"),
         ("square-root-missing", "the scale is a square root", "+ self.norm.eps).sqrt()", "+ self.norm.eps)"),
         (
+            "direct-kept-rows",
+            "the logits that are kept are those of the features asked for",
+            "return self._of_all[some, tokens]",
+            "return self._of_all[:, tokens]",
+            DIRECT,
+        ),
+        (
             "scale-sum",
             "the scale is of the mean square",
             "centred.square().mean(-1, keepdim=True)",

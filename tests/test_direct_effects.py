@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_vis import _direct_effects, _linear_changes
+from sae_vis import _ablation, _direct_effects, _linear_changes
 from sae_vis._ablation import Effects, FormulaTail, Pairs, direct_effects
 from sae_vis._direct_effects import SUM_WIDTH, direct_effects_by_formula
 from sae_vis.model_fns import MIN_PRODUCT_ROWS, FinalNorm
@@ -401,6 +401,7 @@ def test_no_array_is_as_wide_as_the_vocabulary_where_a_tile_is_narrower(tiles, m
     monkeypatch.setattr(_direct_effects, "ROWS", 128)
     monkeypatch.setattr(_direct_effects, "WIDEST", 10 * SUM_WIDTH)
     monkeypatch.setattr(_linear_changes, "LOGITS_BYTES", 1)
+    monkeypatch.setattr(_ablation, "KEPT_BYTES", 4 * 50 * (9 * SUM_WIDTH + 100) - 1)
     case = random_case(9 * SUM_WIDTH + 100, p=200, n=50)
     pairs = some_pairs(case, 400)
     tile_bytes = tiles * 4 * 50 * SUM_WIDTH + 1
@@ -423,6 +424,33 @@ def test_no_array_is_as_wide_as_the_vocabulary_where_a_tile_is_narrower(tiles, m
     assert sum(rows for rows, _ in whole) == 49, "those with a position, again for the tokens that change most"
     assert max(rows for rows, _ in whole) == MIN_PRODUCT_ROWS
     assert 4 * 50 * widest <= max(tile_bytes, 4 * 50 * SUM_WIDTH)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_logits_of_a_few_features_are_computed_once(more, monkeypatch):
+    whole = random_case(2 * SUM_WIDTH + 100, p=200, n=50)
+    pairs = some_pairs(whole, 400)
+    expected, weights = whole.effects(pairs), whole.formula.logit_weights(slice(3, 7))
+    shapes = []
+    product = FormulaTail.product
+
+    def watched(self: FormulaTail, centred: Tensor, weight: Tensor | None = None) -> Tensor:
+        shapes.append((len(centred), (self.weight if weight is None else weight).shape[1]))
+        return product(self, centred, weight)
+
+    case = whole.of(list(range(50)))
+    monkeypatch.setattr(FormulaTail, "product", watched)
+    monkeypatch.setattr(_ablation, "KEPT_BYTES", 4 * 50 * whole.d_vocab - more)
+    effects = case.effects(pairs, tile_bytes=1)
+    assert all(torch.equal(a, b) for a, b in zip(effects, expected, strict=True))
+    assert torch.equal(case.formula.logit_weights(slice(3, 7)), weights)
+    of_positions = [(200, SUM_WIDTH), (200, SUM_WIDTH), (200, 100)]
+    of_features = [shape for shape in shapes if shape not in of_positions]
+    if more == 0:
+        assert of_features == [(50, whole.d_vocab)]
+    else:  # for each tile, for the tokens that change most, and for the panel
+        n_again = len(pairs.feature.unique())
+        assert sorted(of_features) == [(4, whole.d_vocab), (n_again, whole.d_vocab), (50, 100), *[(50, SUM_WIDTH)] * 2]
 
 
 def test_the_room_for_pairs_does_not_grow_with_their_number(monkeypatch):

@@ -416,11 +416,24 @@ def odd_tokenizer(random):
             _raise,
             *map(
                 always,
-                ["", "{}", "[]", "null", '{"decoder": 3}', '{"decoder": {"decoders": 3}}', "\ud800", None, b"{}"],
+                [
+                    "",
+                    "{}",
+                    "[]",
+                    "null",
+                    "3",
+                    '{"decoders": 3}',
+                    '{"decoders": [3]}',
+                    '{"type": []}',
+                    "\ud800",
+                    None,
+                    b"{}",
+                ],
             ),
         ]
     )
-    return WordTokenizer(backend_tokenizer=SimpleNamespace(to_str=lambda: backend(None)))
+    decoder = SimpleNamespace(__getstate__=lambda: backend(None))
+    return WordTokenizer(backend_tokenizer=random.choice([SimpleNamespace(decoder=decoder), SimpleNamespace()]))
 
 
 def one_row_times(number, right):

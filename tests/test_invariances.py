@@ -127,6 +127,7 @@ PIECES = {
     "_correlations.PIECE": 40,
     "_correlations.SORTED": 1,
     "_correlations.TILE_BYTES": 1,
+    "_ablation.KEPT_BYTES": 0,
     "_direct_effects.PIECE": 1,  # a pair at a time
     "_direct_effects.ROWS": 3,
     "_linear_changes.BLOCK_PAIRS": 2,

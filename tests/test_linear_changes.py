@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_vis import _linear_changes
+from sae_vis import _ablation, _linear_changes
 from sae_vis._ablation import FormulaTail, Pairs
 from sae_vis._linear_changes import Changes, Factors, Reached, linear_changes
 from sae_vis._ranking import Ranked
@@ -147,6 +147,7 @@ def test_nothing_depends_on_what_is_looked_at_together(name, values, monkeypatch
 
 def test_the_features_logits_are_made_some_at_a_time(monkeypatch):
     monkeypatch.setattr(_linear_changes, "LOGITS_BYTES", 4 * VOCAB * 33)
+    monkeypatch.setattr(_ablation, "KEPT_BYTES", 0)
     shapes = []
     product = FormulaTail.product
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sae_vis._vocabulary import token_texts
+from sae_vis._vocabulary import _decoder_kinds, token_texts
 from sae_vis.utils_fns import join_bytes
 
 CORPUS = [
@@ -266,3 +267,28 @@ def test_added_tokens_with_any_text_are_safe(name):
     i = tokenizer.convert_tokens_to_ids(name)
     expected = " " if i == tokenizer.get_vocab()["Ġ"] and i not in tokenizer.added_tokens_decoder else name
     assert token_texts(tokenizer, [i]).text[i] == expected
+
+
+# --- decoders ----------------------------------------------------------------------------------------------------
+
+
+class Backwards:
+    """A decoder written in Python, which no tokenizer can write to a file."""
+
+    def decode_chain(self, tokens: list[str]) -> list[str]:
+        return [token[::-1] for token in tokens]
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece_like, metaspace, word_piece])
+def test_the_kinds_of_a_decoder_are_those_that_the_tokenizer_writes_to_its_file(make):
+    tokenizer = make()
+    told = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]
+    assert _decoder_kinds(tokenizer) == {step["type"] for step in told.get("decoders", [told])}
+
+
+@pytest.mark.parametrize("decoder", [None, decoders.Decoder.custom(Backwards())])
+def test_without_a_decoder_that_can_be_read_tokens_stay_as_they_are(decoder):
+    tokenizer = metaspace()
+    tokenizer.backend_tokenizer.decoder = decoder
+    assert _decoder_kinds(tokenizer) == set()
+    assert token_texts(tokenizer, [1, 5]).text == {1: "▁hello", 5: "<0x41>"}
