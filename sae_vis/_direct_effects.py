@@ -33,6 +33,7 @@ from torch.nn import functional
 
 from sae_vis._ablation import Effects, FormulaTail, Pairs, chunk_size
 from sae_vis._linear_changes import Changes, Factors, Reached, linear_changes, precise
+from sae_vis._products import laid_out
 from sae_vis._ranking import Ranked, largest
 from sae_vis.model_fns import soft_cap
 
@@ -88,12 +89,13 @@ class _Pass:
         """Go over the tokens ``first .. stop``."""
         tile = _Tile.of(self.formula, first, stop, self.unit)
         sums = _Sums.of(len(self.with_), len(self.without), tile)
+        weight = laid_out(self.formula.weight[:, first:stop])
         if self.scan is not None:
             self.scan.begin(tile)
         for rows in _slices(len(self.with_), ROWS):
             if self.first_pair[rows.start] == self.first_pair[rows.stop]:
                 continue  # no feature changes anything there
-            unscaled = _padded(self.formula.product(self.centred[rows], self.formula.weight[:, first:stop]), tile.width)
+            unscaled = _padded(self.formula.product(self.centred[rows], weight), tile.width)
             for positions in _slices(rows.stop, tile.positions_a_piece, rows.start):
                 here = unscaled[positions.start - rows.start : positions.stop - rows.start]
                 self._look_at(here, tile, positions, sums)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sae_vis._errors import InputError, ModelError, check_path, cut, shown
 from sae_vis._params import nearest
+from sae_vis._products import fast_product, has_fast_product
 
 # Products of at least this many rows give each row the same bits whatever the other rows are; smaller ones do not.
 MIN_PRODUCT_ROWS = 32
@@ -151,7 +152,12 @@ class AutoEncoder(nn.Module):
         x = x.to(weight)
         if self.cfg.apply_b_dec_to_input:
             x = x - self.b_dec
-        acts: Tensor = torch.matmul(x, weight, out=out)
+        acts: Tensor
+        if has_fast_product(x, weight):
+            flat, room = x.reshape(-1, self.d_in), None if out is None else out.view(-1, len(bias))
+            acts = fast_product(flat, weight, room).view(*x.shape[:-1], len(bias))
+        else:
+            acts = torch.matmul(x, weight, out=out)
         for some in in_the_cache(acts.view(-1, len(bias))):
             some.add_(bias).relu_()
         return acts
@@ -810,7 +816,8 @@ def steady_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Te
         a = torch.cat([a, a[:1].expand(missing, -1)])
     if m < MIN_PRODUCT_COLUMNS:
         b = nn.functional.pad(b, (0, MIN_PRODUCT_COLUMNS - m))
-    return (a @ b)[:n, :m].contiguous()
+    whole = fast_product(a, b) if has_fast_product(a, b) else a @ b
+    return whole[:n, :m].contiguous()
 
 
 def product_error(width: int, device: torch.device) -> float:

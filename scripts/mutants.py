@@ -966,7 +966,7 @@ MUTANTS: list[Mutant] = [
         (
             "l-raw-centred",
             "the effect uses logit weights that are not centred over the vocabulary",
-            "formula.product(formula.centred_directions[some], formula.weight[:, first:stop])",
+            "formula.of_features(some, slice(first, stop))",
             "formula.logit_weights(some)[:, first:stop]",
         ),
         (

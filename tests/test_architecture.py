@@ -56,6 +56,7 @@ UPPER = [
     "_sae_adapters",
     "_sae_lens",
     "model_fns",
+    "_products",
     "_vocabulary",
 ]
 LOWER = [
