@@ -776,6 +776,41 @@ MUTANTS: list[Mutant] = [
         "test_ignore_positions.py",
         ("places-grey", "ignored positions are greyed", "token_id in ids or place in places", "token_id in ids"),
     ),
+    # --- products -------------------------------------------------------------------------------------------------
+    *_group(
+        "_products.py",
+        "test_products.py",
+        (
+            "products-last-piece",
+            "no piece is so small that its bits differ",
+            "range(step, n - FEWEST + 1, step)",
+            "range(step, n, step)",
+        ),
+        (
+            "products-part-of-a-wide-one",
+            "oneDNN gets no columns of a wider matrix",
+            "b if b.is_contiguous() or b.T.is_contiguous() or not",
+            "b if b.T.is_contiguous() or b.stride(1) == 1 or not",
+        ),
+        (
+            "products-gradient",
+            "oneDNN is not asked where gradients are recorded",
+            "recorded = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)",
+            "recorded = torch.is_grad_enabled() and a.requires_grad",
+        ),
+        (
+            "products-intel",
+            "MKL is asked on processors by Intel",
+            'and "GenuineIntel" not in _maker()',
+            'and "Intel" in _maker() + "Intel"',
+        ),
+        (
+            "products-empty",
+            "oneDNN is not asked for empty products",
+            "one.dtype == torch.float32 and one.numel()",
+            "one.dtype == torch.float32",
+        ),
+    ),
     # --- the direct effect ----------------------------------------------------------------------------------------
     *_group(
         "_ablation.py",

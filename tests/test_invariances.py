@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import encoder_for, fetch, planted, random_tokens
 
-from sae_vis import MultiFeatureData, get_prompt_data
+from sae_vis import MultiFeatureData, _products, get_prompt_data
 from sae_vis._activations import CollectPlan, collect
 from sae_vis._assemble import activations_data
 from sae_vis._correlations import CoMoments, co_moments, most_correlated
@@ -124,6 +124,7 @@ def test_feature_data_is_equal_at_the_ends_of_each_option(hook_point, params):
 PIECES = {
     "_activations.ENCODED_BYTES": 1,  # a row at a time
     "model_fns.CACHED": 1,
+    "_products.PIECE": 1,
     "_correlations.PIECE": 40,
     "_correlations.SORTED": 1,
     "_correlations.TILE_BYTES": 1,
@@ -153,6 +154,21 @@ def test_feature_data_is_equal_whatever_the_pieces_inside(hook_point, memory_bud
     for name, size in PIECES.items():
         monkeypatch.setattr(f"sae_vis.{name}", size)
     found = fetched(hook_point, minibatch_size_tokens=2, memory_budget=memory_budget)
+    assert list(found) == list(expected)
+    for feature in found:
+        assert differing(found[feature], expected[feature]) == []
+
+
+@pytest.mark.parametrize("hook_point", HOOK_POINTS)
+@pytest.mark.parametrize("onednn", [False, True])
+def test_feature_data_is_equal_whatever_library_multiplies(hook_point, onednn, monkeypatch):
+    if onednn and not hasattr(torch.ops.mkldnn, _products.LINEAR):
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(_products, "onednn_is_faster", lambda: onednn)
+    expected = fetched(hook_point)
+    for name, size in PIECES.items():
+        monkeypatch.setattr(f"sae_vis.{name}", size)
+    found = fetched(hook_point, minibatch_size_tokens=2, memory_budget=60_000)
     assert list(found) == list(expected)
     for feature in found:
         assert differing(found[feature], expected[feature]) == []
