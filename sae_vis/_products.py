@@ -42,7 +42,8 @@ def fast_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"], out: Tensor |
 
 def laid_out(b: Float[Tensor, "k m"]) -> Float[Tensor, "k m"]:
     """The same matrix, as products like it: a part of the columns of a wider one is very slow to multiply with."""
-    return b if b.is_contiguous() or b.T.is_contiguous() or not onednn_is_faster() else b.T.contiguous().T
+    usable = b.is_contiguous() or b.T.is_contiguous() or b.device.type != "cpu"
+    return b if usable or not onednn_is_faster() else b.T.contiguous().T
 
 
 def _multiplied(a: Tensor, weight: Float[Tensor, "m k"]) -> Tensor:

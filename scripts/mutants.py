@@ -789,8 +789,8 @@ MUTANTS: list[Mutant] = [
         (
             "products-part-of-a-wide-one",
             "oneDNN gets no columns of a wider matrix",
-            "b if b.is_contiguous() or b.T.is_contiguous() or not",
-            "b if b.T.is_contiguous() or b.stride(1) == 1 or not",
+            "usable = b.is_contiguous() or b.T.is_contiguous()",
+            "usable = b.stride(1) == 1 or b.T.is_contiguous()",
         ),
         (
             "products-gradient",
