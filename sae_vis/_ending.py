@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_vis._products import fast_products
 from sae_vis.model_fns import MIN_PRODUCT_ROWS, HookPoint, LanguageModel
 
 CLOSE = 1e-5  # relative to each position's length; half precision gets twice the step between its numbers
@@ -50,7 +51,8 @@ class Ending(NamedTuple):
             return kept
         missing = -len(kept) % MIN_PRODUCT_ROWS
         padded = torch.cat([kept, kept[:1].expand(missing, -1)])
-        parts = [self.rest(some[None])[0] for some in torch.split(padded, self.at_a_time)]
+        with fast_products():
+            parts = [self.rest(some[None])[0] for some in torch.split(padded, self.at_a_time)]
         return torch.cat(parts)[: len(kept)]
 
 

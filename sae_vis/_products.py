@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import functools
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 PIECE = 2**22  # numbers of a result that are computed at a time: the C library gives them memory that was used before
 LINEAR = "_linear_pointwise"  # of oneDNN
@@ -40,15 +44,47 @@ def fast_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"], out: Tensor |
     return out
 
 
+def fast_products() -> AbstractContextManager[object]:
+    """Within it, oneDNN multiplies in the linear layers of a model too, where that is faster."""
+    return _FastLayers() if onednn_is_faster() and not torch.is_grad_enabled() else nullcontext()
+
+
+class _FastLayers(TorchFunctionMode):
+    """Takes the linear layers out of what torch is asked for: those with a matrix of weights, and rows enough."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.linear and not kwargs and len(args) in (2, 3):
+            x, weight, bias = (*args, None)[:3]
+            found = _layer(x, weight.T if isinstance(weight, Tensor) and weight.ndim == 2 else None, bias)
+        elif func is torch.addmm and not kwargs and len(args) == 3:
+            found = _layer(args[1], args[2], args[0])
+        else:
+            return func(*args, **(kwargs or {}))
+        return func(*args) if found is None else found
+
+
+def _layer(x: Any, b: Any, bias: Any) -> Tensor | None:
+    """``x @ b + bias``; None where oneDNN is not to compute it."""
+    kinds = {type(one) for one in (x, b, bias) if one is not None}
+    if not kinds <= {Tensor, nn.Parameter} or b is None or b.ndim != 2 or not x.ndim:
+        return None
+    if x.shape[-1] != len(b) or x.numel() < FEWEST * len(b):
+        return None
+    fits = bias is None or (bias.shape == b.shape[1:] and (bias.dtype, bias.device) == (b.dtype, b.device))
+    if not fits or b.shape[1] < FEWEST or not has_fast_product(x, b):
+        return None
+    return _multiplied(x.reshape(-1, len(b)), laid_out(b).T, bias).view(*x.shape[:-1], b.shape[1])
+
+
 def laid_out(b: Float[Tensor, "k m"]) -> Float[Tensor, "k m"]:
     """The same matrix, as products like it: a part of the columns of a wider one is very slow to multiply with."""
     usable = b.is_contiguous() or b.T.is_contiguous() or b.device.type != "cpu"
     return b if usable or not onednn_is_faster() else b.T.contiguous().T
 
 
-def _multiplied(a: Tensor, weight: Float[Tensor, "m k"]) -> Tensor:
+def _multiplied(a: Tensor, weight: Float[Tensor, "m k"], bias: Tensor | None = None) -> Tensor:
     # What torch.compile has linear layers do; nothing public leads there but for other number formats.
-    result: Tensor = getattr(torch.ops.mkldnn, LINEAR)(a.contiguous(), weight, None, "none", [], "")
+    result: Tensor = getattr(torch.ops.mkldnn, LINEAR)(a.contiguous(), weight, bias, "none", [], "")
     return result
 
 

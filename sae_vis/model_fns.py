@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sae_vis._errors import InputError, ModelError, check_path, cut, shown
 from sae_vis._params import nearest
-from sae_vis._products import fast_product, has_fast_product
+from sae_vis._products import fast_product, fast_products, has_fast_product
 
 # Products of at least this many rows give each row the same bits whatever the other rows are; smaller ones do not.
 MIN_PRODUCT_ROWS = 32
@@ -561,7 +561,8 @@ class LanguageModel:
         # TransformerLens passes the hook point as a keyword; its name may be an alias, so nothing here reads it.
         fwd_hooks = [(name, lambda value, hook=None, run=run: run(value)) for name, run in hooks.items()]
         try:
-            return self.model.run_with_hooks(tokens.to(self.device), fwd_hooks=fwd_hooks, return_type=return_type)
+            with fast_products():
+                return self.model.run_with_hooks(tokens.to(self.device), fwd_hooks=fwd_hooks, return_type=return_type)
         except _Reached:
             return None
         except (AssertionError, ValueError) as error:  # by version of TransformerLens
@@ -654,7 +655,8 @@ class LanguageModel:
     def logits_from_residual(self, residual: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
         """The model's own norm and unembedding, with the soft cap that some models put behind them; float32."""
         dtype = self.model.W_U.dtype
-        logits: Tensor = self.model.unembed(self._normed(residual.to(dtype)[None]))[0].float()
+        with fast_products():
+            logits: Tensor = self.model.unembed(self._normed(residual.to(dtype)[None]))[0].float()
         return soft_cap(logits, self.soft_cap)
 
     # -- from the hook point to the residual stream --

@@ -805,6 +805,30 @@ MUTANTS: list[Mutant] = [
             'and "Intel" in _maker() + "Intel"',
         ),
         (
+            "layers-bias",
+            "the bias of a layer is added",
+            "laid_out(b).T, bias).view(",
+            "laid_out(b).T, None).view(",
+        ),
+        (
+            "layers-few-rows",
+            "oneDNN is not asked for few rows, whose bits may differ",
+            "or x.numel() < FEWEST * len(b):",
+            "or not x.numel():",
+        ),
+        (
+            "layers-bias-of-rows",
+            "a bias for each row is left to torch",
+            "bias.shape == b.shape[1:] and",
+            "bias.shape[-1] == b.shape[1] and",
+        ),
+        (
+            "layers-options",
+            "factors of a product are left to torch",
+            "func is torch.addmm and not kwargs and",
+            "func is torch.addmm and",
+        ),
+        (
             "products-empty",
             "oneDNN is not asked for empty products",
             "one.dtype == torch.float32 and one.numel()",

@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import native_model
+from torch.nn import functional
 
 from sae_vis import AutoEncoder, _products
-from sae_vis._products import fast_product, has_fast_product, laid_out, onednn_is_faster
-from sae_vis.model_fns import MIN_PRODUCT_ROWS, AutoEncoderConfig, product_error, steady_product
+from sae_vis._products import fast_product, fast_products, has_fast_product, laid_out, onednn_is_faster
+from sae_vis.model_fns import MIN_PRODUCT_ROWS, AutoEncoderConfig, LanguageModel, product_error, steady_product
 
 ONEDNN = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, _products.LINEAR)),
@@ -113,6 +115,107 @@ def test_an_encoder_gives_the_same_with_and_without_room(library, monkeypatch):
         assert encoder.encode(a[0]).shape == (400,)
         assert encoder.encode(a[:0]).shape == (0, 400)
     assert encoder.encode(a).requires_grad
+
+
+# --- the layers of a model --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def multiplied(monkeypatch):
+    """How many rows oneDNN is asked for, each time."""
+    rows: list[int] = []
+    own = _products._multiplied
+    monkeypatch.setattr(_products, "_multiplied", lambda a, *rest: rows.append(len(a)) or own(a, *rest))
+    return rows
+
+
+@ONEDNN
+def test_within_fast_products_linear_layers_are_taken_by_onednn(multiplied, monkeypatch):
+    monkeypatch.setattr(_products, "onednn_is_faster", lambda: True)
+    a, b = matrices(64)
+    layer, bias = torch.nn.Linear(64, 400), torch.randn(400)
+    exact = a.double() @ layer.weight.double().T
+    with torch.no_grad(), fast_products():
+        found = layer(a.view(4, 75, 64))
+        plain = functional.linear(a, layer.weight)
+        added = torch.addmm(bias, a, b)
+        part = torch.addmm(bias[:40], a, b[:, 10:50])
+        wide = functional.linear(a, torch.cat([b, b]).T[:, :64])
+    assert multiplied == [300] * 5
+    assert found.shape == (4, 75, 400)
+    for one, expected in (
+        (found.view(300, 400), exact + layer.bias.double()),
+        (plain, exact),
+        (added, a.double() @ b.double() + bias.double()),
+        (part, a.double() @ b[:, 10:50].double() + bias[:40].double()),
+        (wide, a.double() @ b.double()),
+    ):
+        torch.testing.assert_close(one.double(), expected, rtol=0, atol=1e-4)
+    with torch.no_grad():
+        layer(a)
+    assert len(multiplied) == 5, "and only there"
+
+
+@ONEDNN
+def test_other_layers_are_left_to_torch(multiplied, monkeypatch):
+    monkeypatch.setattr(_products, "onednn_is_faster", lambda: True)
+    a, b = matrices(64)
+    row, bias = torch.randn(400), torch.randn(300, 400)
+    with torch.no_grad(), fast_products():
+        found = [
+            torch.addmm(bias, a, b),  # a bias for each row
+            torch.addmm(row, a, b, alpha=2.0),
+            torch.addmm(row[:1], a, b),
+            functional.linear(a[:31], b.T),
+            functional.linear(a, b[:, :31].T),
+            functional.linear(a, b[:, 0]),
+            functional.linear(a[0], b.T),
+            functional.linear(a.double(), b.double().T),
+            functional.linear(input=a, weight=b.T),
+            a @ b,
+        ]
+        for wrong in (b, b.T[:, :5], b.double().T):
+            with pytest.raises(RuntimeError):
+                functional.linear(a, wrong)
+    expected = [
+        torch.addmm(bias, a, b),
+        torch.addmm(row, a, b, alpha=2.0),
+        torch.addmm(row[:1], a, b),
+        functional.linear(a[:31], b.T),
+        functional.linear(a, b[:, :31].T),
+        functional.linear(a, b[:, 0]),
+        functional.linear(a[0], b.T),
+        functional.linear(a.double(), b.double().T),
+        functional.linear(a, b.T),
+        a @ b,
+    ]
+    assert multiplied == []
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    with fast_products():
+        assert torch.nn.Linear(64, 400)(a).requires_grad
+    monkeypatch.setattr(_products, "onednn_is_faster", lambda: False)
+    with torch.no_grad(), fast_products():
+        functional.linear(a, b.T)
+    assert multiplied == []
+
+
+@ONEDNN
+def test_a_model_is_run_and_its_residuals_unembedded_with_fast_products(multiplied, monkeypatch):
+    monkeypatch.setattr(_products, "onednn_is_faster", lambda: False)
+    lm = LanguageModel(native_model())
+    tokens = torch.arange(64).view(4, 16) % lm.d_vocab
+    with lm.as_for_inference():
+        slow = lm.logits(tokens)
+        assert multiplied == []
+        monkeypatch.setattr(_products, "onednn_is_faster", lambda: True)
+        fast = lm.logits(tokens)
+        assert set(multiplied) == {64}
+        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-5)
+        multiplied.clear()
+        residual = lm.final_residual(tokens).flatten(0, 1)
+        multiplied.clear()
+        torch.testing.assert_close(lm.logits_from_residual(residual), slow.flatten(0, 1), rtol=0, atol=1e-4)
+        assert multiplied == [64]
 
 
 # --- which library ----------------------------------------------------------------------------------------------------
