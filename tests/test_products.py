@@ -262,6 +262,14 @@ def test_onednn_is_asked_where_mkl_is_slow(maker, capability, mkl, linear, expec
     assert onednn_is_faster.__wrapped__() is expected
 
 
+@ONEDNN
+@pytest.mark.parametrize("became", [lambda *args: args[0], lambda *args: None, lambda x, w: x @ w.T])
+def test_an_operator_that_has_become_another_is_not_asked(became, monkeypatch):
+    assert _products._works()
+    monkeypatch.setattr(torch.ops.mkldnn, _products.LINEAR, became)
+    assert not _products._works()
+
+
 def test_the_maker_is_known_without_a_list_of_processors(monkeypatch):
     def missing(*args: Any) -> str:
         raise FileNotFoundError
