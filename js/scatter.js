@@ -645,7 +645,7 @@
     plot = plots[name];
     saeVis.check(one(".plots-which"), (button) => button.dataset.plot === name);
     for (const part of all("[data-for]")) part.hidden = part.dataset.for !== name;
-    readLook(); // what is written below leaves another height, which the next frame needs already
+    readLook();
     for (const [axis, label] of [["x", labelOf(plot.x)], ["y", labelOf(plot.y)]]) {
       const name = isPercent(plot[axis]) ? `${label} (%)` : label;
       one(`[data-name="${axis}"]`).textContent = name;
@@ -661,6 +661,7 @@
     describe();
     readFaint();
     drawKey();
+    readLook(); // what was written leaves another height, which the next frame needs already
     wish();
   };
 
