@@ -2,7 +2,7 @@
 
 For direct effects that is
 
-1. the forward pass of all tokens to the hook point, stopped there (as TransformerLens runs it),
+1. the forward pass of all tokens to the hook point, stopped there (as sae_vis has TransformerLens run it),
 2. the encoder's product for the features that are encoded,
 3. one unembedding for each distinct position whose prediction is shown with an effect,
 4. for each pair of a feature and such a position one log-softmax over the vocabulary, its 5 largest and 5 smallest.

@@ -645,7 +645,7 @@
     plot = plots[name];
     saeVis.check(one(".plots-which"), (button) => button.dataset.plot === name);
     for (const part of all("[data-for]")) part.hidden = part.dataset.for !== name;
-    readLook();
+    readLook(); // the key is drawn in its colours
     for (const [axis, label] of [["x", labelOf(plot.x)], ["y", labelOf(plot.y)]]) {
       const name = isPercent(plot[axis]) ? `${label} (%)` : label;
       one(`[data-name="${axis}"]`).textContent = name;

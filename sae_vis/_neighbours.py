@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_vis._products import fast_product, has_fast_product
+from sae_vis._products import product
 from sae_vis._statistics import Floats, Ints
 from sae_vis.model_fns import product_error
 
@@ -130,11 +130,9 @@ def _joined(parts: list[_Pairs]) -> _Pairs:
 def _best(x: _Directions, y: _Directions, size: int, room: Float[Tensor, "n_x n_y"]) -> _Pairs:
     """Among these are the ``size`` largest cosines of each x with some y; ``y.ids`` follow each other.
 
-    ``room`` is memory for the products, where it is of use.
+    ``room`` is memory for the products.
     """
-    directions, others = x.scaled / x.lengths[:, None], y.scaled.T
-    fast = has_fast_product(directions, others)
-    products = fast_product(directions, others) if fast else torch.mm(directions, others, out=room)
+    products = product(x.scaled / x.lengths[:, None], y.scaled.T, room)
     products = _without_itself(products.div_(y.lengths), x, y)
     found = products.topk(min(size + SPARE, len(y.ids)), 1)
     least = found.values[:, :size][:, -1:] - _margin(products, x.rows.shape[1])

@@ -25,6 +25,14 @@ LINEAR = "_linear_pointwise"  # of oneDNN
 FEWEST = 32  # rows of a piece: fewer may have other bits
 
 
+def product(a: Float[Tensor, "*n k"], b: Float[Tensor, "k m"], out: Tensor | None = None) -> Float[Tensor, "*n m"]:
+    """``a @ b`` by the faster library, written to ``out`` if that is given."""
+    if not has_fast_product(a, b):
+        return torch.matmul(a, b, out=out)
+    room = None if out is None else out.view(-1, b.shape[1])
+    return fast_product(a.reshape(-1, len(b)), b, room).view(*a.shape[:-1], b.shape[1])
+
+
 def has_fast_product(a: Float[Tensor, "*n k"], b: Float[Tensor, "k m"]) -> bool:
     """Whether oneDNN is to multiply them."""
     usual = all(one.device.type == "cpu" and one.dtype == torch.float32 and one.numel() for one in (a, b))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from sae_vis._errors import InputError, ModelError, check_path, cut, shown
 from sae_vis._params import nearest
-from sae_vis._products import fast_product, fast_products, has_fast_product
+from sae_vis._products import fast_products, product
 
 # Products of at least this many rows give each row the same bits whatever the other rows are; smaller ones do not.
 MIN_PRODUCT_ROWS = 32
@@ -152,12 +152,7 @@ class AutoEncoder(nn.Module):
         x = x.to(weight)
         if self.cfg.apply_b_dec_to_input:
             x = x - self.b_dec
-        acts: Tensor
-        if has_fast_product(x, weight):
-            flat, room = x.reshape(-1, self.d_in), None if out is None else out.view(-1, len(bias))
-            acts = fast_product(flat, weight, room).view(*x.shape[:-1], len(bias))
-        else:
-            acts = torch.matmul(x, weight, out=out)
+        acts = product(x, weight, out)
         for some in in_the_cache(acts.view(-1, len(bias))):
             some.add_(bias).relu_()
         return acts
@@ -818,8 +813,7 @@ def steady_product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Te
         a = torch.cat([a, a[:1].expand(missing, -1)])
     if m < MIN_PRODUCT_COLUMNS:
         b = nn.functional.pad(b, (0, MIN_PRODUCT_COLUMNS - m))
-    whole = fast_product(a, b) if has_fast_product(a, b) else a @ b
-    return whole[:n, :m].contiguous()
+    return product(a, b)[:n, :m].contiguous()
 
 
 def product_error(width: int, device: torch.device) -> float:
